@@ -1,0 +1,152 @@
+//! Logs to standard error and metrics for Prometheus, set up once for each process.
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+/// How often the recorder folds its samples into histograms. Without that they'd pile up until somebody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Upper bounds in seconds of histograms whose name ends in `_seconds`.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// Upper bounds of histograms of bytes and counts.
+const SIZES: [f64; 10] = [1.0, 16.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 8_388_608.0];
+
+/// What to log, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The least level, `info`, or levels for parts, `info,logmesh_agent=debug`.
+    pub level: String,
+    /// How a line of the log is written.
+    pub format: Format,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: Format::Text }
+    }
+}
+
+/// Gives the metrics as Prometheus text.
+#[derive(Clone, Debug)]
+pub struct MetricsHandle(PrometheusHandle);
+
+impl MetricsHandle {
+    #[cfg(test)]
+    pub(crate) fn of(recorder: &metrics_exporter_prometheus::PrometheusRecorder) -> Self {
+        Self(recorder.handle())
+    }
+
+    /// All metrics of this process, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+}
+
+/// Starts logging and metrics. Once for each process: a second call is an error.
+pub fn init(settings: &Settings) -> anyhow::Result<MetricsHandle> {
+    let filter = EnvFilter::try_new(&settings.level)
+        .with_context(|| format!("log level {:?} is neither a level nor a list of target=level", settings.level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match settings.format {
+        Format::Text => builder.try_init(),
+        Format::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(|error| anyhow::anyhow!("logging is set up already: {error}"))?;
+    log_panics();
+    let handle = recorder()?.install_recorder().context("metrics are set up already")?;
+    keep_up(handle.clone())?;
+    Ok(MetricsHandle(handle))
+}
+
+/// The error with all its sources, `cannot open x: permission denied`.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn recorder() -> anyhow::Result<PrometheusBuilder> {
+    Ok(PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets(&SIZES)?)
+}
+
+/// A thread and not a task, so that it doesn't matter whether a runtime is there yet. It ends with the process.
+fn keep_up(handle: PrometheusHandle) -> anyhow::Result<()> {
+    let upkeep = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    };
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(upkeep).context("cannot start the metrics thread")?;
+    Ok(())
+}
+
+/// A panic is one line of the log like everything else.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.payload_as_str().unwrap_or("(no message)");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, panic = text, "panicked: a fault of logmesh itself");
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_every_cause() {
+        let source = std::io::Error::other("device gone");
+        let error = crate::ListenError::Refused { what: "gRPC", addr: "127.0.0.1:1".parse().unwrap(), source };
+        assert_eq!(chain(&error), "cannot listen on 127.0.0.1:1 for gRPC: device gone");
+    }
+
+    #[test]
+    fn histograms_have_buckets_by_their_unit() {
+        let recorder = recorder().unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::histogram!("logmesh_test_wait_seconds").record(0.002);
+            metrics::histogram!("logmesh_test_chunk_bytes").record(5_000.0);
+        });
+        let text = recorder.handle().render();
+        assert!(text.contains(r#"logmesh_test_wait_seconds_bucket{le="0.0025"} 1"#), "{text}");
+        assert!(text.contains(r#"logmesh_test_chunk_bytes_bucket{le="16384"} 1"#), "{text}");
+    }
+
+    #[test]
+    fn it_is_set_up_once_and_a_bad_level_is_refused() {
+        let bad = Settings { level: "logmesh=loud".to_owned(), ..Settings::default() };
+        assert!(init(&bad).unwrap_err().to_string().contains("loud"));
+        init(&Settings::default()).unwrap();
+        assert!(init(&Settings::default()).unwrap_err().to_string().contains("already"));
+    }
+}
