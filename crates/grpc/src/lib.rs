@@ -1,0 +1,22 @@
+//! gRPC for all of logmesh: servers with every limit set, reflection and health; channels that notice a silent peer; and
+//! one way to say what was wrong.
+//!
+//! Nothing here knows what a service does.
+
+mod channel;
+mod incoming;
+pub mod limits;
+mod routes;
+mod server;
+mod status;
+
+pub use channel::{AddressError, channel};
+pub use routes::Routes;
+pub use server::{ServeError, serve};
+pub use status::{
+    FieldViolation, aborted, already_exists, describe, failed_precondition, internal, invalid_argument, not_found,
+    permission_denied, reason, resource_exhausted, unavailable,
+};
+
+#[cfg(test)]
+mod tests;
