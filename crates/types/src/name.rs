@@ -82,8 +82,10 @@ impl TopicName {
 
 impl FromStr for TopicName {
     type Err = NameError;
+    /// Accepts an internal topic's name as well, which is longer than the topic's by its ending.
     fn from_str(text: &str) -> Result<Self, NameError> {
-        check_name("topic", text)?;
+        let name = text.strip_suffix(BOOKS).or_else(|| text.strip_suffix(DEAD)).unwrap_or(text);
+        check_name("topic", name)?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -140,5 +142,7 @@ mod tests {
         let topic: TopicName = "nginx".parse().unwrap();
         assert!(!topic.is_internal());
         assert!(topic.books().is_internal() && topic.dead_letters().is_internal());
+        let longest: TopicName = "a".repeat(MAX_NAME_BYTES).parse().unwrap();
+        assert_eq!(longest.books().as_str().parse::<TopicName>().unwrap(), longest.books());
     }
 }

@@ -1,0 +1,179 @@
+//! The books: for each stream, which of its bytes are done. They are the proof that no line is missing, and tell
+//! transfer which events may be there already.
+
+use bytes::Bytes;
+use logmesh_bus::NewRecord;
+use logmesh_types::{ByteRange, StreamId, TopicName};
+
+/// The most ranges of rejected bytes that one book lists. Beyond, they are only counted, and the audit shows them as
+/// gaps: never the other way round.
+const MAX_REJECTED: usize = 4_096;
+
+/// The book of one stream.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Book {
+    /// The stream.
+    pub stream: StreamId,
+    /// The agent that collects it.
+    pub agent: String,
+    /// The file's path, as last seen.
+    pub path: String,
+    /// The bytes that are done (indexed, rejected or filtered): disjoint, not adjacent, by start. One range unless
+    /// something is missing.
+    pub done: Vec<ByteRange>,
+    /// The bytes among them that went to the dead letters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rejected: Vec<ByteRange>,
+    /// How many events went to the dead letters.
+    #[serde(default)]
+    pub rejected_events: u64,
+}
+
+/// How a range stands to what is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// None of its bytes is done.
+    New,
+    /// All of its bytes are done.
+    Done,
+    /// Some of its bytes are done: framing should have made that impossible.
+    Overlap,
+}
+
+impl Book {
+    /// The book of a stream of which nothing is done.
+    pub fn new(stream: StreamId) -> Self {
+        Self {
+            stream,
+            agent: String::new(),
+            path: String::new(),
+            done: Vec::new(),
+            rejected: Vec::new(),
+            rejected_events: 0,
+        }
+    }
+
+    /// The offset up to which everything from the first byte on is done: 0 if nothing is.
+    pub fn watermark(&self) -> u64 {
+        self.done.first().map_or(0, |range| range.end)
+    }
+
+    /// The first byte that was collected.
+    pub fn start(&self) -> u64 {
+        self.done.first().map_or(0, |range| range.start)
+    }
+
+    /// How the range stands to what is done.
+    pub fn coverage(&self, range: ByteRange) -> Coverage {
+        // The first range that ends after the start is the only one that can hold the start.
+        let at = self.done.partition_point(|done| done.end <= range.start);
+        match self.done.get(at) {
+            Some(done) if done.start <= range.start && range.end <= done.end => Coverage::Done,
+            Some(done) if done.start < range.end => Coverage::Overlap,
+            _ => Coverage::New,
+        }
+    }
+
+    /// Books the range as done.
+    pub fn add(&mut self, range: ByteRange) {
+        insert(&mut self.done, range);
+    }
+
+    /// Books the range of one event as done, and as rejected.
+    pub fn reject(&mut self, range: ByteRange) {
+        self.add(range);
+        self.rejected_events += 1;
+        if self.rejected.len() < MAX_REJECTED {
+            insert(&mut self.rejected, range);
+        }
+    }
+
+    /// The record of this book, for the topic [`TopicName::books`].
+    pub fn encode(&self) -> NewRecord {
+        NewRecord {
+            key: Bytes::from(self.stream.to_string()),
+            value: Bytes::from(serde_json::to_vec(self).unwrap_or_default()),
+            headers: Vec::new(),
+            timestamp: None,
+        }
+    }
+
+    /// Reads a book's record.
+    ///
+    /// # Errors
+    /// In words, if it is none.
+    pub fn decode(topic: &TopicName, value: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(value).map_err(|error| format!("a record of {topic} is not a book: {error}"))
+    }
+}
+
+/// Adds a range to disjoint, sorted ranges and joins what touches.
+fn insert(ranges: &mut Vec<ByteRange>, range: ByteRange) {
+    if range.is_empty() {
+        return;
+    }
+    let first = ranges.partition_point(|other| other.end < range.start);
+    let last = ranges.partition_point(|other| other.start <= range.end);
+    let joined = ranges[first..last]
+        .iter()
+        .fold(range, |joined, other| ByteRange::new(joined.start.min(other.start), joined.end.max(other.end)));
+    ranges.splice(first..last, [joined]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn book(ranges: &[(u64, u64)]) -> Book {
+        let mut book = Book::new(StreamId::from_bytes([1; 16]));
+        for (start, end) in ranges {
+            book.add(ByteRange::new(*start, *end));
+        }
+        book
+    }
+
+    #[test]
+    fn adjacent_ranges_become_one() {
+        let book = book(&[(10, 20), (30, 40), (20, 30)]);
+        assert_eq!(book.done, [ByteRange::new(10, 40)]);
+        assert_eq!((book.start(), book.watermark()), (10, 40));
+    }
+
+    #[test]
+    fn a_hole_holds_the_watermark_back() {
+        let book = book(&[(0, 5), (7, 9)]);
+        assert_eq!(book.watermark(), 5);
+        assert_eq!(book.coverage(ByteRange::new(5, 7)), Coverage::New);
+        assert_eq!(book.coverage(ByteRange::new(0, 5)), Coverage::Done);
+        assert_eq!(book.coverage(ByteRange::new(4, 6)), Coverage::Overlap);
+        assert_eq!(book.coverage(ByteRange::new(6, 8)), Coverage::Overlap);
+    }
+
+    #[test]
+    fn books_round_trip_and_nonsense_is_refused() {
+        let topic: TopicName = "logs.books".parse().unwrap();
+        let mut original = book(&[(0, 5)]);
+        original.reject(ByteRange::new(5, 9));
+        assert_eq!(Book::decode(&topic, &original.encode().value).unwrap(), original);
+        assert!(Book::decode(&topic, b"{}").is_err());
+    }
+
+    proptest! {
+        /// A book is a set of bytes: whatever the order of additions, it says of each byte whether it was added.
+        #[test]
+        fn a_book_is_a_set_of_bytes(ranges in prop::collection::vec((0u64..60, 0u64..12), 0..40)) {
+            let book = book(&ranges.iter().map(|(start, len)| (*start, start + len)).collect::<Vec<_>>());
+            let mut bytes = [false; 80];
+            for (start, len) in &ranges {
+                bytes[*start as usize..(start + len) as usize].fill(true);
+            }
+            for (at, done) in bytes.iter().enumerate() {
+                let range = ByteRange::new(at as u64, at as u64 + 1);
+                prop_assert_eq!(book.coverage(range), if *done { Coverage::Done } else { Coverage::New });
+            }
+            prop_assert!(book.done.windows(2).all(|pair| pair[0].end < pair[1].start));
+        }
+    }
+}

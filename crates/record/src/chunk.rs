@@ -1,0 +1,200 @@
+//! A chunk: the raw bytes of a range of a stream, and how they are cut into events.
+
+use logmesh_proto::ingest::v1::Chunk;
+use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_EVENTS, MAX_EVENT_BYTES};
+use logmesh_types::{ByteRange, RuleName, StreamId, TopicName};
+
+/// One event of a chunk, borrowed from its buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventSlice<'a> {
+    /// Where it lies in the stream.
+    pub range: ByteRange,
+    /// Its bytes, terminator included.
+    pub bytes: &'a [u8],
+    /// True if it continues the event before it.
+    pub continuation: bool,
+}
+
+/// A chunk that can't be taken. Nothing of it may be stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct ChunkError {
+    /// A stable name such as `BAD_CHECKSUM`.
+    pub reason: &'static str,
+    /// What is wrong, in words.
+    pub detail: String,
+}
+
+fn refuse(reason: &'static str, detail: String) -> Result<(), ChunkError> {
+    Err(ChunkError { reason, detail })
+}
+
+/// Checks everything that later steps take for granted: names, sizes, offsets, lengths and the checksum.
+///
+/// # Errors
+/// The first fault found. A chunk that passes can be cut by [`events`] and encoded.
+pub fn check(chunk: &Chunk) -> Result<(), ChunkError> {
+    let named = |error: &dyn std::fmt::Display| refuse("BAD_NAME", error.to_string());
+    if let Err(error) = chunk.stream_id.parse::<StreamId>() {
+        return named(&error);
+    }
+    match chunk.topic.parse::<TopicName>() {
+        Err(error) => return named(&error),
+        Ok(topic) if topic.is_internal() => {
+            return refuse("BAD_NAME", format!("topic {topic} belongs to logmesh itself"));
+        }
+        Ok(_) => {}
+    }
+    if let Err(error) = chunk.rule.parse::<RuleName>() {
+        return named(&error);
+    }
+    let Some(source) = &chunk.source else {
+        return refuse("NO_SOURCE", "the chunk doesn't say where it comes from".to_owned());
+    };
+    if let Err(error) = source.agent_id.parse::<logmesh_types::AgentId>() {
+        return named(&error);
+    }
+    if chunk.read_time.is_none() {
+        return refuse("NO_READ_TIME", "the chunk doesn't say when it was read".to_owned());
+    }
+    let size = chunk.data.len();
+    if size == 0 || size > MAX_CHUNK_BYTES {
+        return refuse("BAD_SIZE", format!("a chunk holds 1 to {MAX_CHUNK_BYTES} bytes, this one {size}"));
+    }
+    let range = ByteRange::new(chunk.start_offset, chunk.end_offset);
+    if range.len() != size as u64 {
+        return refuse("BAD_RANGE", format!("the range {range} is not as long as the {size} bytes of data"));
+    }
+    if crc32c::crc32c(&chunk.data) != chunk.crc32c {
+        return refuse("BAD_CHECKSUM", format!("the bytes of {range} do not match their CRC-32C"));
+    }
+    check_events(chunk)
+}
+
+fn check_events(chunk: &Chunk) -> Result<(), ChunkError> {
+    let lengths = &chunk.event_lengths;
+    let count = if lengths.is_empty() { memchr::memchr_iter(b'\n', &chunk.data).count() } else { lengths.len() };
+    if count > MAX_CHUNK_EVENTS {
+        return refuse("TOO_MANY_EVENTS", format!("a chunk holds at most {MAX_CHUNK_EVENTS} events, this one {count}"));
+    }
+    if lengths.is_empty() {
+        if chunk.data.last() != Some(&b'\n') {
+            return refuse("BAD_LENGTHS", "a chunk without event lengths has to end in a line feed".to_owned());
+        }
+    } else {
+        let sum: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
+        if sum != chunk.data.len() as u64 || lengths.contains(&0) {
+            let size = chunk.data.len();
+            return refuse("BAD_LENGTHS", format!("the event lengths add up to {sum}, not to {size}, or one is 0"));
+        }
+    }
+    if let Some(event) = events(chunk).find(|event| event.bytes.len() > MAX_EVENT_BYTES) {
+        return refuse("EVENT_TOO_LONG", format!("the event {} is longer than {MAX_EVENT_BYTES} bytes", event.range));
+    }
+    if chunk.continuations.iter().any(|index| *index as usize >= count) || !chunk.continuations.is_sorted() {
+        return refuse("BAD_CONTINUATIONS", "a continuation names no event, or they are not in order".to_owned());
+    }
+    Ok(())
+}
+
+/// The events of a chunk that [`check`] let through, in order.
+pub fn events(chunk: &Chunk) -> impl Iterator<Item = EventSlice<'_>> {
+    let data: &[u8] = &chunk.data;
+    let mut at = 0;
+    let mut index = 0u32;
+    let mut continuations = chunk.continuations.iter().peekable();
+    std::iter::from_fn(move || {
+        let rest = data.get(at..).filter(|rest| !rest.is_empty())?;
+        let length = if chunk.event_lengths.is_empty() {
+            memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1)
+        } else {
+            *chunk.event_lengths.get(index as usize)? as usize
+        };
+        let bytes = rest.get(..length)?;
+        let start = chunk.start_offset + at as u64;
+        let continuation = continuations.next_if_eq(&&index).is_some();
+        at += length;
+        index += 1;
+        Some(EventSlice { range: ByteRange::new(start, start + length as u64), bytes, continuation })
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use bytes::Bytes;
+    use logmesh_proto::ingest::v1::Source;
+
+    use super::*;
+
+    /// A chunk of this text at this offset.
+    pub(crate) fn chunk(start: u64, data: &[u8], lengths: &[u32]) -> Chunk {
+        Chunk {
+            stream_id: "217a55e0e277d86e24b960c80282a1c5".to_owned(),
+            topic: "logs".to_owned(),
+            rule: "rules/collect".to_owned(),
+            rule_revision: 3,
+            start_offset: start,
+            end_offset: start.wrapping_add(data.len() as u64),
+            data: Bytes::copy_from_slice(data),
+            event_lengths: lengths.to_vec(),
+            crc32c: crc32c::crc32c(data),
+            read_time: Some(prost_types::Timestamp { seconds: 1_769_860_800, nanos: 5 }),
+            source: Some(Source {
+                agent_id: "web-1".to_owned(),
+                host_name: "web-1.example".to_owned(),
+                host_ips: vec!["192.0.2.1".to_owned()],
+                path: "/var/log/app.log".to_owned(),
+                service: "app".to_owned(),
+                labels: [("env".to_owned(), "prod".to_owned())].into(),
+            }),
+            continuations: vec![],
+        }
+    }
+
+    fn texts(chunk: &Chunk) -> Vec<&[u8]> {
+        events(chunk).map(|event| event.bytes).collect()
+    }
+
+    #[test]
+    fn lines_are_events_and_an_empty_line_is_one_too() {
+        let lines = chunk(10, b"a\n\nb\r\n", &[]);
+        check(&lines).unwrap();
+        assert_eq!(texts(&lines), [b"a\n".as_slice(), b"\n", b"b\r\n"]);
+        let ranges: Vec<_> = events(&lines).map(|event| (event.range.start, event.range.end)).collect();
+        assert_eq!(ranges, [(10, 12), (12, 13), (13, 16)]);
+    }
+
+    #[test]
+    fn lengths_cut_where_they_say() {
+        let mut joined = chunk(0, b"a\n b\nc", &[5, 1]);
+        joined.continuations = vec![1];
+        check(&joined).unwrap();
+        assert_eq!(texts(&joined), [b"a\n b\n".as_slice(), b"c"]);
+        let continued: Vec<_> = events(&joined).map(|event| event.continuation).collect();
+        assert_eq!(continued, [false, true]);
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        let good = chunk(0, b"a\n", &[]);
+        let fault = |change: &dyn Fn(&mut Chunk)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            check(&bad).unwrap_err().reason
+        };
+        assert_eq!(fault(&|c| c.stream_id = "x".into()), "BAD_NAME");
+        assert_eq!(fault(&|c| c.topic = "logs.books".into()), "BAD_NAME");
+        assert_eq!(fault(&|c| c.rule = "../x".into()), "BAD_NAME");
+        assert_eq!(fault(&|c| c.source = None), "NO_SOURCE");
+        assert_eq!(fault(&|c| c.read_time = None), "NO_READ_TIME");
+        assert_eq!(fault(&|c| c.end_offset = 9), "BAD_RANGE");
+        assert_eq!(fault(&|c| c.crc32c ^= 1), "BAD_CHECKSUM");
+        assert_eq!(fault(&|c| c.event_lengths = vec![1]), "BAD_LENGTHS");
+        assert_eq!(fault(&|c| c.event_lengths = vec![0, 2]), "BAD_LENGTHS");
+        assert_eq!(fault(&|c| c.continuations = vec![7]), "BAD_CONTINUATIONS");
+        assert_eq!(check(&chunk(0, b"no end", &[])).unwrap_err().reason, "BAD_LENGTHS");
+        assert_eq!(check(&chunk(0, b"", &[])).unwrap_err().reason, "BAD_SIZE");
+        assert_eq!(check(&chunk(0, &vec![b'\n'; MAX_CHUNK_EVENTS + 1], &[])).unwrap_err().reason, "TOO_MANY_EVENTS");
+        assert_eq!(check(&chunk(u64::MAX, b"a\n", &[])).unwrap_err().reason, "BAD_RANGE");
+    }
+}

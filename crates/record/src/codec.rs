@@ -1,0 +1,243 @@
+//! How chunks, events and dead letters lie on the bus, and how they are read back.
+//!
+//! A record says in its header [`FORMAT`] what it is, so a topic can hold both: a topic of format `chunks` holds the
+//! events of clients as `event` records. The key is the stream id as text, so that a stream keeps its order.
+
+use bytes::Bytes;
+use logmesh_bus::{NewRecord, Record};
+use logmesh_proto::ingest::v1::Chunk;
+use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
+use prost::Message;
+
+use crate::chunk;
+use crate::document;
+
+/// Header: `chunk` or `event`.
+pub const FORMAT: &str = "logmesh-format";
+/// Header of an event: its document id; absent if it takes its id from its place on the bus.
+pub const ID: &str = "logmesh-id";
+/// Header of an event: the date of its index slice.
+pub const DATE: &str = "logmesh-date";
+/// Header of an event of a stream: its range, `start-end`.
+pub const RANGE: &str = "logmesh-range";
+/// Header of a dead letter: why it could not be stored.
+pub const REASON: &str = "logmesh-reason";
+
+/// The format of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One record for one event, as JSON: for topics that others read too.
+    Events,
+    /// One record for one chunk: an order of magnitude fewer records.
+    Chunks,
+}
+
+/// A document with all that decides where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its id; `None` until the bus position gives it one.
+    pub id: Option<DocId>,
+    /// The stream and the range that it holds; `None` if it came from a client.
+    pub stream: Option<(StreamId, ByteRange)>,
+    /// The UTC date of its read time.
+    pub date: String,
+    /// The document: a JSON object.
+    pub body: Bytes,
+}
+
+/// What a record holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A chunk, checked.
+    Chunk(Box<Chunk>),
+    /// One event's document.
+    Event(Document),
+}
+
+/// A record that is none of ours, or damaged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the record can't be read: {0}")]
+pub struct DecodeError(String);
+
+/// The record of a chunk that [`chunk::check`] let through.
+pub fn encode_chunk(chunk: &Chunk) -> NewRecord {
+    NewRecord {
+        key: Bytes::copy_from_slice(chunk.stream_id.as_bytes()),
+        value: Bytes::from(chunk.encode_to_vec()),
+        headers: vec![(FORMAT.to_owned(), Bytes::from_static(b"chunk"))],
+        timestamp: chunk.read_time.as_ref().map(logmesh_proto::time::unix_nanos),
+    }
+}
+
+/// The record of one document. `time` is what seeks and retention go by.
+pub fn encode_event(document: &Document, time: UnixNanos) -> NewRecord {
+    let mut headers = vec![
+        (FORMAT.to_owned(), Bytes::from_static(b"event")),
+        (DATE.to_owned(), Bytes::copy_from_slice(document.date.as_bytes())),
+    ];
+    if let Some(id) = document.id {
+        headers.push((ID.to_owned(), Bytes::from(id.to_string())));
+    }
+    let mut key = document.id.map_or_else(String::new, |id| id.to_string());
+    if let Some((stream, range)) = document.stream {
+        headers.push((RANGE.to_owned(), Bytes::from(format!("{}-{}", range.start, range.end))));
+        key = stream.to_string();
+    }
+    NewRecord { key: Bytes::from(key), value: document.body.clone(), headers, timestamp: Some(time) }
+}
+
+/// Reads a record of either format.
+///
+/// # Errors
+/// [`DecodeError`] if the record wasn't written by logmesh or is damaged; it then belongs in the dead letters.
+pub fn decode(record: &Record) -> Result<Content, DecodeError> {
+    match record.header(FORMAT).map(|format| format.as_ref()) {
+        Some(b"chunk") => {
+            let chunk = Chunk::decode(record.value.clone()).map_err(|error| DecodeError(error.to_string()))?;
+            chunk::check(&chunk).map_err(|error| DecodeError(error.to_string()))?;
+            Ok(Content::Chunk(Box::new(chunk)))
+        }
+        Some(b"event") => decode_event(record).map(Content::Event),
+        Some(other) => Err(DecodeError(format!("its format is {:?}", String::from_utf8_lossy(other)))),
+        None => Err(DecodeError(format!("it has no header {FORMAT}"))),
+    }
+}
+
+/// All documents of a record, each with an id: those without one of their own take it from the record's place.
+///
+/// # Errors
+/// As [`decode`].
+pub fn documents(topic: &TopicName, partition: u32, record: &Record) -> Result<Vec<Document>, DecodeError> {
+    Ok(match decode(record)? {
+        Content::Chunk(chunk) => document::of_chunk(&chunk),
+        Content::Event(mut event) => {
+            event.id.get_or_insert_with(|| DocId::of_position(topic.as_str(), partition, record.offset.0, 0));
+            vec![event]
+        }
+    })
+}
+
+fn decode_event(record: &Record) -> Result<Document, DecodeError> {
+    let text = |name: &str| match record.header(name) {
+        None => Ok(None),
+        Some(value) => std::str::from_utf8(value).map(Some).map_err(|_| DecodeError(format!("{name} is not text"))),
+    };
+    let bad = |name: &str| DecodeError(format!("its header {name} can't be read"));
+    let date = text(DATE)?.ok_or_else(|| bad(DATE))?.to_owned();
+    // The date becomes a folder and an index name.
+    let noon: Result<UnixNanos, _> = format!("{date}T12:00:00Z").parse();
+    if noon.map(UnixNanos::date).ok().as_ref() != Some(&date) {
+        return Err(bad(DATE));
+    }
+    let id = text(ID)?.map(|id| id.parse::<DocId>().map_err(|_| bad(ID))).transpose()?;
+    let stream = match text(RANGE)? {
+        None => None,
+        Some(range) => {
+            let (start, end) = range.split_once('-').ok_or_else(|| bad(RANGE))?;
+            let range = ByteRange::new(start.parse().map_err(|_| bad(RANGE))?, end.parse().map_err(|_| bad(RANGE))?);
+            let key = std::str::from_utf8(&record.key).ok().and_then(|key| key.parse::<StreamId>().ok());
+            Some((key.ok_or_else(|| DecodeError("its key is not a stream id".to_owned()))?, range))
+        }
+    };
+    Ok(Document { id, stream, date, body: record.value.clone() })
+}
+
+/// An event that could not be stored, as it lies in the dead-letter topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event's document, or whatever bytes there were.
+    pub document: Document,
+    /// Why it could not be stored.
+    pub reason: String,
+    /// When it was given up.
+    pub time: UnixNanos,
+}
+
+impl DeadLetter {
+    /// The record of the dead letter. A body that would make the record too large is cut.
+    pub fn encode(&self) -> NewRecord {
+        let mut document = self.document.clone();
+        document.body.truncate(MAX_RECORD_BYTES - 16_384);
+        let mut record = encode_event(&document, self.time);
+        let reason = &self.reason[..self.reason.floor_char_boundary(8_192)];
+        record.headers.push((REASON.to_owned(), Bytes::copy_from_slice(reason.as_bytes())));
+        record
+    }
+
+    /// Reads the dead letter back.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the record is no dead letter.
+    pub fn decode(record: &Record) -> Result<Self, DecodeError> {
+        let reason = record.header(REASON).ok_or_else(|| DecodeError(format!("it has no header {REASON}")))?;
+        Ok(Self {
+            document: decode_event(record)?,
+            reason: String::from_utf8_lossy(reason).into_owned(),
+            time: record.timestamp,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use logmesh_bus::Offset;
+
+    use super::*;
+    use crate::chunk::tests::chunk;
+
+    fn stored(record: NewRecord) -> Record {
+        Record {
+            offset: Offset(5),
+            timestamp: record.timestamp.unwrap(),
+            key: record.key,
+            value: record.value,
+            headers: record.headers,
+        }
+    }
+
+    #[test]
+    fn both_formats_give_the_same_documents() {
+        let topic: TopicName = "logs".parse().unwrap();
+        let original = chunk(3, b"one\ntwo\n\xff\n", &[]);
+        let from_chunk = documents(&topic, 0, &stored(encode_chunk(&original))).unwrap();
+        let from_events: Vec<Document> = from_chunk
+            .iter()
+            .flat_map(|document| documents(&topic, 0, &stored(encode_event(document, UnixNanos(1)))).unwrap())
+            .collect();
+        assert_eq!(from_chunk, from_events);
+        assert_eq!(from_chunk.len(), 3);
+    }
+
+    #[test]
+    fn an_event_without_an_id_takes_its_place_as_one() {
+        let topic: TopicName = "logs".parse().unwrap();
+        let event = Document { id: None, stream: None, date: "2026-01-31".into(), body: Bytes::from("{}") };
+        let read = documents(&topic, 2, &stored(encode_event(&event, UnixNanos(1)))).unwrap();
+        assert_eq!(read[0].id, Some(DocId::of_position("logs", 2, 5, 0)));
+    }
+
+    #[test]
+    fn a_stranger_s_record_is_refused_in_words() {
+        let mut record = stored(encode_chunk(&chunk(0, b"a\n", &[])));
+        record.value = Bytes::from_static(b"\x07not a chunk");
+        assert!(decode(&record).is_err());
+        record.headers.clear();
+        assert_eq!(
+            decode(&record).unwrap_err().to_string(),
+            "the record can't be read: it has no header logmesh-format"
+        );
+        for date in ["2026-1-31", "../../etc", "2026-02-30", ""] {
+            let event = Document { id: None, stream: None, date: date.into(), body: Bytes::from("{}") };
+            assert!(decode(&stored(encode_event(&event, UnixNanos(1)))).is_err(), "{date:?}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_round_trip() {
+        let document = document::of_chunk(&chunk(0, b"a\n", &[])).remove(0);
+        let letter = DeadLetter { document, reason: "no room".into(), time: UnixNanos(7) };
+        assert_eq!(DeadLetter::decode(&stored(letter.encode())).unwrap(), letter);
+    }
+}

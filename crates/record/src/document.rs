@@ -1,0 +1,350 @@
+//! The one document builder: an event becomes a JSON object with flat keys, the same wherever it is built.
+//!
+//! Fixed fields first; typed fields that the topic declares under `attributes.*`; everything else that a client sent
+//! under `parsed`, one object with caps. What doesn't fit is left out and named in `logmesh.unmapped`, so that the
+//! mapping never rejects a line.
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use logmesh_index::{FieldType, FieldTypes};
+use logmesh_proto::ingest::v1::{Chunk, Event, Source};
+use logmesh_proto::time::unix_nanos;
+use logmesh_types::{ByteRange, DocId, StreamId, UnixNanos};
+use serde_json::{Map, Value};
+
+use crate::chunk::{EventSlice, events};
+use crate::codec::Document;
+
+/// The deepest nesting, the most keys in all, and the longest text in bytes, that are kept under `parsed`.
+const PARSED_DEPTH: usize = 8;
+const PARSED_KEYS: usize = 256;
+const PARSED_TEXT: usize = 8_192;
+
+/// The documents of a chunk that [`crate::chunk::check`] let through, in order, and the date of their slice.
+///
+/// All bodies share one buffer; what all events of the chunk have in common is written to JSON once.
+pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
+    let Ok(stream) = chunk.stream_id.parse::<StreamId>() else {
+        return Vec::new(); // not reached: the chunk was checked
+    };
+    let read_time = chunk.read_time.as_ref().map_or(UnixNanos(0), unix_nanos);
+    let date = read_time.date();
+    let before = format!("{{\"@timestamp\":\"{read_time}\",\"message\":");
+    let after = common_fields(chunk, read_time);
+    let mut buffer = Vec::with_capacity(chunk.data.len() * 2 + (before.len() + after.len() + 96) * 16);
+    let parts: Vec<(DocId, ByteRange, usize)> = events(chunk)
+        .map(|event| {
+            write_event(&mut buffer, &before, &after, &event);
+            (DocId::of_event(&stream, event.range.start, event.bytes), event.range, buffer.len())
+        })
+        .collect();
+    let buffer = Bytes::from(buffer);
+    let mut start = 0;
+    parts
+        .into_iter()
+        .map(|(id, range, end)| {
+            let body = buffer.slice(start..end);
+            start = end;
+            Document { id: Some(id), stream: Some((stream, range)), date: date.clone(), body }
+        })
+        .collect()
+}
+
+/// The fields that every event of the chunk has, from a comma to the closing brace.
+fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
+    let none = Source::default();
+    let source = chunk.source.as_ref().unwrap_or(&none);
+    let mut fields = Vec::with_capacity(512);
+    text_field(&mut fields, "log.file.path", &source.path);
+    text_field(&mut fields, "host.name", &source.host_name);
+    if !source.host_ips.is_empty() {
+        key(&mut fields, "host.ip");
+        json(&mut fields, &source.host_ips);
+    }
+    text_field(&mut fields, "service.name", &source.service);
+    for (name, value) in &source.labels {
+        text_field(&mut fields, &format!("labels.{name}"), value);
+    }
+    text_field(&mut fields, "logmesh.stream", &chunk.stream_id);
+    text_field(&mut fields, "logmesh.rule", &chunk.rule);
+    key(&mut fields, "logmesh.revision");
+    json(&mut fields, &chunk.rule_revision);
+    text_field(&mut fields, "logmesh.agent", &source.agent_id);
+    text_field(&mut fields, "logmesh.read_time", &read_time.to_string());
+    fields.push(b'}');
+    fields
+}
+
+fn write_event(out: &mut Vec<u8>, before: &str, after: &[u8], event: &EventSlice<'_>) {
+    let line = without_terminator(event.bytes);
+    out.extend_from_slice(before.as_bytes());
+    match std::str::from_utf8(line) {
+        Ok(text) => json(out, text),
+        Err(_) => {
+            json(out, &String::from_utf8_lossy(line));
+            text_field(out, "event.original_base64", &BASE64.encode(line));
+        }
+    }
+    key(out, "log.offset");
+    json(out, &event.range.start);
+    key(out, "logmesh.offset");
+    json(out, &event.range.start);
+    key(out, "logmesh.length");
+    json(out, &event.range.len());
+    if event.continuation {
+        key(out, "logmesh.continuation");
+        json(out, &true);
+    }
+    out.extend_from_slice(after);
+}
+
+/// The event without its last LF or CRLF.
+fn without_terminator(event: &[u8]) -> &[u8] {
+    let line = event.strip_suffix(b"\n").unwrap_or(event);
+    if line.len() < event.len() { line.strip_suffix(b"\r").unwrap_or(line) } else { line }
+}
+
+/// The document of an event that a client wrote. `taken` is when the gateway took it.
+pub fn of_event(topic: &str, event: &Event, taken: UnixNanos, types: &FieldTypes) -> Document {
+    let mut unmapped = Vec::new();
+    let mut time = event.time.as_ref().map_or(taken, unix_nanos);
+    if time.0 < 0 || event.time.as_ref().is_some_and(|time| unix_nanos(time).0 == i64::MAX) {
+        // Elasticsearch's `date_nanos` ends at the epoch.
+        unmapped.push("@timestamp".to_owned());
+        time = UnixNanos(time.0.max(0));
+    }
+    let mut body = Vec::with_capacity(event.message.len() + 256);
+    body.extend_from_slice(format!("{{\"@timestamp\":\"{time}\",\"message\":").as_bytes());
+    json(&mut body, &event.message);
+    text_field(&mut body, "log.level", &event.level);
+    text_field(&mut body, "host.name", &event.host_name);
+    text_field(&mut body, "service.name", &event.service);
+    for (name, value) in &event.labels {
+        text_field(&mut body, &format!("labels.{name}"), value);
+    }
+    if let Some(attributes) = &event.attributes {
+        write_attributes(&mut body, attributes, types, &mut unmapped);
+    }
+    if !unmapped.is_empty() {
+        key(&mut body, "logmesh.unmapped");
+        json(&mut body, &unmapped);
+    }
+    text_field(&mut body, "logmesh.read_time", &taken.to_string());
+    body.push(b'}');
+    let id = (!event.event_id.is_empty()).then(|| DocId::of_client_event(topic, &event.event_id));
+    Document { id, stream: None, date: taken.date(), body: Bytes::from(body) }
+}
+
+fn write_attributes(
+    out: &mut Vec<u8>,
+    attributes: &prost_types::Struct,
+    types: &FieldTypes,
+    unmapped: &mut Vec<String>,
+) {
+    let mut parsed = Map::new();
+    let mut keys = PARSED_KEYS;
+    for (name, value) in &attributes.fields {
+        let value = plain(value, PARSED_DEPTH, &mut keys);
+        match (types.get(name), value) {
+            (_, None) => unmapped.push(name.clone()),
+            (None, Some(value)) => {
+                parsed.insert(name.clone(), value);
+            }
+            (Some(kind), Some(value)) => match fit(*kind, value) {
+                Some(value) => {
+                    key(out, &format!("attributes.{name}"));
+                    json(out, &value);
+                }
+                None => unmapped.push(name.clone()),
+            },
+        }
+    }
+    unmapped.truncate(PARSED_KEYS);
+    if !parsed.is_empty() {
+        key(out, "parsed");
+        json(out, &parsed);
+    }
+}
+
+/// The value within the caps: `None` if it is nested too deep or there are too many keys; long texts are cut.
+fn plain(value: &prost_types::Value, depth: usize, keys: &mut usize) -> Option<Value> {
+    use prost_types::value::Kind;
+    *keys = keys.checked_sub(1)?;
+    let depth = depth.checked_sub(1)?;
+    Some(match value.kind.as_ref()? {
+        Kind::NullValue(_) => Value::Null,
+        Kind::NumberValue(number) => whole(*number).map_or_else(|| Value::from(*number), Value::from),
+        Kind::BoolValue(flag) => Value::from(*flag),
+        Kind::StringValue(text) => Value::from(cut(text, PARSED_TEXT)),
+        Kind::ListValue(list) => list.values.iter().map(|value| plain(value, depth, keys)).collect::<Option<_>>()?,
+        Kind::StructValue(fields) => fields
+            .fields
+            .iter()
+            .map(|(name, value)| Some((cut(name, PARSED_TEXT).to_owned(), plain(value, depth, keys)?)))
+            .collect::<Option<Map<_, _>>>()?
+            .into(),
+    })
+}
+
+/// The number as an integer if it is one that a float holds exactly: JSON clients send `200` as `200.0`.
+fn whole(number: f64) -> Option<i64> {
+    (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
+}
+
+fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}
+
+/// The value as the declared type wants it, or `None`. Texts that read as the type are taken as it.
+fn fit(kind: FieldType, value: Value) -> Option<Value> {
+    match (kind, &value) {
+        (FieldType::Long, Value::Number(number)) => number.as_i64().map(Value::from),
+        (FieldType::Long, Value::String(text)) => text.trim().parse::<i64>().ok().map(Value::from),
+        (FieldType::Double, Value::Number(number)) => number.as_f64().map(Value::from),
+        (FieldType::Double, Value::String(text)) => {
+            text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from)
+        }
+        (FieldType::Boolean, Value::Bool(_)) => Some(value),
+        (FieldType::Boolean, Value::String(text)) => text.parse::<bool>().ok().map(Value::from),
+        (FieldType::Keyword, Value::String(_)) => Some(value),
+        (FieldType::Keyword, Value::Number(_) | Value::Bool(_)) => Some(Value::from(value.to_string())),
+        (FieldType::Date, Value::String(text)) => {
+            let time: UnixNanos = text.parse().ok()?;
+            Some(Value::from(UnixNanos(time.0.max(0)).to_string()))
+        }
+        _ => None,
+    }
+}
+
+fn key(out: &mut Vec<u8>, name: &str) {
+    out.push(b',');
+    json(out, name);
+    out.push(b':');
+}
+
+/// Writes a field, unless its text is empty: an absent field costs no index anything.
+fn text_field(out: &mut Vec<u8>, name: &str, text: &str) {
+    if !text.is_empty() {
+        key(out, name);
+        json(out, text);
+    }
+}
+
+fn json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    // Writing to a vector can't fail, and none of the types written here has a failing `Serialize`.
+    let written = serde_json::to_writer(&mut *out, value);
+    debug_assert!(written.is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::tests::chunk;
+
+    fn bodies(chunk: &Chunk) -> Vec<Map<String, Value>> {
+        of_chunk(chunk).iter().map(|document| serde_json::from_slice(&document.body).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_becomes_a_document_with_flat_names() {
+        let documents = bodies(&chunk(40, b"hello \"world\"\r\n", &[]));
+        let expected = serde_json::json!({
+            "@timestamp": "2026-01-31T12:00:00.000000005Z",
+            "message": "hello \"world\"",
+            "log.file.path": "/var/log/app.log",
+            "log.offset": 40,
+            "host.name": "web-1.example",
+            "host.ip": ["192.0.2.1"],
+            "service.name": "app",
+            "labels.env": "prod",
+            "logmesh.stream": "217a55e0e277d86e24b960c80282a1c5",
+            "logmesh.offset": 40,
+            "logmesh.length": 15,
+            "logmesh.rule": "rules/collect",
+            "logmesh.revision": 3,
+            "logmesh.agent": "web-1",
+            "logmesh.read_time": "2026-01-31T12:00:00.000000005Z",
+        });
+        assert_eq!(Value::from(documents[0].clone()), expected);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_kept_beside_it() {
+        let documents = bodies(&chunk(0, b"caf\xe9\n", &[]));
+        assert_eq!(documents[0]["message"], "caf\u{fffd}");
+        assert_eq!(documents[0]["event.original_base64"], BASE64.encode(b"caf\xe9"));
+    }
+
+    #[test]
+    fn only_the_last_terminator_goes() {
+        let documents = bodies(&chunk(0, b"a\r\n b\n\n\r\n\rx", &[6, 1, 2, 2]));
+        let messages: Vec<_> = documents.iter().map(|document| document["message"].as_str().unwrap()).collect();
+        assert_eq!(messages, ["a\r\n b", "", "", "\rx"]);
+    }
+
+    #[test]
+    fn ids_and_ranges_are_those_of_the_events() {
+        let documents = of_chunk(&chunk(7, b"a\nb\n", &[]));
+        let stream: StreamId = "217a55e0e277d86e24b960c80282a1c5".parse().unwrap();
+        assert_eq!(documents[1].id, Some(DocId::of_event(&stream, 9, b"b\n")));
+        assert_eq!(documents[1].stream, Some((stream, ByteRange::new(9, 11))));
+        assert_eq!(documents[1].date, "2026-01-31");
+    }
+
+    fn client_event(attributes: Value) -> Event {
+        fn value(json: &Value) -> prost_types::Value {
+            use prost_types::value::Kind;
+            let kind = match json {
+                Value::Null => Kind::NullValue(0),
+                Value::Bool(flag) => Kind::BoolValue(*flag),
+                Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap()),
+                Value::String(text) => Kind::StringValue(text.clone()),
+                Value::Array(list) => {
+                    Kind::ListValue(prost_types::ListValue { values: list.iter().map(value).collect() })
+                }
+                Value::Object(map) => Kind::StructValue(prost_types::Struct {
+                    fields: map.iter().map(|(name, json)| (name.clone(), value(json))).collect(),
+                }),
+            };
+            prost_types::Value { kind: Some(kind) }
+        }
+        let Some(prost_types::value::Kind::StructValue(fields)) = value(&attributes).kind else { panic!() };
+        Event { message: "hi".to_owned(), attributes: Some(fields), ..Event::default() }
+    }
+
+    fn built(event: &Event, types: &FieldTypes) -> Map<String, Value> {
+        serde_json::from_slice(&of_event("logs", event, UnixNanos(1_000), types).body).unwrap()
+    }
+
+    #[test]
+    fn declared_fields_are_typed_and_what_does_not_fit_is_named() {
+        let types: FieldTypes = [("status".to_owned(), FieldType::Long), ("ok".to_owned(), FieldType::Boolean)].into();
+        let event = client_event(serde_json::json!({"status": "200", "ok": "perhaps", "user": {"name": "ann"}}));
+        let document = built(&event, &types);
+        assert_eq!(document["attributes.status"], 200);
+        assert_eq!(document["logmesh.unmapped"], serde_json::json!(["ok"]));
+        assert_eq!(document["parsed"], serde_json::json!({"user": {"name": "ann"}}));
+    }
+
+    #[test]
+    fn caps_hold_for_hostile_attributes() {
+        let mut deep = serde_json::json!(1);
+        for _ in 0..50 {
+            deep = serde_json::json!({ "a": deep });
+        }
+        let many: Map<String, Value> = (0..5_000).map(|n| (format!("k{n}"), Value::from(n))).collect();
+        let document = built(&client_event(serde_json::json!({"deep": deep})), &FieldTypes::new());
+        assert_eq!(document["logmesh.unmapped"], serde_json::json!(["deep"]));
+        let document = built(&client_event(Value::from(many)), &FieldTypes::new());
+        assert!(document["parsed"].as_object().unwrap().len() <= PARSED_KEYS);
+        assert!(document["logmesh.unmapped"].as_array().unwrap().len() <= PARSED_KEYS);
+    }
+
+    #[test]
+    fn a_time_before_the_epoch_is_clamped_and_noted() {
+        let time = Some(prost_types::Timestamp { seconds: -5, nanos: 0 });
+        let document = built(&Event { time, ..Event::default() }, &FieldTypes::new());
+        assert_eq!(document["@timestamp"], "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(document["logmesh.unmapped"], serde_json::json!(["@timestamp"]));
+    }
+}

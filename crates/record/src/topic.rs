@@ -1,0 +1,69 @@
+//! What a topic is: the part of the settings that gateway, transfer and console share.
+
+use std::collections::BTreeMap;
+
+use logmesh_bus::{Cleanup, TopicSpec};
+use logmesh_index::FieldTypes;
+use logmesh_types::TopicName;
+use logmesh_types::unit::{ByteSize, Span};
+
+use crate::codec::Format;
+
+/// The settings of one topic.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TopicSettings {
+    /// How many partitions it is made with. Fixed for its life.
+    pub partitions: u32,
+    /// What lies in it.
+    pub format: Format,
+    /// How long the bus keeps its records.
+    pub retention_age: Span,
+    /// How many bytes of each partition the bus keeps.
+    pub retention_bytes: ByteSize,
+    /// Typed fields under `attributes.`.
+    pub fields: FieldTypes,
+}
+
+impl Default for TopicSettings {
+    /// For the embedded bus: few partitions, chunks, a week, 8 GiB.
+    fn default() -> Self {
+        Self {
+            partitions: 4,
+            format: Format::Chunks,
+            retention_age: Span(std::time::Duration::from_secs(7 * 86_400)),
+            retention_bytes: ByteSize(8 << 30),
+            fields: FieldTypes::new(),
+        }
+    }
+}
+
+/// The settings of all topics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    /// For topics that are not named.
+    pub default: TopicSettings,
+    /// For these topics.
+    pub named: BTreeMap<TopicName, TopicSettings>,
+}
+
+impl Topics {
+    /// The settings of this topic.
+    pub fn get(&self, topic: &TopicName) -> &TopicSettings {
+        self.named.get(topic).unwrap_or(&self.default)
+    }
+
+    /// What to make on the bus for this topic: itself, its books and its dead letters.
+    pub fn specs(&self, topic: &TopicName) -> [TopicSpec; 3] {
+        let settings = self.get(topic);
+        let delete =
+            Cleanup::Delete { max_age: Some(settings.retention_age.0), max_bytes: Some(settings.retention_bytes.0) };
+        let spec = |name, cleanup| TopicSpec { name, partitions: settings.partitions, cleanup };
+        [
+            spec(topic.clone(), delete),
+            spec(topic.books(), Cleanup::Compact),
+            spec(topic.dead_letters(), Cleanup::Delete { max_age: None, max_bytes: Some(settings.retention_bytes.0) }),
+        ]
+    }
+}

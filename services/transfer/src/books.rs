@@ -1,0 +1,80 @@
+//! The books of the partitions that this worker holds: loaded when a partition is assigned, changed in memory as
+//! documents enter a bulk, and written to the bus once they are in the index.
+
+use std::collections::{BTreeSet, HashMap};
+
+use logmesh_bus::{Bus, BusError, NewRecord, TopicPartition};
+use logmesh_record::Book;
+use logmesh_types::{ByteRange, StreamId, TopicName};
+use tracing::warn;
+
+/// How many bytes of books are read from the bus at a time.
+const READ_BYTES: usize = 4 << 20;
+
+/// The books of one partition.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    books: HashMap<StreamId, Book>,
+    /// Streams whose book has changed since it was written.
+    changed: BTreeSet<StreamId>,
+}
+
+impl Books {
+    /// Reads the books of the data partition `of`. They lie in the same partition of the books topic, since both
+    /// topics have as many partitions and the same keys.
+    pub(crate) async fn load(bus: &dyn Bus, of: &TopicPartition) -> Result<Self, BusError> {
+        let at = TopicPartition { topic: of.topic.books(), partition: of.partition };
+        let marks = bus.watermarks(&at).await?;
+        let mut books = HashMap::new();
+        let mut next = marks.low;
+        while next < marks.high {
+            let records = bus.read(&at, next, READ_BYTES).await?;
+            let Some(last) = records.last() else { break };
+            next = last.offset.next();
+            for record in &records {
+                take(&mut books, &at.topic, &record.value);
+            }
+        }
+        Ok(Self { books, changed: BTreeSet::new() })
+    }
+
+    /// The book of a stream, an empty one if there is none yet.
+    pub(crate) fn book(&mut self, stream: StreamId) -> &mut Book {
+        self.books.entry(stream).or_insert_with(|| Book::new(stream))
+    }
+
+    /// Books a range as done, to be written.
+    pub(crate) fn add(&mut self, stream: StreamId, range: ByteRange) {
+        self.book(stream).add(range);
+        self.changed.insert(stream);
+    }
+
+    /// Books a range as rejected, to be written.
+    pub(crate) fn reject(&mut self, stream: StreamId, range: ByteRange) {
+        self.book(stream).reject(range);
+        self.changed.insert(stream);
+    }
+
+    /// The records of the books that have changed.
+    pub(crate) fn take_changed(&mut self) -> Vec<NewRecord> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.iter().filter_map(|stream| self.books.get(stream)).map(Book::encode).collect()
+    }
+
+    /// How many streams there are.
+    pub(crate) fn len(&self) -> usize {
+        self.books.len()
+    }
+}
+
+fn take(books: &mut HashMap<StreamId, Book>, topic: &TopicName, value: &[u8]) {
+    if value.is_empty() {
+        return;
+    }
+    match Book::decode(topic, value) {
+        Ok(book) => drop(books.insert(book.stream, book)),
+        // Without its book a stream's events are taken for new; their ids still keep them from being doubled within a
+        // day's slice, and the audit shows the hole.
+        Err(error) => warn!(topic = %topic, error, "a book can't be read and is left out"),
+    }
+}

@@ -1,0 +1,143 @@
+//! `TransferService`: what the worker does, and the dead letters.
+
+use std::sync::Arc;
+
+use logmesh_bus::{Bus, BusError, NextOffset, TopicPartition};
+use logmesh_proto::time::timestamp;
+use logmesh_proto::transfer::v1 as proto;
+use logmesh_proto::transfer::v1::transfer_service_server::TransferService;
+use logmesh_record::DeadLetter;
+use logmesh_types::TopicName;
+use tonic::{Request, Response, Status};
+
+use crate::status::Shared;
+
+/// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
+const PAGE_BYTES: usize = 2 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    bus: Arc<dyn Bus>,
+    shared: Arc<Shared>,
+}
+
+impl Service {
+    pub(crate) fn new(bus: Arc<dyn Bus>, shared: Arc<Shared>) -> Self {
+        Self { bus, shared }
+    }
+
+    /// Dead letters from a place on, and the place after the last; `None` at the end of the topic.
+    async fn letters(
+        &self,
+        topic: &TopicName,
+        mut partition: u32,
+        mut next: NextOffset,
+        limit: usize,
+    ) -> Result<(Vec<proto::DeadLetter>, Option<(u32, NextOffset)>), BusError> {
+        let dead = topic.dead_letters();
+        let Some(spec) = self.bus.topic(&dead).await? else { return Ok((Vec::new(), None)) };
+        let mut letters = Vec::new();
+        let mut bytes = 0;
+        while partition < spec.partitions {
+            let at = TopicPartition { topic: dead.clone(), partition };
+            let records = self.bus.read(&at, next, PAGE_BYTES).await?;
+            if records.is_empty() {
+                (partition, next) = (partition + 1, NextOffset(0));
+                continue;
+            }
+            for record in &records {
+                bytes += record.size();
+                if letters.len() == limit || (bytes > PAGE_BYTES && !letters.is_empty()) {
+                    return Ok((letters, Some((partition, next))));
+                }
+                next = record.offset.next();
+                letters.extend(DeadLetter::decode(record).ok().map(|letter| to_proto(topic, letter)));
+            }
+        }
+        Ok((letters, None))
+    }
+}
+
+#[tonic::async_trait]
+impl TransferService for Service {
+    async fn get_status(
+        &self,
+        _: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, Status> {
+        let (partitions, counts, error) = {
+            let state = self.shared.state();
+            (state.partitions.clone(), state.counts, state.error.clone())
+        };
+        let mut answer = proto::GetStatusResponse { partitions: Vec::new(), counts: Some(counts), error };
+        for (at, partition) in partitions {
+            let end = self.bus.watermarks(&at).await.map_err(bus_status)?.high.0;
+            let committed = partition.committed.map_or(0, |next| next.0);
+            answer.partitions.push(proto::PartitionStatus {
+                topic: at.topic.into(),
+                partition: at.partition,
+                committed_offset: committed,
+                end_offset: end,
+                lag_records: end.saturating_sub(committed),
+                fresh_time: partition.fresh.map(timestamp),
+                streams: partition.streams as u64,
+            });
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn list_dead_letters(
+        &self,
+        request: Request<proto::ListDeadLettersRequest>,
+    ) -> Result<Response<proto::ListDeadLettersResponse>, Status> {
+        let request = request.into_inner();
+        let topic: TopicName = request.topic.parse().map_err(|error| field_error("topic", &error))?;
+        let limit = page_size(request.page_size)?;
+        let (partition, next) = match request.page_token.as_str() {
+            "" => (0, NextOffset(0)),
+            token => parse_token(token).ok_or_else(|| field_error("page_token", &"it is none that this list gave"))?,
+        };
+        let (dead_letters, next) = self.letters(&topic, partition, next, limit).await.map_err(bus_status)?;
+        let next_page_token = next.map_or_else(String::new, |(partition, next)| format!("{partition}.{}", next.0));
+        Ok(Response::new(proto::ListDeadLettersResponse { dead_letters, next_page_token }))
+    }
+}
+
+fn page_size(size: i32) -> Result<usize, Status> {
+    match usize::try_from(size) {
+        Err(_) => Err(field_error("page_size", &"it must not be negative")),
+        Ok(0) => Ok(100),
+        Ok(size) => Ok(size.min(1_000)),
+    }
+}
+
+fn parse_token(token: &str) -> Option<(u32, NextOffset)> {
+    let (partition, next) = token.split_once('.')?;
+    Some((partition.parse().ok()?, NextOffset(next.parse().ok()?)))
+}
+
+fn to_proto(topic: &TopicName, letter: DeadLetter) -> proto::DeadLetter {
+    let stream = letter.document.stream;
+    proto::DeadLetter {
+        topic: topic.to_string(),
+        id: letter.document.id.map_or_else(String::new, |id| id.to_string()),
+        reason: letter.reason,
+        time: Some(timestamp(letter.time)),
+        stream_id: stream.map_or_else(String::new, |(stream, _)| stream.to_string()),
+        start_offset: stream.map_or(0, |(_, range)| range.start),
+        end_offset: stream.map_or(0, |(_, range)| range.end),
+        document: letter.document.body,
+    }
+}
+
+fn field_error(field: &str, error: &dyn std::fmt::Display) -> Status {
+    let description = error.to_string();
+    logmesh_grpc::invalid_argument(
+        "BAD_REQUEST",
+        format!("{field}: {description}"),
+        &[logmesh_grpc::FieldViolation::new(field, description)],
+    )
+}
+
+fn bus_status(error: BusError) -> Status {
+    logmesh_grpc::unavailable("BUS_UNAVAILABLE", error.to_string())
+}

@@ -1,0 +1,228 @@
+//! The worker's loop: read, fill a bulk, write it, commit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition};
+use logmesh_index::IndexWriter;
+use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
+use logmesh_types::TopicName;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::books::Books;
+use crate::bulk::{Backends, Bulk, Stop};
+use crate::status::{Partition, Shared};
+use crate::{GROUP, Settings};
+
+const COMPONENT: &str = "transfer";
+
+/// Why one membership in the consumer group ended.
+enum End {
+    /// There are new topics to read.
+    TopicsChanged,
+    /// Partitions were lost with their records under way: begin again from what was committed.
+    Lost,
+}
+
+pub(crate) struct Worker {
+    to: Backends,
+    settings: Settings,
+    readiness: Readiness,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        bus: Arc<dyn Bus>,
+        index: Arc<dyn IndexWriter>,
+        settings: Settings,
+        shared: Arc<Shared>,
+        readiness: Readiness,
+        token: CancellationToken,
+    ) -> Self {
+        let to = Backends { bus, index, shared, retry: RetryPolicy::default(), token };
+        Self { to, settings, readiness }
+    }
+
+    /// Runs until told to stop. An error is one that no waiting mends.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        self.readiness.set(COMPONENT, false, "joining the consumer group");
+        let mut attempt = 0;
+        loop {
+            match self.member(&mut attempt).await {
+                Ok(End::TopicsChanged) => {}
+                Ok(End::Lost) => warn!("partitions were lost; reading again from what was committed"),
+                Err(Stop::Cancelled) => return Ok(()),
+                Err(Stop::Bus(error)) if error.retryable() || matches!(error, BusError::NotOwner { .. }) => {
+                    self.readiness.set(COMPONENT, false, error.to_string());
+                    if self.to.wait(&error, &mut attempt).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Joins the group for all topics that there are now, and works until there are others.
+    async fn member(&self, attempt: &mut u32) -> Result<End, Stop> {
+        let topics = self.wait_for_topics().await?;
+        info!(topics = ?topics.iter().map(TopicName::as_str).collect::<Vec<_>>(), "transfer reads these topics");
+        for topic in &topics {
+            let fields = &self.settings.topics.get(topic).fields;
+            let mut attempt = 0;
+            while let Err(error) = self.to.index.ensure_topic(topic, fields).await {
+                if !error.retryable() {
+                    return Err(error.into());
+                }
+                self.to.wait(&error, &mut attempt).await?;
+            }
+        }
+        let mut consumer = self.to.bus.subscribe(GROUP, &topics).await?;
+        self.readiness.set(COMPONENT, true, "");
+        *attempt = 0;
+        let mut holding = Holding::default();
+        let end = self.work(consumer.as_mut(), &topics, &mut holding).await;
+        self.to.shared.state().partitions.clear();
+        end
+    }
+
+    /// The topics to read, when there is at least one.
+    async fn wait_for_topics(&self) -> Result<Vec<TopicName>, Stop> {
+        loop {
+            let topics = self.topics().await?;
+            if !topics.is_empty() {
+                return Ok(topics);
+            }
+            self.readiness.set(COMPONENT, true, ""); // nothing to do is no fault
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.topic_refresh.0) => {}
+                () = self.to.token.cancelled() => return Err(Stop::Cancelled),
+            }
+        }
+    }
+
+    /// The topics that have books: those of others on the same bus are none of ours.
+    async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
+        let all: Vec<TopicName> = self.to.bus.topics().await?.into_iter().map(|spec| spec.name).collect();
+        Ok(all.iter().filter(|topic| !topic.is_internal() && all.contains(&topic.books())).cloned().collect())
+    }
+
+    async fn work(
+        &self,
+        consumer: &mut dyn Consumer,
+        topics: &[TopicName],
+        holding: &mut Holding,
+    ) -> Result<End, Stop> {
+        let mut look_for_topics = Instant::now() + self.settings.topic_refresh.0;
+        loop {
+            let wake = holding.flush_at.map_or(look_for_topics, |at| at.min(look_for_topics));
+            tokio::select! {
+                biased;
+                () = self.to.token.cancelled() => {
+                    return match self.flush(consumer, holding).await {
+                        Ok(()) => Err(Stop::Cancelled),
+                        Err(stop) => Err(stop),
+                    };
+                }
+                () = tokio::time::sleep_until(wake) => {
+                    if holding.flush_at.is_some_and(|at| at <= Instant::now()) {
+                        self.flush(consumer, holding).await?;
+                    }
+                    if look_for_topics <= Instant::now() {
+                        look_for_topics = Instant::now() + self.settings.topic_refresh.0;
+                        if self.topics().await? != topics {
+                            self.flush(consumer, holding).await?;
+                            return Ok(End::TopicsChanged);
+                        }
+                    }
+                }
+                event = consumer.next() => match event? {
+                    Event::Assigned(partitions) => self.assigned(&partitions, holding).await?,
+                    Event::Records { at, records } => self.records(&at, &records, consumer, holding).await?,
+                    Event::Revoking(partitions) => {
+                        self.flush(consumer, holding).await?;
+                        self.forget(&partitions, holding);
+                        consumer.release(&partitions).await?;
+                    }
+                    Event::Lost(_) => return Ok(End::Lost),
+                }
+            }
+        }
+    }
+
+    async fn assigned(&self, partitions: &[TopicPartition], holding: &mut Holding) -> Result<(), Stop> {
+        for at in partitions {
+            let books = Books::load(self.to.bus.as_ref(), at).await?;
+            let committed = self.to.bus.committed(GROUP, at).await?;
+            info!(topic = %at.topic, partition = at.partition, streams = books.len(), "holds a partition");
+            let status = Partition { committed, fresh: None, streams: books.len() };
+            self.to.shared.state().partitions.insert(at.clone(), status);
+            holding.books.insert(at.clone(), books);
+        }
+        Ok(())
+    }
+
+    fn forget(&self, partitions: &[TopicPartition], holding: &mut Holding) {
+        for at in partitions {
+            holding.books.remove(at);
+            self.to.shared.state().partitions.remove(at);
+        }
+    }
+
+    async fn records(
+        &self,
+        at: &TopicPartition,
+        records: &[Record],
+        consumer: &mut dyn Consumer,
+        holding: &mut Holding,
+    ) -> Result<(), Stop> {
+        for record in records {
+            let Some(books) = holding.books.get_mut(at) else { continue }; // revoked: its next owner reads it
+            holding.bulk.add(at, record, books);
+            holding.flush_at.get_or_insert_with(|| Instant::now() + self.settings.bulk_wait.0);
+            if holding.bulk.bytes() as u64 >= self.settings.bulk_bytes.0
+                || holding.bulk.len() >= self.settings.bulk_documents
+            {
+                self.flush(consumer, holding).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the bulk and commits its offsets.
+    async fn flush(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
+        holding.flush_at = None;
+        let bulk = std::mem::take(&mut holding.bulk);
+        if bulk.is_empty() {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        let (documents, bytes) = (bulk.len(), bulk.bytes());
+        let done = bulk.write(&mut holding.books, &self.to).await?;
+        let offsets: Vec<(TopicPartition, NextOffset)> =
+            done.iter().map(|(at, (next, _))| (at.clone(), *next)).collect();
+        consumer.commit(&offsets).await?;
+        let took: Duration = begin.elapsed();
+        metrics::histogram!("logmesh_transfer_bulk_seconds").record(took.as_secs_f64());
+        metrics::counter!("logmesh_transfer_bytes_total").increment(bytes as u64);
+        tracing::debug!(documents, bytes, millis = took.as_millis() as u64, "wrote a bulk");
+        let mut state = self.to.shared.state();
+        for (at, (next, time)) in done {
+            let streams = holding.books.get(&at).map_or(0, Books::len);
+            let status = Partition { committed: Some(next), fresh: Some(time), streams };
+            state.partitions.insert(at, status);
+        }
+        Ok(())
+    }
+}
+
+/// What a member holds: the books of its partitions, and the bulk being filled.
+#[derive(Default)]
+struct Holding {
+    books: HashMap<TopicPartition, Books>,
+    bulk: Bulk,
+    /// When the bulk is written at the latest; `None` while it is empty.
+    flush_at: Option<Instant>,
+}
