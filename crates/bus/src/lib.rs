@@ -4,7 +4,9 @@
 //! handed an `Arc<dyn Bus>`. What an implementation owes is written on the trait and tested by [`conformance`].
 
 #[cfg(feature = "test-util")]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
 pub mod conformance;
+mod partition;
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -13,6 +15,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use logmesh_types::{TopicName, UnixNanos};
+
+pub use partition::partition_of;
 
 /// What a topic is, fixed when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +40,8 @@ pub enum Cleanup {
         /// Bytes of a partition beyond which the oldest records may go.
         max_bytes: Option<u64>,
     },
-    /// At least the latest record of each key; an empty value removes its key. Earlier ones may go at any time.
+    /// At least the latest record of each key; an empty value removes its key. Earlier ones may go at any time; the
+    /// record with the empty value stays for a day at least, so that readers see the removal.
     Compact,
 }
 
@@ -202,7 +207,8 @@ pub type Append = BoxFuture<'static, Result<Position, BusError>>;
 /// Contract, beyond what each method says:
 /// - An append whose future resolved with a [`Position`] survives `kill -9` of any process and, as far as the disks are
 ///   honest, of the machine. Every group reads it at least once, until retention removes it.
-/// - Records of one key go to one partition and keep the order in which [`Bus::append`] was called.
+/// - Records of one key go to the partition that [`partition_of`] names and keep the order in which [`Bus::append`] was
+///   called.
 /// - Offsets of a partition only grow. In a compacted topic some are missing.
 /// - An append that failed may still appear (a lost acknowledgement). It never appears between later ones of its key
 ///   that succeeded after it was tried again.
@@ -239,7 +245,7 @@ pub trait Bus: Debug + Send + Sync + 'static {
     async fn committed(&self, group: &str, at: &TopicPartition) -> Result<Option<NextOffset>, BusError>;
 
     /// Joins the group as a consumer of these topics. Each partition is held by one consumer of the group at a time; a
-    /// partition without a commit is read from its beginning.
+    /// partition without a commit is read from its beginning. A topic that isn't there yet is taken up when it is made.
     async fn subscribe(&self, group: &str, topics: &[TopicName]) -> Result<Box<dyn Consumer>, BusError>;
 }
 
@@ -270,8 +276,8 @@ pub trait Consumer: Debug + Send + 'static {
     async fn next(&mut self) -> Result<Event, BusError>;
 
     /// Commits the next offset to read of each partition; durable when it returns. [`BusError::NotOwner`] if any of
-    /// them isn't held, and then none is committed. An offset behind the one committed before is an error of the
-    /// caller and is not taken.
+    /// them isn't held, and then none is committed. A commit never goes back: an offset behind the one committed before
+    /// changes nothing.
     async fn commit(&mut self, offsets: &[(TopicPartition, NextOffset)]) -> Result<(), BusError>;
 
     /// Reads the partition from `from` on next.
