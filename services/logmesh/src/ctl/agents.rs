@@ -1,0 +1,219 @@
+//! `agents list|get`.
+
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
+use logmesh_proto::fleet::v1::{
+    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, RuleState, RuleStatus, StreamStatus,
+};
+use logmesh_types::{AgentId, UnixNanos};
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::output::{Output, age, bytes, state, time};
+use super::{Common, Failure, LIST_PAGE, Outcome, Session, request};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AgentsArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    command: AgentsCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum AgentsCommand {
+    /// Show all agents
+    List,
+    /// Show one agent: its rules, and its files with how far each is
+    Get {
+        /// Its id
+        id: AgentId,
+    },
+}
+
+type Client = FleetServiceClient<Channel>;
+
+pub(super) async fn run(args: AgentsArgs, session: &mut Session) -> Outcome {
+    let mut client = FleetServiceClient::new(session.channel.clone());
+    match args.command {
+        AgentsCommand::List => list(&mut client, &mut session.out).await,
+        AgentsCommand::Get { id } => get(&id, &mut client, &mut session.out).await,
+    }
+}
+
+/// All agents, by id.
+pub(super) async fn all(client: &mut Client) -> Result<Vec<Agent>, Failure> {
+    let (mut agents, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let list = ListAgentsRequest { page_size: LIST_PAGE, page_token };
+        let page = client.list_agents(request(list)).await?.into_inner();
+        agents.extend(page.agents);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(agents);
+        }
+    }
+}
+
+async fn list(client: &mut Client, out: &mut Output) -> Outcome {
+    let agents = all(client).await?;
+    if out.json {
+        return Ok(agents.iter().try_for_each(|agent| out.json(&to_json(agent)))?);
+    }
+    let now = UnixNanos::now();
+    let rows: Vec<[String; 8]> = agents.iter().map(|agent| row(agent, now)).collect();
+    Ok(out.table(["AGENT", "STATE", "SEEN", "RULES", "STREAMS", "BEHIND", "VERSION", "LABELS"], &rows)?)
+}
+
+fn row(agent: &Agent, now: UnixNanos) -> [String; 8] {
+    let running = agent.rules.iter().filter(|rule| rule.state() == RuleState::Applied).count();
+    [
+        agent.id.clone(),
+        online(agent.online).to_owned(),
+        age(agent.last_seen_time.as_ref(), now),
+        format!("{running}/{}", agent.rules.len()),
+        agent.stream_count.to_string(),
+        bytes(agent.lag_bytes),
+        agent.version.clone(),
+        labels(agent),
+    ]
+}
+
+fn online(online: bool) -> &'static str {
+    if online { "online" } else { "offline" }
+}
+
+fn labels(agent: &Agent) -> String {
+    let mut labels: Vec<String> = agent.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.sort();
+    labels.join(",")
+}
+
+async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
+    let agent = client.get_agent(request(GetAgentRequest { id: id.to_string() })).await?.into_inner();
+    let streams = streams(id, client).await?;
+    if out.json {
+        let mut value = to_json(&agent);
+        value["streams"] = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_json).collect();
+        return Ok(out.json(&value)?);
+    }
+    let now = UnixNanos::now();
+    out.line(&format!("agent    {}", agent.id))?;
+    out.line(&format!("state    {}, seen {} ago", online(agent.online), age(agent.last_seen_time.as_ref(), now)))?;
+    out.line(&format!("version  {}", agent.version))?;
+    out.line(&format!("labels   {}", labels(&agent)))?;
+    out.line("")?;
+    let rules: Vec<[String; 5]> = agent.rules.iter().map(rule_row).collect();
+    out.table(["RULE", "STATE", "REVISION", "FILES", "SAYS"], &rules)?;
+    out.line("")?;
+    let rows: Vec<[String; 7]> = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_row).collect();
+    Ok(out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "PATH", "SAYS"], &rows)?)
+}
+
+async fn streams(id: &AgentId, client: &mut Client) -> Result<Vec<AgentStream>, Failure> {
+    let (mut streams, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let list =
+            ListStreamsRequest { agent_id: id.to_string(), topic: String::new(), page_size: LIST_PAGE, page_token };
+        let page = client.list_streams(request(list)).await?.into_inner();
+        streams.extend(page.streams);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(streams);
+        }
+    }
+}
+
+fn rule_state(rule: &RuleStatus) -> String {
+    state(rule.state().as_str_name(), "RULE_STATE_")
+}
+
+fn stream_state(stream: &StreamStatus) -> String {
+    state(stream.state().as_str_name(), "STREAM_STATE_")
+}
+
+fn rule_row(rule: &RuleStatus) -> [String; 5] {
+    let effect = rule.effect.clone().unwrap_or_default();
+    let mut files = effect.files_matched.to_string();
+    for (count, what) in [(effect.files_shadowed, "shadowed"), (effect.files_refused, "refused")] {
+        if count > 0 {
+            files.push_str(&format!(", {count} {what}"));
+        }
+    }
+    let error = rule.error.as_ref().map_or(String::new(), |error| {
+        let field = if error.field.is_empty() { String::new() } else { format!("{}: ", error.field) };
+        format!("{field}{}", error.message)
+    });
+    let revision = if rule.running_revision == rule.desired_revision {
+        rule.running_revision.to_string()
+    } else {
+        format!("{} of {}", rule.running_revision, rule.desired_revision)
+    };
+    [rule.name.clone(), rule_state(rule), revision, files, error]
+}
+
+fn stream_row(stream: &StreamStatus) -> [String; 7] {
+    [
+        stream.stream_id.clone(),
+        stream_state(stream),
+        bytes(stream.size),
+        bytes(stream.read_offset),
+        bytes(stream.acked_offset),
+        stream.path.clone(),
+        stream.error.clone(),
+    ]
+}
+
+fn to_json(agent: &Agent) -> Value {
+    json!({
+        "id": agent.id,
+        "labels": agent.labels,
+        "version": agent.version,
+        "online": agent.online,
+        "connect_time": time(agent.connect_time.as_ref()),
+        "last_seen_time": time(agent.last_seen_time.as_ref()),
+        "rules": agent.rules.iter().map(rule_json).collect::<Vec<_>>(),
+        "stream_count": agent.stream_count,
+        "lag_bytes": agent.lag_bytes,
+    })
+}
+
+fn rule_json(rule: &RuleStatus) -> Value {
+    let effect = rule.effect.clone().unwrap_or_default();
+    let error = (rule.error.as_ref())
+        .map(|error| json!({"reason": error.reason, "message": error.message, "field": error.field}));
+    let problems: Vec<Value> = effect
+        .problems
+        .iter()
+        .map(|one| json!({"path": one.path, "reason": one.reason, "detail": one.detail}))
+        .collect();
+    json!({
+        "name": rule.name,
+        "state": rule_state(rule),
+        "desired_revision": rule.desired_revision,
+        "attempted_revision": rule.attempted_revision,
+        "running_revision": rule.running_revision,
+        "error": error,
+        "since": time(rule.since.as_ref()),
+        "files_matched": effect.files_matched,
+        "files_shadowed": effect.files_shadowed,
+        "files_refused": effect.files_refused,
+        "problems": problems,
+    })
+}
+
+fn stream_json(stream: &StreamStatus) -> Value {
+    json!({
+        "stream_id": stream.stream_id,
+        "path": stream.path,
+        "rule": stream.rule,
+        "topic": stream.topic,
+        "state": stream_state(stream),
+        "start_offset": stream.start_offset,
+        "size": stream.size,
+        "read_offset": stream.read_offset,
+        "acked_offset": stream.acked_offset,
+        "oldest_unacked_time": time(stream.oldest_unacked_time.as_ref()),
+        "error": stream.error,
+        "lost_bytes": stream.lost_bytes,
+    })
+}

@@ -1,0 +1,140 @@
+//! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list.
+
+use std::time::Duration;
+
+use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
+use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, StreamAudit};
+use logmesh_types::{AgentId, TopicName};
+use serde_json::{Value, json};
+
+use super::output::{Output, bytes};
+use super::{Common, Failure, Outcome, Session, request_within};
+
+/// Streams asked for at a time; each is compared document by document.
+const PAGE: i32 = 100;
+
+/// How long a page may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// The largest page that is decoded, in bytes: each stream lists up to 200 findings.
+const MAX_PAGE_BYTES: usize = 64 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuditArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Only streams of this topic
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<TopicName>,
+    /// Only streams of this agent
+    #[arg(long, value_name = "ID")]
+    agent: Option<AgentId>,
+}
+
+/// What was found in all.
+#[derive(Default)]
+struct Sum {
+    streams: u64,
+    faulty: u64,
+    gaps: u64,
+    doubles: u64,
+    documents: u64,
+    on_its_way: u64,
+    dead_letters: u64,
+}
+
+pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
+    let mut client = AuditServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_PAGE_BYTES);
+    let mut wanted = AuditFleetRequest {
+        topic: args.topic.map(|topic| topic.to_string()).unwrap_or_default(),
+        agent_id: args.agent.map(|agent| agent.to_string()).unwrap_or_default(),
+        page_size: PAGE,
+        page_token: String::new(),
+    };
+    let mut sum = Sum::default();
+    loop {
+        let page = client.audit_fleet(request_within(PAGE_TIMEOUT, wanted.clone())).await?.into_inner();
+        for stream in &page.streams {
+            sum.add(stream);
+            show(stream, &mut session.out)?;
+        }
+        session.out.flush()?;
+        wanted.page_token = page.next_page_token;
+        if wanted.page_token.is_empty() {
+            break;
+        }
+    }
+    if !session.out.json {
+        session.out.line(&sum.to_line())?;
+    }
+    if sum.faulty == 0 { Ok(()) } else { Err(Failure::Wanting) }
+}
+
+impl Sum {
+    fn add(&mut self, stream: &StreamAudit) {
+        self.streams += 1;
+        self.faulty += u64::from(!stream.clean);
+        self.gaps += stream.gaps.len() as u64;
+        self.doubles += stream.doubles.len() as u64;
+        self.documents += stream.documents;
+        self.on_its_way += stream.on_its_way_bytes;
+        self.dead_letters += stream.dead_letter_bytes;
+    }
+
+    fn to_line(&self) -> String {
+        let mut line = match self.faulty {
+            0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
+            faulty => format!(
+                "{} streams, {} documents: {faulty} streams with faults, {} gaps, {} doubles",
+                self.streams, self.documents, self.gaps, self.doubles
+            ),
+        };
+        for (count, what) in [(self.on_its_way, "on their way"), (self.dead_letters, "in the dead letters")] {
+            if count > 0 {
+                line.push_str(&format!("; {} {what}", bytes(count)));
+            }
+        }
+        line
+    }
+}
+
+/// One JSON document for each stream; for people only what is wrong.
+fn show(stream: &StreamAudit, out: &mut Output) -> Result<(), Failure> {
+    if out.json {
+        return Ok(out.json(&to_json(stream))?);
+    }
+    if stream.clean {
+        return Ok(());
+    }
+    out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
+    for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
+        for one in findings {
+            out.line(&format!("  {kind}  [{}, {})  {}", one.start_offset, one.end_offset, one.detail))?;
+        }
+    }
+    Ok(())
+}
+
+fn to_json(stream: &StreamAudit) -> Value {
+    json!({
+        "stream_id": stream.stream_id,
+        "topic": stream.topic,
+        "agent_id": stream.agent_id,
+        "path": stream.path,
+        "start_offset": stream.start_offset,
+        "size": stream.size,
+        "read_offset": stream.read_offset,
+        "acked_offset": stream.acked_offset,
+        "indexed_offset": stream.indexed_offset,
+        "documents": stream.documents,
+        "on_its_way_bytes": stream.on_its_way_bytes,
+        "dead_letter_bytes": stream.dead_letter_bytes,
+        "gaps": stream.gaps.iter().map(finding).collect::<Vec<_>>(),
+        "doubles": stream.doubles.iter().map(finding).collect::<Vec<_>>(),
+        "clean": stream.clean,
+    })
+}
+
+fn finding(one: &Finding) -> Value {
+    json!({"start_offset": one.start_offset, "end_offset": one.end_offset, "detail": one.detail})
+}

@@ -1,0 +1,248 @@
+//! `rules apply|list|get|delete`.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
+use logmesh_proto::config::v1::{DeleteRuleRequest, GetRuleRequest, ListRulesRequest, Rule, UpdateRuleRequest};
+use logmesh_rules::{Document, RuleSpec};
+use logmesh_types::{RuleName, UnixNanos};
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::output::{age, time};
+use super::{Common, Failure, LIST_PAGE, Outcome, Session, request};
+
+/// The largest file of rules that is read, in bytes; the reader of rules refuses less.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RulesArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    command: RulesCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum RulesCommand {
+    /// Make or change the rules of a YAML file; all of them are checked before the first is applied
+    Apply {
+        /// The file, one or several YAML documents; - reads standard input
+        #[arg(short = 'f', long = "file", value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show all rules
+    List,
+    /// Show one rule as YAML, to be changed and applied again
+    Get {
+        /// Its name; rules/ before it may be left out
+        #[arg(value_parser = rule_name)]
+        name: RuleName,
+    },
+    /// Remove a rule; what it collected stays
+    Delete {
+        /// Its name; rules/ before it may be left out
+        #[arg(value_parser = rule_name)]
+        name: RuleName,
+    },
+}
+
+fn rule_name(text: &str) -> Result<RuleName, String> {
+    text.parse().map_err(|error: logmesh_types::NameError| error.to_string())
+}
+
+type Client = RuleServiceClient<Channel>;
+
+pub(super) async fn run(args: RulesArgs, session: &mut Session) -> Outcome {
+    let mut client = RuleServiceClient::new(session.channel.clone());
+    match args.command {
+        RulesCommand::Apply { file } => apply(&file, &mut client, session).await,
+        RulesCommand::List => list(&mut client, session).await,
+        RulesCommand::Get { name } => get(&name, &mut client, session).await,
+        RulesCommand::Delete { name } => {
+            client.delete_rule(request(DeleteRuleRequest { name: name.to_string(), etag: String::new() })).await?;
+            if session.out.json {
+                session.out.json(&json!({"name": name.as_str(), "deleted": true}))?;
+            } else {
+                session.out.line(&format!("{name} deleted"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn apply(file: &Path, client: &mut Client, session: &mut Session) -> Outcome {
+    let shown = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {shown}: {error}")))?;
+    let specs = check(&shown, &text).map_err(Failure::Usage)?;
+    for spec in &specs {
+        update(client, spec, true).await?;
+    }
+    for spec in &specs {
+        let before = find(client, &spec.name).await?;
+        let after = update(client, spec, false).await?;
+        let done = match before {
+            None => "created",
+            Some(before) if before.revision == after.revision => "unchanged",
+            Some(_) => "updated",
+        };
+        if session.out.json {
+            session.out.json(&with(to_json(&after)?, "result", done.into()))?;
+        } else {
+            session.out.line(&format!("{} {done} (revision {})", after.name, after.revision))?;
+        }
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let source: Box<dyn Read> =
+        if file == Path::new("-") { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(file)?) };
+    source.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The rules of a file, checked, or everything that is wrong with it, each with file, line and column.
+fn check(file: &str, text: &str) -> Result<Vec<RuleSpec>, String> {
+    let documents = logmesh_rules::parse_yaml(text).map_err(|error| format!("{file}: {error}"))?;
+    if documents.is_empty() {
+        return Err(format!("{file}: holds no rule"));
+    }
+    let (mut specs, mut faults, mut names) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for document in documents {
+        match document.spec.compile() {
+            Ok(rule) if names.insert(rule.name.clone()) => specs.push(rule.spec().clone()),
+            Ok(rule) => faults.push(fault(file, &document, "name", &format!("{} is in this file twice", rule.name))),
+            Err(found) => {
+                let found = found.0.iter().map(|one| fault(file, &document, &one.field, &one.description));
+                faults.extend(found);
+            }
+        }
+    }
+    if faults.is_empty() { Ok(specs) } else { Err(faults.join("\n")) }
+}
+
+fn fault(file: &str, document: &Document, field: &str, description: &str) -> String {
+    let place =
+        document.place(field).map_or_else(String::new, |(line, column)| format!("line {line}, column {column}: "));
+    format!("{file}: {place}{field}: {description}")
+}
+
+async fn update(client: &mut Client, spec: &RuleSpec, validate_only: bool) -> Result<Rule, Failure> {
+    let update = UpdateRuleRequest { rule: Some(spec.into()), update_mask: None, allow_missing: true, validate_only };
+    Ok(client.update_rule(request(update)).await?.into_inner())
+}
+
+async fn find(client: &mut Client, name: &str) -> Result<Option<Rule>, Failure> {
+    match client.get_rule(request(GetRuleRequest { name: name.to_owned() })).await {
+        Ok(rule) => Ok(Some(rule.into_inner())),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(status.into()),
+    }
+}
+
+async fn list(client: &mut Client, session: &mut Session) -> Outcome {
+    let (mut rows, mut page_token) = (Vec::new(), String::new());
+    let now = UnixNanos::now();
+    loop {
+        let page =
+            client.list_rules(request(ListRulesRequest { page_size: LIST_PAGE, page_token })).await?.into_inner();
+        for rule in &page.rules {
+            if session.out.json {
+                session.out.json(&to_json(rule)?)?;
+            } else {
+                rows.push(row(rule, now));
+            }
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    if !session.out.json {
+        session.out.table(["NAME", "TOPIC", "PRIORITY", "REVISION", "CHANGED", "SELECTOR", "PATHS"], &rows)?;
+    }
+    Ok(())
+}
+
+fn row(rule: &Rule, now: UnixNanos) -> [String; 7] {
+    [
+        rule.name.clone(),
+        rule.topic.clone(),
+        rule.priority.to_string(),
+        rule.revision.to_string(),
+        age(rule.update_time.as_ref(), now),
+        if rule.selector.is_empty() { "(all agents)".to_owned() } else { rule.selector.clone() },
+        rule.paths.join(" "),
+    ]
+}
+
+async fn get(name: &RuleName, client: &mut Client, session: &mut Session) -> Outcome {
+    let rule = client.get_rule(request(GetRuleRequest { name: name.to_string() })).await?.into_inner();
+    if session.out.json {
+        session.out.json(&to_json(&rule)?)?;
+        return Ok(());
+    }
+    let yaml = logmesh_rules::to_yaml(&to_spec(&rule)?).map_err(|error| Failure::Garbled(error.to_string()))?;
+    session.out.line(&format!("# revision {}, changed {}", rule.revision, time(rule.update_time.as_ref())))?;
+    Ok(session.out.lines(&yaml)?)
+}
+
+fn to_spec(rule: &Rule) -> Result<RuleSpec, Failure> {
+    RuleSpec::try_from(rule).map_err(|found| Failure::Garbled(format!("{}: {found}", rule.name)))
+}
+
+/// The rule as it is written, and what the server adds.
+fn to_json(rule: &Rule) -> Result<Value, Failure> {
+    let spec = serde_json::to_value(to_spec(rule)?).map_err(|error| Failure::Garbled(error.to_string()))?;
+    let spec = with(spec, "revision", rule.revision.into());
+    let spec = with(spec, "etag", rule.etag.as_str().into());
+    let spec = with(spec, "create_time", time(rule.create_time.as_ref()));
+    Ok(with(spec, "update_time", time(rule.update_time.as_ref())))
+}
+
+fn with(mut object: Value, key: &str, value: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_of_a_file_is_said_with_its_place() {
+        let text = "name: a\ntopic: t\npaths: [/a, b]\n---\nname: a\ntopic: x.books\npaths:\n  - /c\n";
+        let said = check("rules.yaml", text).unwrap_err();
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(
+            lines[0].starts_with("rules.yaml: line 3, column 13: paths[1]: \"b\" is not an absolute path"),
+            "{said}"
+        );
+        assert!(lines[1].starts_with("rules.yaml: line 6, column 8: topic: x.books is a topic"), "{said}");
+        let twice = "name: a\ntopic: t\npaths: [/a]\n---\nname: rules/a\ntopic: t\npaths: [/a]\n";
+        assert_eq!(check("f", twice).unwrap_err(), "f: line 5, column 7: name: rules/a is in this file twice");
+        assert_eq!(check("f", "\n").unwrap_err(), "f: holds no rule");
+    }
+
+    #[test]
+    fn json_of_a_rule_holds_what_the_server_adds() {
+        let rule = Rule {
+            name: "rules/a".into(),
+            topic: "t".into(),
+            paths: vec!["/a".into()],
+            revision: 7,
+            etag: "e".into(),
+            ..Rule::default()
+        };
+        let expected = json!({"name": "rules/a", "topic": "t", "paths": ["/a"], "revision": 7, "etag": "e",
+            "create_time": null, "update_time": null});
+        assert_eq!(to_json(&rule).unwrap(), expected);
+    }
+}

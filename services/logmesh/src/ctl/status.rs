@@ -1,0 +1,153 @@
+//! `status`: exits with 0 when every service is ready, else with 1.
+
+use logmesh_proto::fleet::v1::RuleState;
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
+use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
+use logmesh_proto::transfer::v1::{GetStatusRequest, GetStatusResponse};
+use logmesh_types::UnixNanos;
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::output::{age, bytes, time};
+use super::{Common, Failure, Outcome, Session, agents, request};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+/// The services of a mesh, and what each must serve to be ready.
+const SERVICES: [(&str, &[&str]); 4] = [
+    (
+        "config",
+        &[
+            "logmesh.config.v1.RuleService",
+            "logmesh.fleet.v1.AgentConfigService",
+            "logmesh.fleet.v1.FleetService",
+            "logmesh.discovery.v1.DiscoveryService",
+        ],
+    ),
+    ("gateway", &["logmesh.ingest.v1.IngestService"]),
+    ("transfer", &["logmesh.transfer.v1.TransferService"]),
+    ("console", &["logmesh.search.v1.SearchService", "logmesh.audit.v1.AuditService"]),
+];
+
+/// What is known of one service.
+struct Line {
+    service: &'static str,
+    ready: bool,
+    detail: String,
+    facts: Value,
+}
+
+pub(super) async fn run(session: &mut Session) -> Outcome {
+    let mut lines = Vec::new();
+    for (service, parts) in SERVICES {
+        let mut line = health(service, parts, session).await?;
+        if line.ready {
+            let more = match service {
+                "config" => fleet(session).await,
+                "transfer" => transfer(session).await,
+                _ => Ok((true, String::new(), json!({}))),
+            };
+            (line.ready, line.detail, line.facts) = more.or_else(describe)?;
+        }
+        lines.push(line);
+    }
+    show(&lines, session)?;
+    if lines.iter().all(|line| line.ready) { Ok(()) } else { Err(Failure::Wanting) }
+}
+
+/// A service that answers with an error is not ready; a server that doesn't answer ends the command.
+fn describe(failure: Failure) -> Result<(bool, String, Value), Failure> {
+    match failure {
+        Failure::Call(status) => Ok((false, logmesh_grpc::describe(&status), json!({}))),
+        other => Err(other),
+    }
+}
+
+async fn health(service: &'static str, parts: &[&str], session: &Session) -> Result<Line, Failure> {
+    let mut client = HealthClient::new(session.channel.clone());
+    let mut wanting = Vec::new();
+    for part in parts {
+        let asked = client.check(request(HealthCheckRequest { service: (*part).to_owned() })).await;
+        match asked.map(|answer| answer.into_inner().status()) {
+            Ok(ServingStatus::Serving) => {}
+            Ok(_) => wanting.push(format!("{part} is not serving")),
+            Err(status) if status.code() == Code::NotFound => wanting.push(format!("{part} is not there")),
+            Err(status) => return Err(status.into()),
+        }
+    }
+    Ok(Line { service, ready: wanting.is_empty(), detail: wanting.join("; "), facts: json!({}) })
+}
+
+async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {
+    let agents = agents::all(&mut FleetServiceClient::new(session.channel.clone())).await?;
+    let online = agents.iter().filter(|agent| agent.online).count();
+    let behind: u64 = agents.iter().map(|agent| agent.lag_bytes).sum();
+    let rules = agents.iter().flat_map(|agent| &agent.rules);
+    let bad = rules.filter(|rule| matches!(rule.state(), RuleState::Failed | RuleState::Refused)).count();
+    let mut detail = format!("{online} of {} agents online, {} not acked", agents.len(), bytes(behind));
+    if bad > 0 {
+        detail.push_str(&format!(", {bad} rules failed or refused (see `agents get`)"));
+    }
+    let facts =
+        json!({"agents": agents.len(), "agents_online": online, "unacked_bytes": behind, "rules_not_applied": bad});
+    Ok((true, detail, facts))
+}
+
+async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
+    let mut client = TransferServiceClient::new(session.channel.clone());
+    let status = client.get_status(request(GetStatusRequest {})).await?.into_inner();
+    let lag: u64 = status.partitions.iter().map(|partition| partition.lag_records).sum();
+    let detail = if status.error.is_empty() { progress(&status, lag) } else { status.error.clone() };
+    let oldest = oldest(&status);
+    let facts = json!({
+        "partitions": status.partitions.len(),
+        "lag_records": lag,
+        "fresh_time": time(oldest.as_ref()),
+        "dead_letters": status.counts.as_ref().map_or(0, |counts| counts.dead_letters),
+    });
+    Ok((status.error.is_empty(), detail, facts))
+}
+
+/// Of the partitions that are behind, the time up to which the last of them is done.
+fn oldest(status: &GetStatusResponse) -> Option<prost_types::Timestamp> {
+    let behind = status.partitions.iter().filter(|partition| partition.lag_records > 0);
+    behind.filter_map(|partition| partition.fresh_time).min_by_key(|time| (time.seconds, time.nanos))
+}
+
+fn progress(status: &GetStatusResponse, lag: u64) -> String {
+    match (lag, oldest(status)) {
+        (0, _) => format!("{} partitions, nothing waits", status.partitions.len()),
+        (_, None) => format!("{} partitions, {lag} records wait", status.partitions.len()),
+        (_, Some(oldest)) => {
+            let age = age(Some(&oldest), UnixNanos::now());
+            format!("{} partitions, {lag} records wait, the oldest for {age}", status.partitions.len())
+        }
+    }
+}
+
+fn show(lines: &[Line], session: &mut Session) -> Result<(), Failure> {
+    if !session.out.json {
+        let rows: Vec<[String; 3]> =
+            (lines.iter()).map(|line| [line.service.to_owned(), ready(line).to_owned(), line.detail.clone()]).collect();
+        return Ok(session.out.table(["SERVICE", "STATE", "DETAIL"], &rows)?);
+    }
+    for line in lines {
+        let mut value = json!({"service": line.service, "ready": line.ready, "detail": line.detail});
+        if let (Some(value), Some(facts)) = (value.as_object_mut(), line.facts.as_object()) {
+            value.extend(facts.clone());
+        }
+        session.out.json(&value)?;
+    }
+    Ok(())
+}
+
+fn ready(line: &Line) -> &'static str {
+    if line.ready { "ready" } else { "not ready" }
+}

@@ -1,0 +1,81 @@
+//! The command line as people type it.
+
+use clap::Parser;
+
+use super::{Command, CtlArgs};
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Parsed,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Parsed {
+    Ctl(CtlArgs),
+    #[command(flatten)]
+    Short(Command),
+}
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    let words = std::iter::once("logmesh").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map(|cli| match cli.command {
+        Parsed::Ctl(args) => args.command,
+        Parsed::Short(command) => command,
+    })
+}
+
+#[test]
+fn the_command_line_of_the_design_is_understood() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+    for line in [
+        "rules apply -f rules.yaml",
+        "rules list --json",
+        "rules get nginx",
+        "rules delete rules/nginx",
+        "agents list",
+        "agents get web-1",
+        "search error --since 15m",
+        "search error --from 2026-01-31T12:00:00Z --to now-1h --limit 5000 --topic a --topic b",
+        "search * --count",
+        "tail level:error",
+        "audit --topic nginx --agent web-1",
+        "deadletters list --topic nginx",
+        "status",
+        "ctl status",
+        "ctl rules list",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn options_of_all_commands_may_stand_anywhere() {
+    for line in
+        ["rules --server a:1 list", "rules list --server a:1", "ctl rules list --server a:1", "ctl status --server a:1"]
+    {
+        let command = parse(line).unwrap();
+        assert_eq!(command.common().server, "a:1", "{line}");
+    }
+    assert_eq!(parse("status").unwrap().common().server, "127.0.0.1:7400");
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    for line in [
+        "search",
+        "search x --since 1x",
+        "search x --since 1h --from now-1h",
+        "search x --from yesterday",
+        "search x --limit 0",
+        "search x --topic Not/Good",
+        "rules get ../etc",
+        "rules apply",
+        "rules history x",
+        "agents",
+        "audit --agent ../x",
+    ] {
+        assert!(parse(line).unwrap_err().use_stderr(), "{line}");
+    }
+}
