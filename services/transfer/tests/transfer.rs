@@ -1,0 +1,209 @@
+//! Transfer from the embedded bus into the embedded index: what is stored, what is booked, and what happens when the
+//! same bytes come again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use logmesh_bus::{Bus, NewRecord, NextOffset, Position, TopicPartition};
+use logmesh_bus_embedded::EmbeddedBus;
+use logmesh_index::query::Query;
+use logmesh_index::{IndexReader, Order, Selection};
+use logmesh_index_embedded::EmbeddedIndex;
+use logmesh_proto::ingest::v1::{Chunk, Event, Source};
+use logmesh_record::{Book, Topics, codec, document};
+use logmesh_runtime::{Readiness, Tasks};
+use logmesh_testing::wait_for_async;
+use logmesh_transfer::{GROUP, Settings, Transfer};
+use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
+
+const STREAM: &str = "217a55e0e277d86e24b960c80282a1c5";
+const DAY: i64 = 86_400;
+
+struct Mesh {
+    bus: Arc<EmbeddedBus>,
+    index: Arc<EmbeddedIndex>,
+    topic: TopicName,
+    tasks: Tasks,
+    _folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bus = Arc::new(EmbeddedBus::open(&folder.path().join("bus"), Default::default()).unwrap());
+        let index = Arc::new(EmbeddedIndex::open(&folder.path().join("index"), Default::default()).await.unwrap());
+        let topic: TopicName = "logs".parse().unwrap();
+        for spec in Topics::default().specs(&topic) {
+            bus.ensure_topic(&spec).await.unwrap();
+        }
+        let mut mesh = Self { bus, index, topic, tasks: Tasks::new(), _folder: folder };
+        mesh.start_transfer();
+        mesh
+    }
+
+    fn start_transfer(&mut self) {
+        self.tasks = Tasks::new();
+        let settings = Settings { topics: Topics::default(), ..Settings::default() };
+        Transfer::start(self.bus.clone(), self.index.clone(), settings, Readiness::new(), &self.tasks);
+    }
+
+    async fn stop_transfer(&self) {
+        self.tasks.shutdown();
+        self.tasks.finish(Duration::from_secs(20)).await.unwrap();
+    }
+
+    async fn append(&self, record: NewRecord) -> Position {
+        self.bus.append(&self.topic, record).await.unwrap().await.unwrap()
+    }
+
+    /// Waits until what was appended at this place, and all before it, is done.
+    async fn done(&self, at: &Position) {
+        let partition = TopicPartition { topic: self.topic.clone(), partition: at.partition };
+        wait_for_async("transfer commits", Duration::from_secs(20), || async {
+            let committed = self.bus.committed(GROUP, &partition).await.unwrap();
+            if committed >= Some(at.offset.next()) { Ok(()) } else { Err(format!("{committed:?}")) }
+        })
+        .await;
+    }
+
+    async fn messages(&self) -> Vec<String> {
+        let selection =
+            Selection { query: Query::parse("*").unwrap(), from: None, to: None, topics: vec![self.topic.clone()] };
+        let page = self.index.search(&selection, Order::OldestFirst, 1_000, None).await.unwrap();
+        page.hits
+            .iter()
+            .map(|hit| {
+                let document: serde_json::Value = serde_json::from_slice(&hit.body).unwrap();
+                document["message"].as_str().unwrap().to_owned()
+            })
+            .collect()
+    }
+
+    async fn books(&self, partition: u32) -> Vec<Book> {
+        let at = TopicPartition { topic: self.topic.books(), partition };
+        let records = self.bus.read(&at, NextOffset(0), 1 << 20).await.unwrap();
+        records.iter().map(|record| Book::decode(&at.topic, &record.value).unwrap()).collect()
+    }
+}
+
+fn chunk(start: u64, text: &str, day: i64) -> Chunk {
+    Chunk {
+        stream_id: STREAM.to_owned(),
+        topic: "logs".to_owned(),
+        rule: "rules/collect".to_owned(),
+        rule_revision: 1,
+        start_offset: start,
+        end_offset: start + text.len() as u64,
+        data: Bytes::copy_from_slice(text.as_bytes()),
+        crc32c: crc32c::crc32c(text.as_bytes()),
+        read_time: Some(prost_types::Timestamp { seconds: 1_769_860_800 + day * DAY, nanos: 0 }),
+        source: Some(Source { agent_id: "web-1".into(), path: "/var/log/app.log".into(), ..Source::default() }),
+        ..Chunk::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_is_indexed_booked_and_committed() {
+    let mesh = Mesh::start().await;
+    let at = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\n", 0))).await;
+    mesh.done(&at).await;
+    assert_eq!(mesh.messages().await, ["one", "two"]);
+    let books = mesh.books(at.partition).await;
+    assert_eq!(books.len(), 1);
+    assert_eq!(books[0].done, [ByteRange::new(0, 8)]);
+    assert_eq!((books[0].agent.as_str(), books[0].path.as_str()), ("web-1", "/var/log/app.log"));
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_comes_again_on_another_day_is_no_second_document() {
+    let mut mesh = Mesh::start().await;
+    let first = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\n", 0))).await;
+    mesh.done(&first).await;
+    // In one bulk with lines that are new, and again after a restart, which knows the books from the bus only.
+    let second = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\nthree\n", 1))).await;
+    mesh.done(&second).await;
+    mesh.stop_transfer().await;
+    mesh.start_transfer();
+    let third = mesh.append(codec::encode_chunk(&chunk(4, "two\nthree\nfour\n", 2))).await;
+    mesh.done(&third).await;
+    assert_eq!(mesh.messages().await, ["one", "two", "three", "four"]);
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_copies_of_a_range_in_one_bulk_are_one_document() {
+    let mut mesh = Mesh::start().await;
+    mesh.stop_transfer().await;
+    mesh.append(codec::encode_chunk(&chunk(0, "one\n", 0))).await;
+    let at = mesh.append(codec::encode_chunk(&chunk(0, "one\n", 1))).await;
+    mesh.start_transfer();
+    mesh.done(&at).await;
+    assert_eq!(mesh.messages().await, ["one"]);
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn booked_bytes_that_the_index_lacks_are_stored_when_they_come_again() {
+    let mesh = Mesh::start().await;
+    let stream: StreamId = STREAM.parse().unwrap();
+    let mut book = Book::new(stream);
+    book.add(ByteRange::new(0, 100));
+    mesh.stop_transfer().await;
+    mesh.bus.append(&mesh.topic.books(), book.encode()).await.unwrap().await.unwrap();
+    let mut mesh = mesh;
+    mesh.start_transfer();
+    let at = mesh.append(codec::encode_chunk(&chunk(0, "lost once\n", 0))).await;
+    mesh.done(&at).await;
+    assert_eq!(mesh.messages().await, ["lost once"]);
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_goes_to_the_dead_letters_and_stops_nothing() {
+    let mesh = Mesh::start().await;
+    let stray = NewRecord { key: Bytes::from(STREAM), value: Bytes::from("not ours"), ..NewRecord::default() };
+    mesh.append(stray).await;
+    let at = mesh.append(codec::encode_chunk(&chunk(0, "after it\n", 0))).await;
+    mesh.done(&at).await;
+    assert_eq!(mesh.messages().await, ["after it"]);
+    let dead = TopicPartition { topic: mesh.topic.dead_letters(), partition: 0 };
+    let mut letters = Vec::new();
+    for partition in 0..Topics::default().default.partitions {
+        let at = TopicPartition { partition, ..dead.clone() };
+        letters.extend(mesh.bus.read(&at, NextOffset(0), 1 << 20).await.unwrap());
+    }
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].value, Bytes::from("not ours"));
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_events_are_one_by_their_id_and_each_its_own_without() {
+    let mesh = Mesh::start().await;
+    let event = |id: &str| Event { event_id: id.to_owned(), message: format!("event {id}"), ..Event::default() };
+    for (id, day) in [("a", 0), ("a", 0), ("a", 1), ("", 0), ("", 0)] {
+        let taken = UnixNanos((1_769_860_800 + day * DAY) * 1_000_000_000);
+        let built = document::of_event("logs", &event(id), taken, &Default::default());
+        let at = mesh.append(codec::encode_event(&built, taken)).await;
+        mesh.done(&at).await;
+    }
+    let mut messages = mesh.messages().await;
+    messages.sort();
+    assert_eq!(messages, ["event ", "event ", "event a"]);
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_topic_is_found() {
+    let mut mesh = Mesh::start().await;
+    mesh.topic = "later".parse().unwrap();
+    for spec in Topics::default().specs(&mesh.topic) {
+        mesh.bus.ensure_topic(&spec).await.unwrap();
+    }
+    let at = mesh.append(codec::encode_chunk(&Chunk { topic: "later".into(), ..chunk(0, "hello\n", 0) })).await;
+    mesh.done(&at).await;
+    assert_eq!(mesh.messages().await, ["hello"]);
+    mesh.stop_transfer().await;
+}
