@@ -1,0 +1,505 @@
+//! The state machine that turns growing files into chunks. One thread drives it:
+//!
+//! ```text
+//! loop {
+//!     while let Some(chunk) = collector.poll(Instant::now(), credit) { send(chunk) }
+//!     collector.wait(Instant::now(), some_time);       // woken by a Waker when an ack comes in
+//! }
+//! ```
+//!
+//! It keeps each chunk until it's acked, so that a chunk is sent again with the same bytes, the same cuts and the same
+//! read time. After a crash it reads again from the last acked offset, which is on disk, as are all decisions that
+//! bytes alone don't make.
+
+mod discover;
+mod report;
+mod turns;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use logmesh_types::limits::{MAX_FILES, MAX_IN_FLIGHT_BYTES, MAX_OPEN_FILES};
+use logmesh_types::{AgentId, ByteRange, RuleName, StreamId, UnixNanos};
+
+use crate::chunk::Chunk;
+use crate::follow::{Flight, Followed};
+use crate::glob::GlobError;
+use crate::pace::Bucket;
+use crate::pathguard::{FileKey, PathGuard};
+use crate::rule::{Compiled, RuleError, TailRule};
+use crate::state::{Batch, Guard, Record, State, StateError};
+use crate::status::{FileProblem, Totals};
+use crate::watch::{Hint, Waker, Watcher};
+
+/// The most chunks that are unacked at a time: a chunk of one short line costs more than its bytes.
+const MAX_IN_FLIGHT_CHUNKS: usize = 8192;
+
+/// How long a refused chunk waits before it is sent again.
+const RETRY_REJECTED: Duration = Duration::from_secs(30);
+
+/// The least time between scans that hints ask for.
+const SCAN_PAUSE: Duration = Duration::from_millis(250);
+
+/// How a collector works. The defaults are safe; only the first four have none.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Part of every stream's id.
+    pub agent: AgentId,
+    /// Where the state lies; made if it isn't there.
+    pub state_dir: PathBuf,
+    /// Globs under which files may be read, whatever rules say.
+    pub allow: Vec<String>,
+    /// Folders of logmesh's own, never collected; the state's folder always is one.
+    pub own_dirs: Vec<PathBuf>,
+    /// Unacked bytes that are kept in memory.
+    pub max_in_flight_bytes: u64,
+    /// A last line without newline is sent when it hasn't grown for so long.
+    pub flush_after: Duration,
+    /// The time between scans while hints work; each second while they don't.
+    pub scan_every: Duration,
+    /// Acks are written to the state no more often than this.
+    pub commit_every: Duration,
+    /// Changes of files are gathered for so long before they're read.
+    pub linger: Duration,
+    /// A renamed file that no glob matches is followed until nothing was written to it for so long.
+    pub away_after: Duration,
+    /// What is known of a vanished file is forgotten after so long.
+    pub forget_after: Duration,
+    /// The most files that are followed.
+    pub max_files: usize,
+    /// The most files that are held open.
+    pub max_open_files: usize,
+}
+
+impl Settings {
+    /// The defaults.
+    pub fn new(agent: AgentId, state_dir: PathBuf, allow: Vec<String>) -> Self {
+        Self {
+            agent,
+            state_dir,
+            allow,
+            own_dirs: Vec::new(),
+            max_in_flight_bytes: MAX_IN_FLIGHT_BYTES,
+            flush_after: Duration::from_secs(5),
+            scan_every: Duration::from_secs(10),
+            commit_every: Duration::from_millis(200),
+            linger: Duration::from_millis(25),
+            away_after: Duration::from_secs(3600),
+            forget_after: Duration::from_secs(7 * 86_400),
+            max_files: MAX_FILES,
+            max_open_files: MAX_OPEN_FILES,
+        }
+    }
+}
+
+/// Why a collector can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A bad glob in `allow`.
+    #[error("allow: {0}")]
+    Allow(#[from] GlobError),
+    /// The state can't be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The system lacks something.
+    #[error("cannot set up the tailer: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A rule that runs, and what waits to be read for it.
+#[derive(Debug)]
+struct Running {
+    compiled: Compiled,
+    bytes: Bucket,
+    lines: Bucket,
+    ready: VecDeque<u64>,
+    /// What the last scan found against files that the rule matches.
+    problems: Vec<FileProblem>,
+    shadowed: usize,
+    refused: usize,
+}
+
+/// Follows files. See the module's text.
+#[derive(Debug)]
+pub struct Collector {
+    settings: Settings,
+    guard: PathGuard,
+    state: State,
+    watcher: Watcher,
+    /// By precedence: the first that matches a file owns it.
+    rules: Vec<Running>,
+    next_rule: usize,
+    /// By the number of their record.
+    files: HashMap<u64, Followed>,
+    by_key: HashMap<FileKey, u64>,
+    by_path: HashMap<PathBuf, u64>,
+    by_stream: HashMap<StreamId, u64>,
+    /// Chunks of streams that nobody reads any more, with the record that their acks still concern.
+    draining: HashMap<StreamId, (Option<u64>, Flight)>,
+    /// Records of files that aren't followed.
+    dormant: HashMap<u64, Record>,
+    dormant_by_inode: HashMap<u64, Vec<u64>>,
+    /// Open files, by their last turn.
+    open: BTreeMap<u64, u64>,
+    turns: u64,
+    next_record: u64,
+    resend: VecDeque<Chunk>,
+    rejected: HashMap<StreamId, Instant>,
+    timers: BTreeSet<(Instant, u64)>,
+    /// (Rule, glob) pairs whose first scan is on disk.
+    scanned: HashSet<(String, String)>,
+    dirty: HashSet<u64>,
+    batch: Batch,
+    commit_at: Instant,
+    scan_at: Instant,
+    last_scan: Option<Instant>,
+    hints_at: Instant,
+    /// Records of files that aren't found by a glob are looked for in the next scan.
+    search: bool,
+    state_error: Option<String>,
+    totals: Totals,
+}
+
+impl Collector {
+    /// Opens the state and gets ready; nothing is read before [`Collector::apply`].
+    pub fn open(mut settings: Settings) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(&settings.state_dir)?;
+        settings.own_dirs.push(settings.state_dir.clone());
+        let guard = PathGuard::new(&settings.allow, &settings.own_dirs)?;
+        let (state, loaded, message) = State::open(&settings.state_dir)?;
+        if let Some(message) = &message {
+            tracing::error!("{message}; files are read again from their start, repeated lines are found by their ids");
+        }
+        let now = Instant::now();
+        let mut collector = Self {
+            settings,
+            guard,
+            state,
+            watcher: Watcher::new()?,
+            rules: Vec::new(),
+            next_rule: 0,
+            files: HashMap::new(),
+            by_key: HashMap::new(),
+            by_path: HashMap::new(),
+            by_stream: HashMap::new(),
+            draining: HashMap::new(),
+            dormant: HashMap::new(),
+            dormant_by_inode: HashMap::new(),
+            open: BTreeMap::new(),
+            turns: 0,
+            next_record: loaded.records.iter().map(|r| r.number).max().map_or(1, |last| last + 1),
+            resend: VecDeque::new(),
+            rejected: HashMap::new(),
+            timers: BTreeSet::new(),
+            scanned: loaded.scanned,
+            dirty: HashSet::new(),
+            batch: Batch::default(),
+            commit_at: now,
+            scan_at: now,
+            last_scan: None,
+            hints_at: now,
+            search: true,
+            state_error: message,
+            totals: Totals::default(),
+        };
+        // However long the agent was down, its files get a day to be found again.
+        let grace = collector.settings.forget_after.saturating_sub(Duration::from_secs(86_400));
+        let seen_at_least = UnixNanos::now().0.saturating_sub(grace.as_nanos() as i64);
+        for record in loaded.records {
+            let seen = UnixNanos(record.seen.0.max(seen_at_least));
+            collector.put_to_sleep(Record { seen, ..record });
+        }
+        Ok(collector)
+    }
+
+    /// Wakes the thread that is in [`Collector::wait`].
+    pub fn waker(&self) -> Waker {
+        self.watcher.waker()
+    }
+
+    /// Runs these rules and no others. A rule that can't run is answered with why; what ran under its name goes on.
+    pub fn apply(&mut self, rules: Vec<TailRule>, now: Instant) -> Vec<(RuleName, Result<(), RuleError>)> {
+        let mut old: HashMap<RuleName, Running> =
+            self.rules.drain(..).map(|running| (running.compiled.rule.name.clone(), running)).collect();
+        let mut outcomes = Vec::new();
+        for rule in rules {
+            let name = rule.name.clone();
+            let before = old.remove(&name);
+            let (running, outcome) = match Compiled::new(rule, &self.guard) {
+                Ok(compiled) => (Some(Running::new(compiled, before, now)), Ok(())),
+                Err(error) => (before, Err(error)),
+            };
+            self.rules.extend(running);
+            outcomes.push((name, outcome));
+        }
+        self.rules.sort_by_cached_key(|running| running.compiled.precedence());
+        self.forget_scans();
+        self.reassign(now);
+        self.search = true;
+        self.scan_at = now;
+        outcomes
+    }
+
+    /// Forgets that rules or globs were scanned which are no more.
+    fn forget_scans(&mut self) {
+        let known: HashSet<(String, String)> = self.rules.iter().flat_map(Running::scan_keys).collect();
+        self.batch.unscanned.extend(self.scanned.difference(&known).cloned());
+        self.scanned.retain(|key| known.contains(key));
+    }
+
+    /// Gives each file to its owner under the present rules.
+    fn reassign(&mut self, now: Instant) {
+        for running in &mut self.rules {
+            running.ready.clear();
+        }
+        for number in self.files.keys().copied().collect::<Vec<_>>() {
+            let Some(file) = self.files.get_mut(&number) else { continue };
+            file.queued = false;
+            match self.rules.iter().position(|r| r.compiled.matches(&file.record.matched).is_some()) {
+                Some(rule) => {
+                    self.assign(number, rule);
+                    self.enqueue(number);
+                }
+                None => self.release(number, now),
+            }
+        }
+    }
+
+    /// The next chunk to send, if one is there that fits into `credit` bytes.
+    pub fn poll(&mut self, now: Instant, credit: u64) -> Option<Chunk> {
+        self.housekeep(now);
+        while let Some(chunk) = self.resend.front() {
+            if chunk.range.len() > credit {
+                return None;
+            }
+            let chunk = self.resend.pop_front()?;
+            if self.is_in_flight(&chunk) {
+                return Some(chunk);
+            }
+        }
+        let room = self.settings.max_in_flight_bytes.saturating_sub(self.totals.in_flight_bytes);
+        if room == 0 || credit == 0 || self.totals.in_flight_chunks >= MAX_IN_FLIGHT_CHUNKS {
+            return None;
+        }
+        self.read_some(now, credit.min(room))
+    }
+
+    /// Notes that a stream is durable at the centre up to `end`.
+    pub fn ack(&mut self, stream: StreamId, end: u64, now: Instant) {
+        if let Some(number) = self.by_stream.get(&stream).copied()
+            && let Some(file) = self.files.get_mut(&number)
+        {
+            let (bytes, chunks, reached) = file.flight.ack(end);
+            if let Some((offset, guard)) = reached {
+                file.acked(offset, guard);
+                let drained = file.flight.sent.is_empty();
+                let waits = file.next.is_some();
+                self.dirty.insert(number);
+                self.settle(bytes, chunks);
+                if drained && waits {
+                    self.enqueue(number);
+                }
+                if drained {
+                    self.check_end(number, now);
+                }
+            }
+        } else if let Some((record, flight)) = self.draining.get_mut(&stream) {
+            let (record, (bytes, chunks, reached)) = (*record, flight.ack(end));
+            if flight.sent.is_empty() {
+                self.draining.remove(&stream);
+            }
+            self.settle(bytes, chunks);
+            if let (Some(number), Some((offset, guard))) = (record, reached) {
+                self.ack_dormant(number, offset, guard);
+            }
+        }
+    }
+
+    fn ack_dormant(&mut self, number: u64, offset: u64, guard: Guard) {
+        if let Some(record) = self.dormant.get_mut(&number) {
+            (record.acked, record.guard) = (offset, guard);
+            record.cuts.retain(|cut| *cut > offset);
+            self.dirty.insert(number);
+        }
+    }
+
+    fn settle(&mut self, bytes: u64, chunks: usize) {
+        self.totals.in_flight_bytes -= bytes;
+        self.totals.in_flight_chunks -= chunks;
+        self.totals.acked_bytes += bytes;
+    }
+
+    /// Notes that the centre refused a chunk. The stream stands still there, and the chunk is sent again later.
+    pub fn reject(&mut self, stream: StreamId, range: ByteRange, reason: &str, now: Instant) {
+        let Some(flight) = self.flight_mut(stream) else { return };
+        if !flight.sent.iter().any(|sent| sent.chunk.range == range) {
+            return;
+        }
+        flight.rejected_at = Some(flight.rejected_at.map_or(range.start, |from| from.min(range.start)));
+        flight.error = Some(format!("the gateway refused {range}: {reason}"));
+        self.rejected.insert(stream, now + RETRY_REJECTED);
+        self.resend.retain(|chunk| chunk.stream != stream || chunk.range.start < range.start);
+    }
+
+    /// The connection was lost: everything unacked is to be sent again.
+    pub fn reconnect(&mut self) {
+        self.rejected.clear();
+        let files = self.files.values_mut().map(|file| &mut file.flight);
+        let flights = files.chain(self.draining.values_mut().map(|(_, flight)| flight));
+        self.resend.clear();
+        for flight in flights {
+            flight.rejected_at = None;
+            self.resend.extend(flight.sent.iter().map(|sent| sent.chunk.clone()));
+        }
+    }
+
+    /// Sleeps until there may be something for [`Collector::poll`], at most `longest`.
+    pub fn wait(&mut self, now: Instant, longest: Duration) {
+        let mut until = now + longest;
+        until = until.min(self.scan_at);
+        if self.has_changes() {
+            until = until.min(self.commit_at);
+        }
+        if let Some((at, _)) = self.timers.first() {
+            until = until.min(*at);
+        }
+        for running in self.rules.iter().filter(|running| !running.ready.is_empty()) {
+            let wait = running.bytes.wait().max(running.lines.wait());
+            if !wait.is_zero() {
+                until = until.min(now + wait);
+            }
+        }
+        let sleep = |until: Instant| until.saturating_duration_since(now).max(Duration::from_millis(1));
+        if now < self.hints_at {
+            // Hints of the last moments are gathered: one read for many writes.
+            return self.watcher.sleep(sleep(until.min(self.hints_at)), false);
+        }
+        self.watcher.sleep(sleep(until), true);
+    }
+
+    /// Writes what is known to the state at once; called before the process ends.
+    pub fn flush(&mut self, now: Instant) -> Result<(), StateError> {
+        self.commit(now)
+    }
+
+    fn housekeep(&mut self, now: Instant) {
+        if now >= self.hints_at {
+            self.hints_at = now + self.settings.linger;
+            for hint in self.watcher.hints() {
+                self.take_hint(hint, now);
+            }
+        }
+        if now >= self.scan_at && !self.rules.is_empty() {
+            self.scan(now);
+        }
+        while let Some((at, number)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            self.on_timer(number, now);
+        }
+        self.retry_rejected(now);
+        if self.has_changes() && now >= self.commit_at {
+            // The error is kept for the status, and the commit is tried again.
+            self.commit(now).ok();
+        }
+    }
+
+    fn take_hint(&mut self, hint: Hint, now: Instant) {
+        match hint {
+            Hint::Changed(path) => {
+                if let Some(number) = self.by_path.get(&path).copied() {
+                    self.enqueue(number);
+                }
+            }
+            Hint::Named(path) => self.look_at(path, now),
+            Hint::Scan => {
+                let soonest = self.last_scan.map_or(now, |last| last + SCAN_PAUSE);
+                self.scan_at = self.scan_at.min(soonest.max(now));
+            }
+        }
+    }
+
+    fn retry_rejected(&mut self, now: Instant) {
+        let due: Vec<_> = self.rejected.iter().filter(|(_, at)| **at <= now).map(|(stream, _)| *stream).collect();
+        for stream in due {
+            self.rejected.remove(&stream);
+            let Some(flight) = self.flight_mut(stream) else { continue };
+            let Some(from) = flight.rejected_at.take() else { continue };
+            let again: Vec<Chunk> =
+                flight.sent.iter().map(|s| s.chunk.clone()).filter(|chunk| chunk.range.start >= from).collect();
+            self.resend.extend(again);
+        }
+    }
+
+    fn flight_mut(&mut self, stream: StreamId) -> Option<&mut Flight> {
+        match self.by_stream.get(&stream) {
+            Some(number) => self.files.get_mut(number).map(|file| &mut file.flight),
+            None => self.draining.get_mut(&stream).map(|(_, flight)| flight),
+        }
+    }
+
+    fn is_in_flight(&mut self, chunk: &Chunk) -> bool {
+        self.flight_mut(chunk.stream)
+            .is_some_and(|flight| flight.sent.front().is_some_and(|first| first.chunk.range.start <= chunk.range.start))
+    }
+
+    fn has_changes(&self) -> bool {
+        !self.dirty.is_empty()
+            || !self.batch.removed.is_empty()
+            || !self.batch.scanned.is_empty()
+            || !self.batch.unscanned.is_empty()
+    }
+
+    /// Writes all changed records in one transaction.
+    fn commit(&mut self, now: Instant) -> Result<(), StateError> {
+        let seen = UnixNanos::now();
+        let live = self.dirty.iter().filter_map(|number| self.files.get(number));
+        let live = live.filter(|file| !file.binary).map(|file| Record { seen, ..file.record.clone() });
+        let dormant = self.dirty.iter().filter_map(|number| self.dormant.get(number)).cloned();
+        self.batch.records = live.chain(dormant).collect();
+        self.commit_at = now + self.settings.commit_every;
+        if let Err(error) = self.state.commit(&self.batch) {
+            self.commit_at = now + Duration::from_secs(1);
+            tracing::error!(%error, "positions are not saved: nothing new is begun until they are");
+            self.state_error = Some(error.to_string());
+            return Err(error);
+        }
+        self.state_error = None;
+        self.totals.commits += 1;
+        self.batch = Batch::default();
+        for number in self.dirty.drain() {
+            if let Some(file) = self.files.get_mut(&number) {
+                file.durable = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Begins a rule, or goes on with a new revision of it: what its pace has let through counts on.
+    fn new(compiled: Compiled, before: Option<Self>, now: Instant) -> Self {
+        let pace = compiled.rule.pace;
+        let (bytes, lines) = match before {
+            Some(mut before) => {
+                before.bytes.set_rate(pace.bytes_per_second, now);
+                before.lines.set_rate(pace.lines_per_second, now);
+                (before.bytes, before.lines)
+            }
+            None => (Bucket::new(pace.bytes_per_second, now), Bucket::new(pace.lines_per_second, now)),
+        };
+        Self { compiled, bytes, lines, ready: VecDeque::new(), problems: Vec::new(), shadowed: 0, refused: 0 }
+    }
+
+    fn scan_keys(&self) -> impl Iterator<Item = (String, String)> {
+        let rule = &self.compiled.rule;
+        rule.globs.iter().map(|glob| (rule.name.to_string(), glob.clone()))
+    }
+}

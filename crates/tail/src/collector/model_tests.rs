@@ -1,0 +1,254 @@
+//! The collector as an interpreter of what happens to files, held against a model that knows what was written.
+//!
+//! Invariants, over any sequence of actions: of each generation of a file, what was delivered is exactly what was
+//! written, from its first byte to its last; a range that is delivered again is cut into the same events.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::tests::Bench;
+use super::*;
+use crate::framing::FramingSpec;
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// Appends lines to a file; it is made if it isn't there.
+    Lines(u8, u8),
+    /// Appends a piece of a line.
+    Piece(u8),
+    /// Renames a file to where no glob looks, or with `true` to where one does.
+    Rotate(u8, bool),
+    Truncate(u8),
+    Delete(u8),
+    /// Polls so many chunks, with little credit or much.
+    Poll(u8, bool),
+    /// Acks so many of the oldest unacked chunks.
+    Ack(u8),
+    /// So many seconds pass.
+    Pass(u8),
+    Reconnect,
+    Crash,
+    /// Framing by lines, or by a start pattern.
+    Framing(bool),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => (0..3u8, 1..6u8).prop_map(|(file, lines)| Action::Lines(file, lines)),
+        3 => (0..3u8).prop_map(Action::Piece),
+        2 => (0..3u8, any::<bool>()).prop_map(|(file, matched)| Action::Rotate(file, matched)),
+        1 => (0..3u8).prop_map(Action::Truncate),
+        1 => (0..3u8).prop_map(Action::Delete),
+        6 => (1..6u8, any::<bool>()).prop_map(|(chunks, much)| Action::Poll(chunks, much)),
+        4 => (1..6u8).prop_map(Action::Ack),
+        2 => (1..8u8).prop_map(Action::Pass),
+        1 => Just(Action::Reconnect),
+        2 => Just(Action::Crash),
+        1 => any::<bool>().prop_map(Action::Framing),
+    ]
+}
+
+/// What was written into one generation of a file, and how much of it may be missing at its end.
+#[derive(Debug, Default)]
+struct Generation {
+    bytes: Vec<u8>,
+    /// A begun line that was there when the file was truncated: it can't be had any more.
+    may_miss: usize,
+}
+
+struct World {
+    bench: Bench,
+    live: BTreeMap<u8, Generation>,
+    finished: Vec<Generation>,
+    counter: u32,
+    /// By stream: event start to event bytes.
+    delivered: HashMap<StreamId, BTreeMap<u64, Vec<u8>>>,
+    unacked: VecDeque<Chunk>,
+}
+
+impl World {
+    fn new() -> Self {
+        let bench = Bench::new("*.log");
+        let (live, delivered) = (BTreeMap::new(), HashMap::new());
+        Self { bench, live, finished: Vec::new(), counter: 0, delivered, unacked: VecDeque::new() }
+    }
+
+    fn run(&mut self, action: &Action) {
+        match *action {
+            Action::Lines(file, lines) => (0..lines).for_each(|n| {
+                let start = if n % 2 == 0 { "" } else { " " };
+                self.write(file, &format!("{start}{{}}\n"));
+            }),
+            Action::Piece(file) => self.write(file, "<{}>"),
+            Action::Rotate(file, matched) => {
+                if let Some(generation) = self.seen(file) {
+                    self.counter += 1;
+                    let name = if matched { format!("{}-{file}.log", self.counter) } else { format!("{file}.{}", self.counter) };
+                    std::fs::rename(self.name(file), self.bench.path(&name)).unwrap();
+                    self.finished.push(generation);
+                }
+            }
+            Action::Truncate(file) => {
+                // What isn't read when a file is truncated is lost, by anyone: only a begun line may be.
+                self.deliver_all();
+                if let Some(mut generation) = self.live.remove(&file) {
+                    let line = memchr::memrchr(b'\n', &generation.bytes).map_or(0, |at| at + 1);
+                    generation.may_miss = self.undelivered(&generation).min(generation.bytes.len() - line.min(generation.bytes.len()));
+                    generation.may_miss = generation.may_miss.max(self.undelivered(&generation));
+                    std::fs::File::create(self.name(file)).unwrap();
+                    self.finished.push(generation);
+                    self.live.insert(file, Generation::default());
+                }
+            }
+            Action::Delete(file) => {
+                if let Some(generation) = self.seen(file) {
+                    std::fs::remove_file(self.name(file)).unwrap();
+                    self.finished.push(generation);
+                }
+            }
+            Action::Poll(chunks, much) => {
+                for _ in 0..chunks {
+                    self.poll(if much { u64::MAX } else { 30 });
+                }
+            }
+            Action::Ack(chunks) => {
+                for chunk in self.unacked.drain(..usize::from(chunks).min(self.unacked.len())).collect::<Vec<_>>() {
+                    self.bench.ack(&chunk);
+                }
+            }
+            Action::Pass(seconds) => self.bench.pass(Duration::from_secs(seconds.into())),
+            Action::Reconnect => {
+                self.unacked.clear();
+                self.bench.it().reconnect();
+            }
+            Action::Crash => self.crash(),
+            Action::Framing(multiline) => {
+                let start_pattern = multiline.then(|| r"^\d".to_owned());
+                self.bench.rules[0].framing = FramingSpec { start_pattern };
+                self.bench.rules[0].revision += 1;
+                self.bench.apply();
+            }
+        }
+    }
+
+    fn crash(&mut self) {
+        // What was deleted can't be opened again: it must have been delivered before.
+        self.deliver_all();
+        self.unacked.clear();
+        self.bench.restart();
+    }
+
+    fn name(&self, file: u8) -> PathBuf {
+        self.bench.path(&format!("{file}.log"))
+    }
+
+    /// Appends a text in which `{}` becomes a number of its own, so that no two lines are the same.
+    fn write(&mut self, file: u8, text: &str) {
+        self.counter += 1;
+        let text = text.replace("{}", &self.counter.to_string());
+        self.bench.append(&format!("{file}.log"), &text);
+        self.live.entry(file).or_default().bytes.extend(text.as_bytes());
+    }
+
+    /// Takes a file away that the collector has seen: what comes and goes unseen can't be collected.
+    fn seen(&mut self, file: u8) -> Option<Generation> {
+        self.poll(u64::MAX);
+        self.live.remove(&file)
+    }
+
+    fn poll(&mut self, credit: u64) -> bool {
+        self.bench.now += Duration::from_millis(1);
+        let now = self.bench.now;
+        let Some(chunk) = self.bench.it().poll(now, credit) else { return false };
+        assert!(chunk.range.len() <= credit);
+        let events = self.delivered.entry(chunk.stream).or_default();
+        let mut start = chunk.range.start;
+        for event in split(&chunk) {
+            if let Some(before) = events.insert(start, event.clone()) {
+                assert_eq!(before, event, "sent again, cut differently, at {start} of {}", chunk.stream);
+            }
+            start += event.len() as u64;
+        }
+        assert_eq!(start, chunk.range.end);
+        self.unacked.push_back(chunk);
+        true
+    }
+
+    fn deliver_all(&mut self) {
+        while self.poll(u64::MAX) || self.waits_for_acks() {
+            self.run(&Action::Ack(u8::MAX));
+        }
+    }
+
+    /// A new framing waits for the acks of the old.
+    fn waits_for_acks(&self) -> bool {
+        !self.unacked.is_empty()
+    }
+
+    /// How many bytes at the end of a generation weren't delivered.
+    fn undelivered(&self, generation: &Generation) -> usize {
+        let whole = self.contents().into_iter().filter(|text| !text.is_empty() && generation.bytes.starts_with(text));
+        generation.bytes.len() - whole.map(|text| text.len()).max().unwrap_or(0)
+    }
+
+    /// What was delivered of each stream, without gap or overlap.
+    fn contents(&self) -> Vec<Vec<u8>> {
+        let join = |events: &BTreeMap<u64, Vec<u8>>| {
+            let mut text = Vec::new();
+            for (start, event) in events {
+                assert_eq!(*start, text.len() as u64, "a gap or an overlap");
+                text.extend(event);
+            }
+            text
+        };
+        self.delivered.values().map(join).collect()
+    }
+
+    /// Lets all settle, and compares.
+    fn check(mut self) {
+        for _ in 0..4 {
+            self.deliver_all();
+            self.bench.pass(Duration::from_secs(6));
+        }
+        self.deliver_all();
+        let mut contents = self.contents();
+        for generation in self.finished.iter().chain(self.live.values()).filter(|g| !g.bytes.is_empty()) {
+            let least = generation.bytes.len() - generation.may_miss;
+            let fits = |text: &Vec<u8>| generation.bytes.starts_with(text) && text.len() >= least;
+            match contents.iter().position(fits) {
+                Some(at) => drop(contents.swap_remove(at)),
+                None => assert_eq!(least, 0, "missing: {:?}", String::from_utf8_lossy(&generation.bytes)),
+            }
+        }
+        assert!(contents.is_empty(), "never written: {:?}", contents);
+        assert_eq!(self.bench.it().totals().in_flight_bytes, 0);
+        let lag: Vec<_> = self.bench.it().status().into_iter().filter(|file| file.lag() > 0).collect();
+        assert!(lag.is_empty(), "{lag:?}");
+    }
+}
+
+fn split(chunk: &Chunk) -> Vec<Vec<u8>> {
+    match &chunk.lengths {
+        None => chunk.data.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect(),
+        Some(lengths) => {
+            let mut rest = &chunk.data[..];
+            let events = lengths.iter().map(|length| rest.split_off(..*length as usize).unwrap().to_vec()).collect();
+            assert!(rest.is_empty());
+            events
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_and_repeats_are_cut_alike(actions in prop::collection::vec(action(), 1..60)) {
+        let mut world = World::new();
+        for action in &actions {
+            world.run(action);
+        }
+        world.check();
+    }
+}

@@ -1,0 +1,332 @@
+//! Reading: fair turns over rules and their files, the budget of open files, and what time brings about.
+
+use std::time::{Duration, Instant};
+
+use logmesh_types::UnixNanos;
+
+use super::Collector;
+use crate::chunk::Chunk;
+use crate::follow::{Limits, Turn};
+use crate::pathguard::meta_of;
+
+/// How often a deleted file is looked at that someone may still write to, and how long after its last growth it is
+/// given up: as long as it's open, its space on the disk isn't freed.
+const DELETED_LOOK: Duration = Duration::from_millis(500);
+const DELETED_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a file rests that couldn't be read.
+const RETRY_READ: Duration = Duration::from_secs(1);
+
+/// What a file's turn came to.
+enum Outcome {
+    Chunk(Chunk, usize),
+    Nothing,
+    NeedsCredit,
+}
+
+impl Collector {
+    /// Puts a file into its rule's queue.
+    pub(super) fn enqueue(&mut self, number: u64) {
+        if let Some(file) = self.files.get_mut(&number)
+            && !file.queued
+            && let Some(rule) = self.rules.get_mut(file.rule)
+        {
+            file.queued = true;
+            rule.ready.push_back(number);
+        }
+    }
+
+    /// Gives rules their turns, and within a rule its files, until a chunk is there.
+    pub(super) fn read_some(&mut self, now: Instant, credit: u64) -> Option<Chunk> {
+        for _ in 0..self.rules.len() {
+            let index = self.next_rule % self.rules.len();
+            self.next_rule = index + 1;
+            while let Some((number, limits)) = self.next_ready(index, now, credit) {
+                match self.turn(number, limits, now) {
+                    Outcome::Chunk(chunk, lines) => {
+                        self.account(index, &chunk, lines);
+                        self.enqueue_rest(number);
+                        return Some(chunk);
+                    }
+                    Outcome::Nothing => {}
+                    Outcome::NeedsCredit => {
+                        // It keeps its place, or small events of other files would starve it.
+                        self.rules[index].ready.push_front(number);
+                        self.next_rule = index;
+                        if let Some(file) = self.files.get_mut(&number) {
+                            file.queued = true;
+                        }
+                        return None;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// The next file of a rule, unless the rule's pace makes it wait.
+    fn next_ready(&mut self, index: usize, now: Instant, credit: u64) -> Option<(u64, Limits)> {
+        let rule = &mut self.rules[index];
+        if rule.ready.is_empty() {
+            return None;
+        }
+        let (bytes, lines) = (rule.bytes.available(now), rule.lines.available(now));
+        if bytes == 0 || lines == 0 {
+            return None;
+        }
+        let number = rule.ready.pop_front()?;
+        if let Some(file) = self.files.get_mut(&number) {
+            file.queued = false;
+        }
+        Some((number, Limits { credit, bytes, lines }))
+    }
+
+    fn account(&mut self, rule: usize, chunk: &Chunk, lines: usize) {
+        self.rules[rule].bytes.take(chunk.range.len());
+        self.rules[rule].lines.take(lines as u64);
+        self.totals.in_flight_bytes += chunk.range.len();
+        self.totals.in_flight_chunks += 1;
+        self.totals.read_bytes += chunk.range.len();
+        self.totals.read_events += u64::from(chunk.events);
+    }
+
+    fn enqueue_rest(&mut self, number: u64) {
+        if self.files.get(&number).is_some_and(|file| file.unread() > 0) {
+            self.enqueue(number);
+        }
+    }
+
+    /// One file's turn: looks at its size, and reads a chunk if there is one.
+    fn turn(&mut self, number: u64, limits: Limits, now: Instant) -> Outcome {
+        if !self.open_file(number, now) || !self.look_at_size(number, now) {
+            return Outcome::Nothing;
+        }
+        let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
+        if file.binary || !file.try_switch() {
+            return Outcome::Nothing;
+        }
+        if let Err(error) = file.note_head() {
+            return self.failed(number, &error, now);
+        }
+        if !file.durable {
+            self.dirty.insert(number);
+            if self.commit(now).is_err() {
+                let again = self.commit_at;
+                self.set_timer(number, again);
+                return Outcome::Nothing;
+            }
+        }
+        self.read_turn(number, limits, now)
+    }
+
+    fn read_turn(&mut self, number: u64, limits: Limits, now: Instant) -> Outcome {
+        let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
+        match file.read_chunk(limits) {
+            Ok(Turn::Chunk(chunk, lines)) => {
+                file.error = None;
+                return Outcome::Chunk(chunk, lines);
+            }
+            Ok(Turn::NeedsCredit) => return Outcome::NeedsCredit,
+            Ok(Turn::Nothing) => {
+                file.error = None;
+                self.arm(number, now);
+            }
+            // It's in the queue again: its size has to be looked at first.
+            Ok(Turn::Rewritten) => self.begin_generation(number, "was written anew", now),
+            Ok(Turn::Binary) => self.mark_binary(number),
+            Err(error) => return self.failed(number, &error, now),
+        }
+        Outcome::Nothing
+    }
+
+    fn failed(&mut self, number: u64, error: &std::io::Error, now: Instant) -> Outcome {
+        if let Some(file) = self.files.get_mut(&number) {
+            file.error = Some(format!("cannot be read: {error}"));
+        }
+        self.set_timer(number, now + RETRY_READ);
+        Outcome::Nothing
+    }
+
+    /// Notes the file's present size; one below the read position begins a new generation.
+    fn look_at_size(&mut self, number: u64, now: Instant) -> bool {
+        let Some(file) = self.files.get_mut(&number) else { return false };
+        let Some(Ok(meta)) = file.file.as_ref().map(meta_of) else { return false };
+        file.deleted |= meta.links == 0;
+        if meta.size < file.read {
+            self.begin_generation(number, "was truncated", now);
+        }
+        let Some(file) = self.files.get_mut(&number) else { return false };
+        if meta.size != file.record.size {
+            if meta.size < file.record.size {
+                let lost = file.record.size - meta.size;
+                tracing::error!(path = %file.record.path.display(), lost, "file was cut short before it was read: bytes are lost");
+                file.record.lost_bytes += lost;
+                self.totals.lost_bytes += lost;
+                file.stalled_at = None;
+                file.record.cuts.retain(|cut| *cut <= meta.size);
+            }
+            file.grown = now;
+            file.record.size = meta.size;
+        }
+        if file.unread() > 0 && file.unread_since.is_none() {
+            file.unread_since = Some(UnixNanos::now());
+        }
+        true
+    }
+
+    /// The file's bytes are others than before: from here on it is another stream.
+    pub(super) fn begin_generation(&mut self, number: u64, why: &str, now: Instant) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        let (old, flight, lost) = file.next_generation(&self.settings.agent);
+        let path = file.record.path.display();
+        if lost > 0 {
+            tracing::error!(%path, lost, "file {why} before its last bytes were read: they are lost");
+        } else {
+            tracing::info!(%path, stream = %file.stream, "file {why}: a new stream begins");
+        }
+        file.grown = now;
+        self.by_stream.remove(&old);
+        self.by_stream.insert(file.stream, number);
+        if !flight.sent.is_empty() {
+            self.draining.insert(old, (None, flight));
+        }
+        self.totals.truncations += 1;
+        self.totals.lost_bytes += lost;
+        self.dirty.insert(number);
+        self.enqueue(number);
+    }
+
+    fn mark_binary(&mut self, number: u64) {
+        if let Some(file) = self.files.get_mut(&number) {
+            file.binary = true;
+            file.error = Some("it holds NUL bytes: not text".to_owned());
+        }
+        self.dirty.remove(&number);
+        self.close_file(number);
+    }
+
+    /// Makes sure that a file is open; others are closed if too many are.
+    fn open_file(&mut self, number: u64, now: Instant) -> bool {
+        self.turns += 1;
+        let turn = self.turns;
+        let Some(file) = self.files.get_mut(&number) else { return false };
+        let before = std::mem::replace(&mut file.last_turn, turn);
+        if file.file.is_some() {
+            self.open.remove(&before);
+            self.open.insert(turn, number);
+            return true;
+        }
+        if file.binary {
+            return self.reopen_binary(number);
+        }
+        let path = file.record.path.clone();
+        match self.guard.open(&path) {
+            Ok(opened) if opened.meta.key == file.record.key => {
+                file.real = opened.real;
+                file.error = None;
+                self.hold_open(number, opened.file);
+                true
+            }
+            Ok(_) => {
+                self.find_again(number, now);
+                false
+            }
+            Err(refusal) => {
+                file.error = Some(refusal.to_string());
+                self.find_again(number, now);
+                false
+            }
+        }
+    }
+
+    /// A binary file is opened again only after it shrank: then it may have become another.
+    fn reopen_binary(&mut self, number: u64) -> bool {
+        let Some(file) = self.files.get_mut(&number) else { return false };
+        if crate::pathguard::meta_at(&file.record.path).is_ok_and(|meta| meta.size < file.record.size) {
+            file.binary = false;
+            file.error = None;
+            self.enqueue(number);
+        }
+        false
+    }
+
+    /// Keeps a file open, within the budget.
+    pub(super) fn hold_open(&mut self, number: u64, handle: std::fs::File) {
+        while self.open.len() >= self.settings.max_open_files {
+            let Some(victim) = self.least_needed() else { break };
+            self.close_file(victim);
+        }
+        if let Some(file) = self.files.get_mut(&number) {
+            file.file = Some(handle);
+            self.open.insert(file.last_turn, number);
+        }
+    }
+
+    /// The open file that can best be closed: one with nothing to read, or else the one that was read last. Files
+    /// that couldn't be found again are kept.
+    fn least_needed(&self) -> Option<u64> {
+        let movable = |number: &&u64| self.files.get(number).is_some_and(|file| !file.deleted && !file.away);
+        let idle = self.open.values().find(|n| movable(n) && self.files.get(n).is_some_and(|file| !file.queued));
+        idle.or_else(|| self.open.values().rev().find(movable)).copied()
+    }
+
+    pub(super) fn close_file(&mut self, number: u64) {
+        if let Some(file) = self.files.get_mut(&number) {
+            file.file = None;
+            self.open.remove(&file.last_turn);
+        }
+    }
+
+    /// Sees to it that a file that has come to its end for now is looked at when time may change something.
+    pub(super) fn arm(&mut self, number: u64, now: Instant) {
+        let Some(file) = self.files.get(&number) else { return };
+        let at = if file.deleted {
+            now + DELETED_LOOK
+        } else if file.unread() > 0 {
+            file.grown + self.settings.flush_after
+        } else if file.away {
+            file.grown + self.settings.away_after
+        } else {
+            return;
+        };
+        self.set_timer(number, at.max(now + Duration::from_millis(1)));
+    }
+
+    pub(super) fn set_timer(&mut self, number: u64, at: Instant) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        if let Some(before) = file.timer.replace(at) {
+            self.timers.remove(&(before, number));
+        }
+        self.timers.insert((at, number));
+    }
+
+    pub(super) fn on_timer(&mut self, number: u64, now: Instant) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        file.timer = None;
+        let idle = now.saturating_duration_since(file.grown);
+        if file.stalled_at == Some(file.record.size) && file.unread() > 0 && idle >= self.settings.flush_after {
+            file.cut();
+            self.dirty.insert(number);
+        }
+        self.enqueue(number);
+        self.check_end(number, now);
+    }
+
+    /// Lets go of a file that is gone, when all of it is acked.
+    pub(super) fn check_end(&mut self, number: u64, now: Instant) {
+        let Some(file) = self.files.get(&number) else { return };
+        if !(file.deleted || file.away) || file.unread() > 0 || !file.flight.sent.is_empty() {
+            return;
+        }
+        let idle = now.saturating_duration_since(file.grown);
+        if file.deleted && idle >= DELETED_GRACE {
+            // Its name is gone; if it has another, it may be found again by that.
+            let unlinked = file.file.as_ref().is_some_and(|handle| meta_of(handle).is_ok_and(|meta| meta.links == 0));
+            if unlinked { self.forget(number) } else { self.release(number, now) }
+        } else if file.away && !file.deleted && idle >= self.settings.away_after {
+            self.release(number, now);
+        } else {
+            self.arm(number, now);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Follows files and cuts what they grow by into chunks, so that no line is lost and none is doubled.
+//!
+//! No sockets and no async: a thread drives a [`Collector`], sends the chunks that it gives out, and tells it what was
+//! acked. Files are opened only through [`pathguard`].
+
+mod chunk;
+mod collector;
+mod follow;
+mod framing;
+mod glob;
+mod pace;
+pub mod pathguard;
+mod rule;
+mod state;
+mod status;
+mod walk;
+mod watch;
+
+pub use chunk::{Chunk, Source};
+pub use collector::{Collector, OpenError, Settings};
+pub use framing::FramingSpec;
+pub use glob::{GlobError, PathGlob};
+pub use rule::{Pace, RuleError, StartAt, TailRule};
+pub use state::StateError;
+pub use status::{FileProblem, FileState, FileStatus, MAX_PROBLEMS, RuleStatus, Totals};
+pub use watch::Waker;

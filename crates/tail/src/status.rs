@@ -1,0 +1,108 @@
+//! What the tailer says of itself.
+
+use std::path::PathBuf;
+
+use logmesh_types::{RuleName, StreamId, TopicName, UnixNanos};
+
+/// How far a stream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileStatus {
+    /// The stream.
+    pub stream: StreamId,
+    /// Where the file lies, as last seen.
+    pub path: PathBuf,
+    /// The rule that owns it.
+    pub rule: RuleName,
+    /// Where its events go.
+    pub topic: TopicName,
+    /// The first byte that was to be collected.
+    pub start: u64,
+    /// The file's size, as last seen.
+    pub size: u64,
+    /// Read up to here.
+    pub read: u64,
+    /// Durable at the centre up to here.
+    pub acked: u64,
+    /// Since when the oldest byte waits that isn't acked.
+    pub waiting_since: Option<UnixNanos>,
+    /// What it is doing.
+    pub state: FileState,
+    /// What keeps it from going on, or did last.
+    pub error: Option<String>,
+    /// Bytes that were gone before they could be read.
+    pub lost_bytes: u64,
+}
+
+impl FileStatus {
+    /// Bytes that aren't durable at the centre yet.
+    pub fn lag(&self) -> u64 {
+        self.size.saturating_sub(self.acked)
+    }
+}
+
+/// What a stream is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileState {
+    /// It is read as it grows.
+    Active,
+    /// The file has gone from its path, or was written anew: what is left of this generation is being sent.
+    Draining,
+    /// It can't be read or sent now; see the error.
+    Blocked,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleStatus {
+    /// Its name.
+    pub name: RuleName,
+    /// The revision that runs.
+    pub running_revision: i64,
+    /// Files that it owns.
+    pub files: usize,
+    /// Files that it matches and another rule owns.
+    pub shadowed: usize,
+    /// Files that it matches and that can't or mustn't be read.
+    pub refused: usize,
+    /// Why some files aren't read, at most [`MAX_PROBLEMS`].
+    pub problems: Vec<FileProblem>,
+}
+
+/// The most problems that are listed for a rule; all are counted.
+pub const MAX_PROBLEMS: usize = 20;
+
+/// Why a file isn't read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileProblem {
+    /// Its path.
+    pub path: PathBuf,
+    /// A stable name: `SHADOWED`, `NOT_ALLOWED`, `NOT_A_REGULAR_FILE`, `UNREADABLE`, `BINARY`, `TOO_MANY_FILES`, …
+    pub reason: &'static str,
+    /// In words; for `SHADOWED` the owner's name.
+    pub detail: String,
+}
+
+/// Numbers over all files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Files that are followed.
+    pub files: usize,
+    /// Files that are held open.
+    pub open_files: usize,
+    /// Bytes and chunks that were handed out and aren't acked.
+    pub in_flight_bytes: u64,
+    /// See [`Totals::in_flight_bytes`].
+    pub in_flight_chunks: usize,
+    /// Bytes that were read since the start.
+    pub read_bytes: u64,
+    /// Events that were read since the start.
+    pub read_events: u64,
+    /// Bytes that were acked since the start.
+    pub acked_bytes: u64,
+    /// Bytes that are known to have gone unread since the start.
+    pub lost_bytes: u64,
+    /// Truncations that were seen since the start.
+    pub truncations: u64,
+    /// Transactions of the state since the start.
+    pub commits: u64,
+}
