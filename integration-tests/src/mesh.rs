@@ -1,0 +1,221 @@
+//! A standalone mesh in a temporary folder: started, killed, stopped and asked.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+
+use logmesh_testing::{Folder, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::program::{Done, command, logmesh};
+
+/// How long a start, a stop, or an answer may take on a busy machine. Nothing is measured by it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A standalone with its own data, and a folder of logs that it collects.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Holds everything: `logs/`, `data/`, and what the process said in `standalone.log`.
+    pub folder: Folder,
+    /// The globs that it collects.
+    pub collect: Vec<String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The program, if it isn't the built one in its place.
+    pub program: PathBuf,
+    /// The user to run as, if it isn't this one.
+    pub uid: Option<u32>,
+    child: Option<Child>,
+    grpc: String,
+    admin: String,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Mesh {
+    /// Folders, and no process yet. `logs/**/*.log*` will be collected.
+    pub fn new() -> Self {
+        let folder = Folder::new();
+        std::fs::create_dir(folder.join("logs")).expect("a folder can be made in a new one");
+        Self {
+            collect: vec![format!("{}/logs/**/*.log*", folder.display())],
+            data: folder.join("data"),
+            program: logmesh().to_owned(),
+            uid: None,
+            child: None,
+            grpc: String::new(),
+            admin: String::new(),
+            folder,
+        }
+    }
+
+    /// A mesh that runs and is ready.
+    pub fn started() -> Self {
+        let mut mesh = Self::new();
+        mesh.start();
+        mesh
+    }
+
+    /// The path of a log file, which needn't be there.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join("logs").join(name)
+    }
+
+    /// `host:port` of the gRPC services.
+    pub fn grpc(&self) -> &str {
+        &self.grpc
+    }
+
+    /// `host:port` of metrics and readiness.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
+    /// Starts the process, and waits until it's ready.
+    pub fn start(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts the process.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        // The addresses of the last start must not be taken for those of this one.
+        drop(std::fs::remove_file(self.data.join("addresses.json")));
+        let mut command = command(&self.program);
+        command.arg("standalone").arg("--data-dir").arg(&self.data).args(["--listen", "127.0.0.1:0"]);
+        command.args(self.collect.iter().flat_map(|glob| ["--collect", glob]));
+        command.stdout(Stdio::null()).stderr(self.output());
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
+        }
+        self.child = Some(command.spawn().expect("logmesh can be started"));
+    }
+
+    /// Waits until the process has said where it listens and every service is ready.
+    pub fn wait_ready(&mut self) {
+        let path = self.data.join("addresses.json");
+        let addresses: Value = wait_for("addresses.json", PATIENCE, || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                panic!("standalone ended with {status} at its start: {}", self.said());
+            }
+            let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        });
+        let field = |name: &str| addresses[name].as_str().expect("an address").to_owned();
+        (self.grpc, self.admin) = (field("grpc"), field("admin"));
+        wait_for("all services to be ready", PATIENCE, || {
+            let status = self.run(&["status"]);
+            if status.code == Some(0) { Ok(()) } else { Err(format!("{status:?}")) }
+        });
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// Ctrl-C, and what became of it.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::INT);
+        self.wait_end()
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
+        kill_process(pid, signal).expect("a child can be signalled");
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn wait_end(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        wait_for("the process to end", PATIENCE, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        })
+    }
+
+    /// True while the process runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Runs a command of `logmesh` against this mesh.
+    pub fn run(&self, args: &[&str]) -> Done {
+        let mut command = command(logmesh());
+        command.env("LOGMESH_SERVER", &self.grpc).args(args);
+        command.output().expect("logmesh can be run").into()
+    }
+
+    /// What `search --json` prints for the query, over all time and as many hits as there are.
+    #[track_caller]
+    pub fn search(&self, query: &str) -> Vec<Value> {
+        let args = ["search", query, "--json", "--from", "2000-01-01T00:00:00Z", "--limit", "100000000"];
+        json_lines(&self.run(&args).expect(0).stdout)
+    }
+
+    /// How many documents match the query, over all time.
+    #[track_caller]
+    pub fn count(&self, query: &str) -> u64 {
+        let done = self.run(&["search", query, "--count", "--from", "2000-01-01T00:00:00Z"]).expect(0);
+        done.stdout.trim().parse().unwrap_or_else(|_| panic!("--count printed {:?}", done.stdout))
+    }
+
+    /// Waits until so many documents match the query.
+    #[track_caller]
+    pub fn wait_count(&self, query: &str, count: u64) {
+        wait_for(&format!("{count} hits of {query}"), PATIENCE, || match self.count(query) {
+            found if found == count => Ok(()),
+            found => Err(format!("{found} hits")),
+        });
+    }
+
+    /// Waits until nothing is on its way, then gives the last audit; panics if that isn't clean.
+    #[track_caller]
+    pub fn audit(&self) -> Done {
+        wait_for("a clean audit", PATIENCE, || {
+            let done = self.run(&["audit"]);
+            if done.code == Some(0) { Ok(done) } else { Err(format!("{done:?}")) }
+        })
+    }
+
+    /// Everything that the process wrote to stderr, over all its starts.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.join("standalone.log")).unwrap_or_default()
+    }
+
+    fn output(&self) -> File {
+        let path = self.folder.join("standalone.log");
+        OpenOptions::new().create(true).append(true).open(path).expect("a log file can be made")
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if !std::thread::panicking() {
+            let said = self.said();
+            assert!(!said.contains("panicked"), "a panic: {said}");
+        }
+    }
+}
+
+/// One JSON document a line.
+#[track_caller]
+pub fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
+}

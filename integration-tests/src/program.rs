@@ -1,0 +1,89 @@
+//! The programs under test: where they are, and running them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// Names the folder of programs that are known to be fresh; `./dev test` sets it.
+const BIN_DIR: &str = "MESH_BIN_DIR";
+
+/// The `logmesh` program, built if need be.
+pub fn logmesh() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| match std::env::var_os(BIN_DIR) {
+        Some(folder) => Path::new(&folder).join("logmesh"),
+        None => build("logmesh"),
+    })
+}
+
+/// Builds the package's program into the target folder that this test lies in.
+fn build(package: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let target = folder.parent().expect("the profile's folder lies in the target folder");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "-p", package, "--target-dir"])
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo can be run");
+    assert!(status.success(), "{package} does not build");
+    folder.join(package)
+}
+
+/// A command whose environment holds none of our settings, so that a test is the same on every machine.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LOGMESH_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What a command gave back.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said beside that.
+    pub stderr: String,
+}
+
+impl Done {
+    /// Panics with everything unless the command ended with this code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Panics unless stderr holds each of these texts.
+    #[track_caller]
+    pub fn says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.stderr.contains(text), "{text:?} is not in: {}", self.stderr);
+        }
+        self
+    }
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs `logmesh` with these arguments to its end.
+pub fn run(args: &[&str]) -> Done {
+    command(logmesh()).args(args).output().expect("logmesh can be run").into()
+}

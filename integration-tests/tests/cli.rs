@@ -1,0 +1,195 @@
+//! The command line, as the design has it: what each command prints, and its exit code (0 done, 1 found wanting, 64 usage
+//! or a bad file, 69 not reachable).
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::sync::mpsc;
+
+use logmesh_integration_tests::mesh::{Mesh, PATIENCE, json_lines};
+use logmesh_integration_tests::program::{command, logmesh, run};
+use serde_json::Value;
+
+/// Ten lines in `logs/app.log`, found.
+fn mesh_with_lines() -> Mesh {
+    let mesh = Mesh::started();
+    let lines: String = (0..10).map(|number| format!("request {number} took {}ms\n", number * 10)).collect();
+    std::fs::write(mesh.log("app.log"), lines).unwrap();
+    mesh.wait_count("*", 10);
+    mesh
+}
+
+#[test]
+fn search_prints_what_it_is_asked_for() {
+    let mesh = mesh_with_lines();
+    let done = mesh.run(&["search", "took", "--count"]).expect(0);
+    assert_eq!(done.stdout, "10\n");
+    assert_eq!(mesh.run(&["search", "\"request 3\"", "--count"]).expect(0).stdout, "1\n");
+    assert_eq!(mesh.run(&["search", "nonexistent", "--count"]).expect(0).stdout, "0\n");
+    assert_eq!(mesh.run(&["search", "nonexistent"]).expect(0).stdout, "");
+    assert_eq!(mesh.run(&["search", "request", "--limit", "3"]).expect(0).stdout.lines().count(), 3);
+    assert_eq!(mesh.run(&["search", "*", "--since", "15m", "--count"]).expect(0).stdout, "10\n");
+    assert_eq!(mesh.run(&["search", "*", "--to", "2001-01-01T00:00:00Z", "--count"]).expect(0).stdout, "0\n");
+    assert_eq!(mesh.run(&["search", "*", "--from", "now-1h", "--to", "now", "--count"]).expect(0).stdout, "10\n");
+    assert_eq!(mesh.run(&["search", "*", "--topic", "logs", "--count"]).expect(0).stdout, "10\n");
+    assert_eq!(mesh.run(&["search", "*", "--topic", "others", "--count"]).expect(0).stdout, "0\n");
+    let text = mesh.run(&["search", "\"request 7\""]).expect(0).stdout;
+    assert!(text.contains("request 7 took 70ms"), "{text}");
+}
+
+#[test]
+fn json_is_the_document_as_stored_with_its_id_and_topic() {
+    let mesh = mesh_with_lines();
+    let hits = json_lines(&mesh.run(&["search", "\"request 4\"", "--json"]).expect(0).stdout);
+    let [hit] = &hits[..] else { panic!("{hits:?}") };
+    assert_eq!(hit["message"], "request 4 took 40ms");
+    assert_eq!(hit["_topic"], "logs");
+    assert_eq!(hit["log.file.path"], mesh.log("app.log").display().to_string());
+    assert_eq!(hit["logmesh.rule"], "rules/collect");
+    assert_eq!(
+        hit["logmesh.offset"],
+        "request 0 took 0ms\nrequest 1 took 10ms\nrequest 2 took 20ms\nrequest 3 took 30ms\n".len()
+    );
+    assert_eq!(hit["logmesh.stream"].as_str().unwrap().len(), 32);
+    for key in ["_id", "@timestamp", "host.name", "log.offset", "logmesh.agent", "logmesh.length", "logmesh.read_time"]
+    {
+        assert!(!hit[key].is_null(), "no {key} in {hit}");
+    }
+}
+
+#[test]
+fn the_newest_come_first() {
+    let mesh = mesh_with_lines();
+    let messages: Vec<Value> = mesh.search("*").iter().map(|hit| hit["message"].clone()).collect();
+    assert_eq!(messages.first().unwrap(), "request 9 took 90ms");
+    assert_eq!(messages.last().unwrap(), "request 0 took 0ms");
+}
+
+#[test]
+fn a_bad_query_is_refused_with_the_place() {
+    let mesh = Mesh::started();
+    mesh.run(&["search", "level:error AND ("]).expect(64).says(&["level:error AND (", "^"]);
+}
+
+#[test]
+fn rules_go_in_and_come_out() {
+    let mesh = Mesh::started();
+    let file = mesh.folder.join("rule.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "name: rules/web\npaths: [\"/srv/web/*.log\"]\ntopic: web\n").unwrap();
+    let applied = mesh.run(&["rules", "apply", "-f", path]).expect(0).stdout;
+    assert!(applied.contains("rules/web created"), "{applied}");
+    assert!(mesh.run(&["rules", "apply", "-f", path]).expect(0).stdout.contains("unchanged"));
+    std::fs::write(&file, "name: rules/web\npaths: [\"/srv/web/*.log\"]\ntopic: web\npriority: 3\n").unwrap();
+    assert!(mesh.run(&["rules", "apply", "-f", path]).expect(0).stdout.contains("updated"));
+
+    let listed = mesh.run(&["rules", "list"]).expect(0).stdout;
+    assert!(listed.contains("rules/web") && listed.contains("rules/collect"), "{listed}");
+    let yaml = mesh.run(&["rules", "get", "web"]).expect(0).stdout;
+    assert!(yaml.contains("/srv/web/*.log") && yaml.contains("priority: 3"), "{yaml}");
+    let json = json_lines(&mesh.run(&["rules", "get", "rules/web", "--json"]).expect(0).stdout);
+    assert_eq!(json[0]["name"], "rules/web");
+
+    mesh.run(&["rules", "delete", "web"]).expect(0);
+    mesh.run(&["rules", "get", "web"]).expect(1).says(&["web"]);
+    mesh.run(&["rules", "delete", "web"]).expect(1);
+}
+
+#[test]
+fn a_rule_reaches_the_agent_within_moments_and_its_state_is_shown() {
+    let mesh = Mesh::started();
+    std::fs::create_dir(mesh.folder.join("logs/later")).unwrap();
+    std::fs::write(mesh.folder.join("logs/later/x.txt"), "from a later rule\n").unwrap();
+    let rule = format!("name: later\npaths: [\"{}/logs/later/*.txt\"]\ntopic: later\n", mesh.folder.display());
+    std::fs::write(mesh.folder.join("rule.yaml"), rule).unwrap();
+    mesh.run(&["rules", "apply", "-f", mesh.folder.join("rule.yaml").to_str().unwrap()]).expect(0);
+    mesh.wait_count("later", 1);
+    let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
+    let id = agents[0]["id"].as_str().unwrap();
+    let shown = mesh.run(&["agents", "get", id]).expect(0).stdout;
+    assert!(shown.contains("rules/later") && shown.contains("x.txt"), "{shown}");
+    mesh.run(&["agents", "get", "nobody"]).expect(1).says(&["nobody"]);
+}
+
+#[test]
+fn tail_shows_lines_as_they_arrive() {
+    let mesh = Mesh::started();
+    let mut tail = command(logmesh())
+        .args(["tail", "level:error OR urgent", "--server", mesh.grpc()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let (send, receive) = mpsc::channel();
+    let reader = std::thread::spawn(move || send.send(lines.next().unwrap().unwrap()).unwrap());
+    // It isn't known when the tail has begun, so urgent lines come until one is seen.
+    let mut file = std::fs::File::create(mesh.log("tail.log")).unwrap();
+    let seen = logmesh_testing::wait_for("a line of the tail", PATIENCE, || {
+        writeln!(file, "dull").unwrap();
+        writeln!(file, "urgent: look here").unwrap();
+        receive.recv_timeout(std::time::Duration::from_millis(100)).map_err(|error| error.to_string())
+    });
+    assert!(seen.contains("urgent: look here"), "{seen}");
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+    reader.join().unwrap();
+}
+
+#[test]
+fn audit_and_status_and_dead_letters_are_content() {
+    let mesh = mesh_with_lines();
+    let audit = mesh.audit().stdout;
+    assert!(audit.contains("no gap, no double"), "{audit}");
+    let streams = json_lines(&mesh.run(&["audit", "--topic", "logs", "--json"]).expect(0).stdout);
+    assert_eq!(streams.iter().map(|stream| stream["documents"].as_u64().unwrap()).sum::<u64>(), 10);
+    let status = mesh.run(&["status"]).expect(0).stdout;
+    for service in ["config", "gateway", "transfer", "console"] {
+        assert!(status.contains(service), "{status}");
+    }
+    assert_eq!(mesh.run(&["deadletters", "list", "--topic", "logs", "--json"]).expect(0).stdout, "");
+}
+
+#[test]
+fn no_server_is_69_and_bad_usage_is_64() {
+    // A port that was free a moment ago.
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for args in [&["status"][..], &["search", "*"], &["audit"], &["rules", "list"], &["agents", "list"]] {
+        run(&[args, &["--server", &addr]].concat()).expect(69).says(&[&addr]);
+    }
+    for args in [
+        &["search"][..],
+        &["search", "*", "--limit", "0"],
+        &["search", "*", "--since", "soon"],
+        &["rules", "get", "Not A Name"],
+        &["rules", "apply", "-f", "/nowhere/rules.yaml"],
+        &["status", "--server", "nonsense"],
+        &["frobnicate"],
+        &["standalone", "--listen", "everywhere"],
+    ] {
+        let done = run(args);
+        assert!(done.code == Some(64) && !done.stderr.is_empty(), "{args:?}: {done:?}");
+    }
+    for args in [&["--help"][..], &["search", "--help"], &["standalone", "--help"], &["rules", "apply", "--help"]] {
+        assert!(run(args).expect(0).stdout.contains("Usage:"));
+    }
+}
+
+#[test]
+fn print_config_shows_every_value_and_its_source() {
+    let folder = logmesh_testing::Folder::new();
+    let file = folder.join("x.toml");
+    std::fs::write(&file, "insecure = true\n").unwrap();
+    let mut command = command(logmesh());
+    command.args(["standalone", "--print-config", "--listen", "127.0.0.1:1", "--config"]).arg(&file);
+    let done =
+        logmesh_integration_tests::program::Done::from(command.env("LOGMESH_LOG__LEVEL", "warn").output().unwrap());
+    let shown = done.expect(0).stdout;
+    for line in [
+        "listen = \"127.0.0.1:1\"  # the command line".to_owned(),
+        "log.level = \"warn\"  # the environment (LOGMESH_LOG__LEVEL)".to_owned(),
+        format!("insecure = true  # {}", file.display()),
+    ] {
+        assert!(shown.contains(&line), "{line:?} is not in {shown}");
+    }
+}

@@ -1,0 +1,165 @@
+//! Every method that is declared works by `grpcurl`, without a proto file at hand.
+//!
+//! The list of methods comes from the descriptors, so a new method without a call here fails.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::collections::BTreeSet;
+
+use logmesh_integration_tests::Mesh;
+use logmesh_integration_tests::grpcurl::{call, grpcurl};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+
+/// How a call is to end.
+#[derive(Clone, Copy)]
+enum End {
+    /// With an answer that holds this text.
+    Answer(&'static str),
+    /// With this code and this text.
+    Error(&'static str, &'static str),
+    /// It's a stream that never ends: a message with this text comes until grpcurl gives up.
+    Stream(&'static str),
+}
+
+/// Seconds that a call may take; a stream without an end is read for so long.
+const LONG: u32 = 30;
+const STREAM: u32 = 3;
+
+use End::{Answer, Error, Stream};
+
+/// A call of each method, in an order in which they work.
+const CALLS: &[(&str, &str, End)] = &[
+    (
+        "logmesh.config.v1.RuleService/CreateRule",
+        r#"{"rule": {"name": "rules/web", "paths": ["/srv/web/*.log"], "topic": "web"}}"#,
+        Answer(r#""etag""#),
+    ),
+    (
+        "logmesh.config.v1.RuleService/CreateRule",
+        r#"{"rule": {"name": "rules/web", "paths": ["/srv/web/*.log"], "topic": "web"}}"#,
+        Error("AlreadyExists", "web"),
+    ),
+    (
+        "logmesh.config.v1.RuleService/CreateRule",
+        r#"{"rule": {"name": "rules/bad", "paths": ["/srv/[.log"], "topic": "web"}}"#,
+        Error("InvalidArgument", "paths[0]"),
+    ),
+    ("logmesh.config.v1.RuleService/GetRule", r#"{"name": "rules/web"}"#, Answer("/srv/web/*.log")),
+    ("logmesh.config.v1.RuleService/GetRule", r#"{"name": "rules/none"}"#, Error("NotFound", "none")),
+    ("logmesh.config.v1.RuleService/ListRules", "{}", Answer("rules/web")),
+    (
+        "logmesh.config.v1.RuleService/UpdateRule",
+        r#"{"rule": {"name": "rules/web", "priority": 5}, "update_mask": "priority"}"#,
+        Answer(r#""priority": 5"#),
+    ),
+    (
+        "logmesh.config.v1.RuleService/UpdateRule",
+        r#"{"rule": {"name": "rules/web", "priority": 6, "etag": "stale"}, "update_mask": "priority"}"#,
+        Error("Aborted", ""),
+    ),
+    ("logmesh.config.v1.RuleService/WatchRules", "{}", Stream("rules/web")),
+    ("logmesh.config.v1.RuleService/DeleteRule", r#"{"name": "rules/web"}"#, Answer("{}")),
+    (
+        "logmesh.discovery.v1.DiscoveryService/Register",
+        r#"{"endpoint": {"kind": "console", "id": "test", "address": "127.0.0.1:1"}}"#,
+        Answer("ttl"),
+    ),
+    ("logmesh.discovery.v1.DiscoveryService/WatchEndpoints", "{}", Stream("gateway")),
+    (
+        "logmesh.fleet.v1.AgentConfigService/WatchConfig",
+        r#"{"agent_id": "test-agent", "session": "s1", "labels": {"os": "linux"}}"#,
+        Stream("revision"),
+    ),
+    (
+        "logmesh.fleet.v1.AgentConfigService/ReportStatus",
+        r#"{"agent_id": "unheard-of", "session": "s1", "full": true}"#,
+        Error("NotFound", ""),
+    ),
+    ("logmesh.fleet.v1.FleetService/ListAgents", "{}", Answer(r#""agents""#)),
+    ("logmesh.fleet.v1.FleetService/GetAgent", r#"{"id": "unheard-of"}"#, Error("NotFound", "unheard-of")),
+    ("logmesh.fleet.v1.FleetService/ListStreams", "{}", Answer("{")),
+    // Without a chunk there's nothing to ack, but the server grants its credit.
+    ("logmesh.ingest.v1.IngestService/Push", "", Answer("credit")),
+    (
+        "logmesh.ingest.v1.IngestService/Write",
+        r#"{"topic": "events", "events": [{"event_id": "e1", "message": "written by grpcurl"}]}"#,
+        Answer("positions"),
+    ),
+    ("logmesh.search.v1.SearchService/Search", r#"{"query": "*"}"#, Answer("{")),
+    ("logmesh.search.v1.SearchService/Search", r#"{"query": "a AND ("}"#, Error("InvalidArgument", "query")),
+    ("logmesh.search.v1.SearchService/Histogram", r#"{"query": "*"}"#, Answer("{")),
+    ("logmesh.search.v1.SearchService/Tail", r#"{"query": "*"}"#, Stream("")),
+    ("logmesh.audit.v1.AuditService/AuditFleet", "{}", Answer("{")),
+    (
+        "logmesh.audit.v1.AuditService/GetStreamAudit",
+        r#"{"stream_id": "00000000000000000000000000000000"}"#,
+        Error("NotFound", ""),
+    ),
+    ("logmesh.transfer.v1.TransferService/GetStatus", "{}", Answer("counts")),
+    ("logmesh.transfer.v1.TransferService/ListDeadLetters", r#"{"topic": "logs"}"#, Answer("{")),
+];
+
+/// The full names of all our services, and of their methods as `service/method`.
+fn declared() -> (BTreeSet<String>, BTreeSet<String>) {
+    let set = FileDescriptorSet::decode(logmesh_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let (mut services, mut methods) = (BTreeSet::new(), BTreeSet::new());
+    for file in set.file.iter().filter(|file| file.package().starts_with("logmesh.")) {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            methods.extend(service.method.iter().map(|method| format!("{name}/{}", method.name())));
+            services.insert(name);
+        }
+    }
+    (services, methods)
+}
+
+#[test]
+fn there_is_a_call_of_every_declared_method() {
+    let called: BTreeSet<String> = CALLS.iter().map(|(method, ..)| (*method).to_owned()).collect();
+    assert_eq!(declared().1, called);
+}
+
+#[test]
+fn standalone_answers_grpcurl_on_every_method() {
+    let mesh = Mesh::started();
+    for (method, request, end) in CALLS {
+        let seconds = if matches!(end, Stream(_)) { STREAM } else { LONG };
+        let done = call(mesh.grpc(), method, request, seconds);
+        let about = format!("{method} {request}\nstdout: {}\nstderr: {}", done.stdout, done.stderr);
+        match end {
+            Answer(text) => assert!(done.code == Some(0) && done.stdout.contains(text), "wanted {text:?}: {about}"),
+            Error(code, text) => {
+                let said = done.stderr.contains(&format!("Code: {code}")) && done.stderr.contains(text);
+                assert!(done.code != Some(0) && said, "wanted {code} with {text:?}: {about}");
+            }
+            Stream(text) => {
+                let open = done.stderr.contains("Code: DeadlineExceeded");
+                assert!(open && done.stdout.contains(text), "wanted a stream with {text:?}: {about}");
+            }
+        }
+    }
+    mesh.wait_count("grpcurl", 1);
+}
+
+#[test]
+fn list_describe_and_health_work() {
+    let mesh = Mesh::started();
+    let listed: BTreeSet<String> =
+        grpcurl(&[], mesh.grpc(), &["list"]).expect(0).stdout.lines().map(str::to_owned).collect();
+    let (services, methods) = declared();
+    let health = "grpc.health.v1.Health";
+    for service in services.iter().map(String::as_str).chain([health, "grpc.reflection.v1.ServerReflection"]) {
+        assert!(listed.contains(service), "{service} is not in {listed:?}");
+    }
+    for service in &services {
+        let described = grpcurl(&[], mesh.grpc(), &["describe", service]).expect(0).stdout;
+        for method in methods.iter().filter_map(|method| method.strip_prefix(&format!("{service}/"))) {
+            assert!(described.contains(&format!("rpc {method} ")), "{method} is not in {described}");
+        }
+        let request = format!(r#"{{"service": "{service}"}}"#);
+        let answer = call(mesh.grpc(), "grpc.health.v1.Health/Check", &request, LONG).expect(0);
+        assert!(answer.stdout.contains("SERVING"), "{service}: {answer:?}");
+    }
+    assert!(call(mesh.grpc(), "grpc.health.v1.Health/Check", "{}", LONG).expect(0).stdout.contains("SERVING"));
+}
