@@ -1,0 +1,11 @@
+//! Agents: who is connected, what they shall collect, and what they say of it.
+
+mod config_api;
+mod fleet_api;
+mod registry;
+mod report;
+mod session;
+
+pub(crate) use config_api::AgentConfigApi;
+pub(crate) use fleet_api::FleetApi;
+pub(crate) use registry::Registry;

@@ -1,0 +1,101 @@
+//! `logmesh.fleet.v1.AgentConfigService`.
+
+use std::sync::Arc;
+
+use logmesh_proto::fleet::v1::agent_config_service_server::AgentConfigService;
+use logmesh_proto::fleet::v1::{ReportStatusRequest, ReportStatusResponse, WatchConfigRequest, WatchConfigResponse};
+use logmesh_types::limits::MAX_NAME_BYTES;
+use logmesh_types::{AgentId, NameError};
+use rand::Rng;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::registry::{Introduction, Registry};
+use super::session::Session;
+use crate::error::bad_field;
+use crate::limits::{MAX_AGENT_RULES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SESSION_BYTES};
+use crate::push::{Push, Stream};
+use crate::rules::RuleView;
+use crate::settings::Settings;
+
+/// The API that agents use.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentConfigApi {
+    registry: Registry,
+    view: RuleView,
+    settings: Arc<Settings>,
+    push: Push,
+}
+
+#[tonic::async_trait]
+impl AgentConfigService for AgentConfigApi {
+    type WatchConfigStream = Stream<WatchConfigResponse>;
+
+    async fn watch_config(
+        &self,
+        request: Request<WatchConfigRequest>,
+    ) -> Result<Response<Self::WatchConfigStream>, Status> {
+        let request = request.into_inner();
+        let introduction = introduction(&request)?;
+        let permit = self.push.admit()?;
+        let connected = self.registry.connect(introduction.clone())?;
+        info!(agent = %introduction.id, version = ?introduction.version, held = request.held.len(), "agent connected");
+        let age = self.settings.max_stream_age.0.mul_f64(rand::rng().random_range(0.9..1.1));
+        let session = Session {
+            id: introduction.id,
+            labels: introduction.labels,
+            held: request.held,
+            sets: self.view.subscribe(),
+            registry: self.registry.clone(),
+            connected,
+            stopping: self.push.token.clone(),
+            bookmark_interval: self.settings.bookmark_interval.0,
+            ends: Instant::now() + age,
+            _permit: permit,
+            sent: 0,
+            gone: false,
+        };
+        Ok(Response::new(session.into_stream()))
+    }
+
+    async fn report_status(
+        &self,
+        request: Request<ReportStatusRequest>,
+    ) -> Result<Response<ReportStatusResponse>, Status> {
+        let want_full = self.registry.report(request.into_inner())?;
+        Ok(Response::new(ReportStatusResponse { want_full }))
+    }
+}
+
+impl AgentConfigApi {
+    pub(crate) fn new(registry: Registry, view: RuleView, settings: Arc<Settings>, push: Push) -> Self {
+        Self { registry, view, settings, push }
+    }
+}
+
+/// Checks how an agent introduces itself.
+fn introduction(request: &WatchConfigRequest) -> Result<Introduction, Status> {
+    let id: AgentId = request.agent_id.parse().map_err(|error: NameError| bad_field("agent_id", error.to_string()))?;
+    if request.session.is_empty() || request.session.len() > MAX_SESSION_BYTES {
+        return Err(bad_field("session", format!("is not 1 to {MAX_SESSION_BYTES} bytes long")));
+    }
+    if request.version.len() > MAX_SESSION_BYTES {
+        return Err(bad_field("version", format!("is longer than {MAX_SESSION_BYTES} bytes")));
+    }
+    if request.labels.len() > MAX_LABELS {
+        return Err(bad_field("labels", format!("has more than {MAX_LABELS} entries")));
+    }
+    for (key, value) in &request.labels {
+        if key.is_empty() || key.len() > MAX_NAME_BYTES || value.len() > MAX_LABEL_BYTES {
+            let limits =
+                format!("has a key that is not 1 to {MAX_NAME_BYTES} bytes or a value of more than {MAX_LABEL_BYTES}");
+            return Err(bad_field("labels", limits));
+        }
+    }
+    if request.held.len() > MAX_AGENT_RULES {
+        return Err(bad_field("held", format!("has more than {MAX_AGENT_RULES} entries")));
+    }
+    let (session, labels, version) = (request.session.clone(), request.labels.clone(), request.version.clone());
+    Ok(Introduction { id, session, labels, version })
+}

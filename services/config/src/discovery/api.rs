@@ -1,0 +1,100 @@
+//! `logmesh.discovery.v1.DiscoveryService`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use logmesh_grpc::resource_exhausted;
+use logmesh_proto::discovery::v1::discovery_service_server::DiscoveryService;
+use logmesh_proto::discovery::v1::{
+    Endpoint, RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
+};
+use logmesh_runtime::Tasks;
+use logmesh_store::{ConfigStore, ConfigWatcher, PrefixState, Revision};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::endpoint::{Endpoints, entry};
+use super::register::Registration;
+use crate::error::{bad_field, store};
+use crate::keys;
+use crate::limits::{FIRST_MESSAGE, MAX_ENDPOINTS};
+use crate::push::{Push, Stream};
+use crate::settings::Settings;
+
+/// The API of discovery.
+#[derive(Clone, Debug)]
+pub(crate) struct DiscoveryApi {
+    store: Arc<dyn ConfigStore>,
+    endpoints: watch::Receiver<Arc<Endpoints>>,
+    ttl: Duration,
+    push: Push,
+}
+
+impl DiscoveryApi {
+    pub(crate) fn start(store: Arc<dyn ConfigStore>, settings: &Settings, push: Push, tasks: &Tasks) -> Self {
+        let (watcher, driver) = ConfigWatcher::new(store.clone(), keys::ENDPOINTS);
+        let (sender, endpoints) = watch::channel(Arc::new(Endpoints::default()));
+        let token = tasks.token();
+        tasks.spawn("config-endpoints", async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = driver => {}
+                () = publish(watcher.subscribe(), sender) => {}
+            }
+            Ok(())
+        });
+        Self { store, endpoints, ttl: settings.endpoint_ttl.0, push }
+    }
+}
+
+async fn publish(mut states: watch::Receiver<Arc<PrefixState>>, endpoints: watch::Sender<Arc<Endpoints>>) {
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        endpoints.send_replace(Arc::new(Endpoints::read(&state)));
+    }
+}
+
+#[tonic::async_trait]
+impl DiscoveryService for DiscoveryApi {
+    type RegisterStream = Stream<RegisterResponse>;
+
+    async fn register(
+        &self,
+        request: Request<Streaming<RegisterRequest>>,
+    ) -> Result<Response<Self::RegisterStream>, Status> {
+        let permit = self.push.admit()?;
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, messages.message()).await;
+        let first = first.map_err(|_| bad_field("endpoint", "no first message came in time"))??;
+        let endpoint = first.and_then(|first| first.endpoint).ok_or_else(|| bad_field("endpoint", "is missing"))?;
+        let (key, value) = entry(&endpoint)?;
+        let known = self.endpoints.borrow().clone();
+        if known.all.len() >= MAX_ENDPOINTS && !known.all.contains_key(&key) {
+            let message = format!("{MAX_ENDPOINTS} endpoints are registered, which is the limit");
+            return Err(resource_exhausted("TOO_MANY_ENDPOINTS", message));
+        }
+        let registration = Registration::write(self.store.clone(), (key, value), self.ttl).await.map_err(store)?;
+        Ok(Response::new(registration.into_stream(messages, self.push.token.clone(), permit)))
+    }
+
+    type WatchEndpointsStream = Stream<WatchEndpointsResponse>;
+
+    async fn watch_endpoints(
+        &self,
+        request: Request<WatchEndpointsRequest>,
+    ) -> Result<Response<Self::WatchEndpointsStream>, Status> {
+        let kind = request.into_inner().kind;
+        let mut shown: Option<Vec<Endpoint>> = None;
+        let show = move |endpoints: &Endpoints| {
+            let wanted = endpoints.all.values().filter(|endpoint| kind.is_empty() || endpoint.kind == kind);
+            let wanted: Vec<Endpoint> = wanted.cloned().collect();
+            if endpoints.revision == Revision(0) || shown.as_ref() == Some(&wanted) {
+                return None;
+            }
+            shown = Some(wanted.clone());
+            let revision = i64::try_from(endpoints.revision.0).unwrap_or(i64::MAX);
+            Some(WatchEndpointsResponse { endpoints: wanted, revision })
+        };
+        Ok(Response::new(self.push.states(self.endpoints.clone(), show)?))
+    }
+}

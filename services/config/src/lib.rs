@@ -1,0 +1,70 @@
+//! The config service: the fleet's rules, the agents' sessions, and which servers there are, over a [`ConfigStore`].
+//!
+//! What must last lies in the store: rules as readable JSON beneath [`keys::RULES`], endpoints beneath
+//! [`keys::ENDPOINTS`] for as long as their lease lives. What agents report is kept in memory only, bounded, and comes
+//! again with their next connection.
+
+mod agents;
+mod discovery;
+mod error;
+pub mod keys;
+mod limits;
+mod paging;
+mod push;
+mod rules;
+mod settings;
+
+use std::sync::Arc;
+
+use logmesh_grpc::Routes;
+use logmesh_proto::config::v1::rule_service_server::RuleServiceServer;
+use logmesh_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
+use logmesh_proto::fleet::v1::agent_config_service_server::AgentConfigServiceServer;
+use logmesh_proto::fleet::v1::fleet_service_server::FleetServiceServer;
+use logmesh_runtime::Tasks;
+use logmesh_store::{ConfigStore, StoreError};
+
+pub use settings::Settings;
+
+/// The config service's four gRPC services.
+#[derive(Clone, Debug)]
+pub struct ConfigService {
+    rules: rules::RuleApi,
+    agents: agents::AgentConfigApi,
+    fleet: agents::FleetApi,
+    discovery: discovery::DiscoveryApi,
+    rule_view: rules::RuleView,
+}
+
+impl ConfigService {
+    /// Checks the settings and begins to follow the store, which need not be reachable yet. Streams end when the tasks
+    /// are asked to.
+    pub fn start(store: Arc<dyn ConfigStore>, settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
+        settings.check()?;
+        let settings = Arc::new(settings);
+        let rule_view = rules::RuleView::start(store.clone(), tasks);
+        let registry = agents::Registry::new(&settings);
+        let push = push::Push::new(tasks.token());
+        Ok(Self {
+            rules: rules::RuleApi::new(store.clone(), rule_view.clone(), push.clone()),
+            agents: agents::AgentConfigApi::new(registry.clone(), rule_view.clone(), settings.clone(), push.clone()),
+            fleet: agents::FleetApi::new(registry),
+            discovery: discovery::DiscoveryApi::start(store, &settings, push, tasks),
+            rule_view,
+        })
+    }
+
+    /// Adds the services to a server.
+    pub fn add_to(&self, routes: &mut Routes) {
+        routes
+            .add(RuleServiceServer::new(self.rules.clone()))
+            .add(AgentConfigServiceServer::new(self.agents.clone()))
+            .add(FleetServiceServer::new(self.fleet.clone()))
+            .add(DiscoveryServiceServer::new(self.discovery.clone()));
+    }
+
+    /// Waits until the rules were read from the store: from then on agents get theirs.
+    pub async fn loaded(&self) -> Result<(), StoreError> {
+        self.rule_view.loaded().await
+    }
+}

@@ -1,0 +1,43 @@
+//! What the service takes at most, each with its reason.
+
+use std::time::Duration;
+
+/// All rules together, as stored JSON. So that the whole set fits one message of `WatchRules` or `WatchConfig` (4 MiB).
+pub(crate) const MAX_RULES_BYTES: usize = 3 << 20;
+
+/// A page of a list ends at this size, for the same reason.
+pub(crate) const MAX_PAGE_BYTES: usize = 2 << 20;
+
+/// The largest page of a list, and the page when none is asked for, as the protos say.
+pub(crate) const MAX_PAGE: usize = 1000;
+pub(crate) const DEFAULT_PAGE: usize = 100;
+
+/// Labels of one agent, and the longest value in bytes (`ip` may hold many addresses).
+pub(crate) const MAX_LABELS: usize = 64;
+pub(crate) const MAX_LABEL_BYTES: usize = 4096;
+
+/// The longest session and version text of an agent, in bytes.
+pub(crate) const MAX_SESSION_BYTES: usize = 128;
+
+/// All rules by number: as many as an agent that all of them are for can tell of.
+pub(crate) const MAX_RULES: usize = MAX_AGENT_RULES;
+
+/// Rules that one agent may say it holds or report on, and the size of one such report; what is beyond is cut from its
+/// list of problems.
+pub(crate) const MAX_AGENT_RULES: usize = 2000;
+pub(crate) const MAX_RULE_STATUS_BYTES: usize = 4 << 10;
+
+/// Error texts in reports are cut here, in bytes.
+pub(crate) const MAX_REPORT_TEXT_BYTES: usize = 1 << 10;
+
+/// Endpoints of all kinds.
+pub(crate) const MAX_ENDPOINTS: usize = 1000;
+
+/// The longest address, in bytes: a host name of 253 and a port.
+pub(crate) const MAX_ADDRESS_BYTES: usize = 260;
+
+/// How long a caller of `Register` may take to say what it registers.
+pub(crate) const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+/// How often an update without an etag is tried when others write the same rule.
+pub(crate) const UPDATE_ATTEMPTS: usize = 8;

@@ -1,0 +1,76 @@
+//! Field masks of `UpdateRule`.
+
+use logmesh_proto::config::v1::Rule;
+use prost_types::FieldMask;
+use tonic::Status;
+
+use crate::error::bad_field;
+
+/// `old` with the fields of the mask taken from `new`; all of `new` if the mask is empty or `*`.
+pub(crate) fn merge(old: &Rule, new: &Rule, mask: Option<&FieldMask>) -> Result<Rule, Status> {
+    let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
+    if paths.is_empty() || paths == ["*"] {
+        return Ok(new.clone());
+    }
+    let mut merged = old.clone();
+    for (place, path) in paths.iter().enumerate() {
+        take(&mut merged, new, path)
+            .map_err(|problem| bad_field(&format!("update_mask.paths[{place}]"), format!("{path:?} {problem}")))?;
+    }
+    Ok(merged)
+}
+
+fn take(merged: &mut Rule, new: &Rule, path: &str) -> Result<(), &'static str> {
+    let pace = new.pace.unwrap_or_default();
+    match path {
+        // It names the rule and so is the same in both.
+        "name" => {}
+        "selector" => merged.selector.clone_from(&new.selector),
+        "paths" => merged.paths.clone_from(&new.paths),
+        "exclude" => merged.exclude.clone_from(&new.exclude),
+        "topic" => merged.topic.clone_from(&new.topic),
+        "priority" => merged.priority = new.priority,
+        "service" => merged.service.clone_from(&new.service),
+        "pace" => merged.pace = new.pace,
+        "pace.bytes_per_second" => merged.pace.get_or_insert_default().bytes_per_second = pace.bytes_per_second,
+        "pace.lines_per_second" => merged.pace.get_or_insert_default().lines_per_second = pace.lines_per_second,
+        "start_at" => merged.start_at = new.start_at,
+        "multiline" | "multiline.start_pattern" => merged.multiline.clone_from(&new.multiline),
+        "revision" | "etag" | "create_time" | "update_time" => return Err("is set by the server"),
+        "*" => return Err("stands alone or not at all"),
+        _ => return Err("is not a field of a rule"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use logmesh_proto::config::v1::Pace;
+
+    use super::*;
+
+    fn mask(paths: &[&str]) -> FieldMask {
+        FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }
+    }
+
+    #[test]
+    fn only_what_the_mask_names_is_taken() {
+        let old = Rule { topic: "old".into(), priority: 1, ..Rule::default() };
+        let pace = Some(Pace { bytes_per_second: 5, lines_per_second: 7 });
+        let new = Rule { topic: "new".into(), priority: 2, pace, ..Rule::default() };
+        let merged = merge(&old, &new, Some(&mask(&["topic", "pace.lines_per_second"]))).unwrap();
+        assert_eq!((merged.topic.as_str(), merged.priority), ("new", 1));
+        assert_eq!(merged.pace, Some(Pace { bytes_per_second: 0, lines_per_second: 7 }));
+        for all in [None, Some(mask(&[])), Some(mask(&["*"]))] {
+            assert_eq!(merge(&old, &new, all.as_ref()).unwrap(), new);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_said() {
+        for bad in ["etag", "revision", "nonsense", "paths[0]", ""] {
+            let status = merge(&Rule::default(), &Rule::default(), Some(&mask(&["topic", bad]))).unwrap_err();
+            assert!(status.message().starts_with("update_mask.paths[1]: "), "{status}");
+        }
+    }
+}

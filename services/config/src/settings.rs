@@ -1,0 +1,55 @@
+//! The settings of the config service.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use logmesh_types::Span;
+use logmesh_types::limits::{MAX_FILES, MAX_WATCHERS};
+use serde::{Deserialize, Serialize};
+
+/// The settings of the config service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How often an agent to which nothing happens is told that the centre is there; at most 10 s.
+    pub bookmark_interval: Span,
+    /// After about this time (a tenth more or less) an agent is asked to connect again, so that new servers get their
+    /// share.
+    pub max_stream_age: Span,
+    /// How long an endpoint lives without a sign of life.
+    pub endpoint_ttl: Span,
+    /// Agents that are known at a time. When there are more, those that were gone longest are forgotten; when all are
+    /// connected, a further one is refused.
+    pub max_agents: usize,
+    /// Streams of all agents together that reports may tell of, each about 500 bytes of memory.
+    pub max_streams: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bookmark_interval: Span(Duration::from_secs(5)),
+            max_stream_age: Span(Duration::from_secs(3600)),
+            endpoint_ttl: Span(Duration::from_secs(15)),
+            max_agents: MAX_WATCHERS,
+            max_streams: 2 * MAX_FILES,
+        }
+    }
+}
+
+impl Settings {
+    /// Says which setting can't work.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let seconds = Duration::from_secs;
+        let (bookmark, age, ttl) = (self.bookmark_interval.0, self.max_stream_age.0, self.endpoint_ttl.0);
+        ensure!(
+            !bookmark.is_zero() && bookmark <= seconds(10),
+            "bookmark_interval must be more than 0 and at most 10s"
+        );
+        ensure!(!age.is_zero(), "max_stream_age must be more than 0");
+        ensure!(ttl >= seconds(1) && ttl <= seconds(3600), "endpoint_ttl must be 1s to 1h");
+        ensure!(self.max_agents > 0 && self.max_agents <= MAX_WATCHERS, "max_agents must be 1 to {MAX_WATCHERS}");
+        ensure!(self.max_streams > 0, "max_streams must be more than 0");
+        Ok(())
+    }
+}
