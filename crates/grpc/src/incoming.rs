@@ -96,3 +96,26 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_more_than_allowed_waits_for_a_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut connections = Box::pin(incoming(listener, 1));
+        let (_one, _two) = (TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap());
+        let first = connections.next().await.unwrap().unwrap();
+        {
+            let next = connections.next();
+            futures::pin_mut!(next);
+            assert!(futures::poll!(&mut next).is_pending(), "both are connected, but only one is let in");
+            drop(first);
+            next.await.unwrap().unwrap();
+        }
+    }
+}

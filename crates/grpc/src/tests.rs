@@ -5,6 +5,7 @@ use std::time::Duration;
 use logmesh_proto::config::v1::GetRuleRequest;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_runtime::{CancellationToken, Tasks};
+use logmesh_types::limits::MAX_GRPC_MESSAGE_BYTES;
 use tokio::net::TcpListener;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -79,4 +80,21 @@ async fn no_server_is_unavailable_and_not_a_wait_for_ever() {
     let mut client = HealthClient::new(channel(&addr).unwrap());
     let error = client.check(HealthCheckRequest { service: String::new() }).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused() {
+    let tasks = Tasks::new();
+    let addr = start(&tasks, Routes::new()).await;
+    let mut client = HealthClient::new(channel(&addr).unwrap());
+    let error = client.check(HealthCheckRequest { service: "x".repeat(MAX_GRPC_MESSAGE_BYTES) }).await.unwrap_err();
+    assert_eq!(error.code(), Code::OutOfRange, "{error}");
+
+    let mut request = tonic::Request::new(HealthCheckRequest::default());
+    let huge = "x".repeat(limits::MAX_HEADER_BYTES as usize);
+    request.metadata_mut().insert("x-huge", huge.parse().unwrap());
+    client.check(request).await.unwrap_err();
+    client.check(HealthCheckRequest::default()).await.expect("the server goes on");
+    tasks.shutdown();
+    tasks.finish(GRACE).await.unwrap();
 }
