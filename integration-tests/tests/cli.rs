@@ -9,6 +9,7 @@ use std::sync::mpsc;
 
 use logmesh_integration_tests::mesh::{Mesh, PATIENCE, json_lines};
 use logmesh_integration_tests::program::{command, logmesh, run};
+use logmesh_testing::wait_for;
 use serde_json::Value;
 
 /// Ten lines in `logs/app.log`, found.
@@ -99,16 +100,28 @@ fn rules_go_in_and_come_out() {
 #[test]
 fn a_rule_reaches_the_agent_within_moments_and_its_state_is_shown() {
     let mesh = Mesh::started();
-    std::fs::create_dir(mesh.folder.join("logs/later")).unwrap();
-    std::fs::write(mesh.folder.join("logs/later/x.txt"), "from a later rule\n").unwrap();
-    let rule = format!("name: later\npaths: [\"{}/logs/later/*.txt\"]\ntopic: later\n", mesh.folder.display());
+    let folder = mesh.log("later");
+    std::fs::create_dir(&folder).unwrap();
+    let rule = format!("name: later\npaths: [\"{}/*.log\"]\ntopic: later\npriority: 1\n", folder.display());
     std::fs::write(mesh.folder.join("rule.yaml"), rule).unwrap();
     mesh.run(&["rules", "apply", "-f", mesh.folder.join("rule.yaml").to_str().unwrap()]).expect(0);
-    mesh.wait_count("later", 1);
+    wait_for("the agent to say that it runs the rule", PATIENCE, || {
+        let said = mesh.run(&["agents", "list", "--json"]).expect(0).stdout;
+        let rules = json_lines(&said)[0]["rules"].as_array().cloned().unwrap_or_default();
+        match rules.iter().any(|rule| rule["name"] == "rules/later" && rule["state"] == "APPLIED") {
+            true => Ok(()),
+            false => Err(said),
+        }
+    });
+    std::fs::write(folder.join("x.log"), "by the later rule\n").unwrap();
+    wait_for("its line", PATIENCE, || {
+        let count = mesh.run(&["search", "*", "--topic", "later", "--count"]).expect(0).stdout;
+        if count == "1\n" { Ok(()) } else { Err(count) }
+    });
     let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
     let id = agents[0]["id"].as_str().unwrap();
     let shown = mesh.run(&["agents", "get", id]).expect(0).stdout;
-    assert!(shown.contains("rules/later") && shown.contains("x.txt"), "{shown}");
+    assert!(shown.contains("rules/later") && shown.contains("x.log"), "{shown}");
     mesh.run(&["agents", "get", "nobody"]).expect(1).says(&["nobody"]);
 }
 
@@ -125,7 +138,7 @@ fn tail_shows_lines_as_they_arrive() {
     let reader = std::thread::spawn(move || send.send(lines.next().unwrap().unwrap()).unwrap());
     // It isn't known when the tail has begun, so urgent lines come until one is seen.
     let mut file = std::fs::File::create(mesh.log("tail.log")).unwrap();
-    let seen = logmesh_testing::wait_for("a line of the tail", PATIENCE, || {
+    let seen = wait_for("a line of the tail", PATIENCE, || {
         writeln!(file, "dull").unwrap();
         writeln!(file, "urgent: look here").unwrap();
         receive.recv_timeout(std::time::Duration::from_millis(100)).map_err(|error| error.to_string())
