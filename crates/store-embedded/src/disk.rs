@@ -1,8 +1,9 @@
-//! What lies in the file: its tables, its version, and how it's opened.
+//! What lies in the file: its tables, its version, and how it's opened, once or again.
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use logmesh_store::Revision;
 use redb::{
@@ -46,8 +47,39 @@ pub(crate) type StoredValue = (u64, u64, &'static [u8]);
 /// Memory for pages of the file.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// Opens or makes the file and answers with its last revision.
-pub(crate) fn open(path: &Path) -> Result<(Database, Revision), OpenError> {
+/// The open file. redb does nothing more after a write failed; so when room was wanting, the file is opened again.
+pub(crate) struct Disk {
+    path: PathBuf,
+    database: RwLock<Option<Database>>,
+}
+
+impl Disk {
+    /// Opens or makes the file and answers with its last revision.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Revision), OpenError> {
+        let (database, revision) = open(path)?;
+        Ok((Self { path: path.to_owned(), database: RwLock::new(Some(database)) }, revision))
+    }
+
+    /// Does some work on the file.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or(redb::Error::DatabaseClosed)?)
+    }
+
+    /// Closes the file, once no other work is being done on it, and opens it again. It stays closed if that fails.
+    pub(crate) fn reopen(&self) -> Result<Revision, OpenError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        *database = None;
+        if !self.path.exists() {
+            return Err(OpenError::NotAStore { path: self.path.clone() });
+        }
+        let (opened, revision) = open(&self.path)?;
+        *database = Some(opened);
+        Ok(revision)
+    }
+}
+
+fn open(path: &Path) -> Result<(Database, Revision), OpenError> {
     let is_new = !path.exists();
     let database =
         Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| explain(path, error))?;

@@ -1,6 +1,7 @@
 //! Why a store can't be opened, and how redb's errors look to callers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use logmesh_store::StoreError;
 
@@ -55,6 +56,23 @@ impl OpenError {
     }
 }
 
-pub(crate) fn storage(error: redb::Error) -> StoreError {
-    StoreError::Storage(Box::new(error))
+/// What the caller of an operation is told.
+pub(crate) fn storage(error: impl Into<Arc<redb::Error>>) -> StoreError {
+    let error = error.into();
+    let source: Option<Box<dyn std::error::Error + Send + Sync>> = Some(Box::new(error.clone()));
+    match &*error {
+        full if is_full(full) => {
+            StoreError::Unavailable { reason: "its disk is full; make room on it".to_owned(), source }
+        }
+        redb::Error::DatabaseClosed => {
+            StoreError::Unavailable { reason: "its file can't be opened again; see the log".to_owned(), source }
+        }
+        _ => StoreError::Storage(Box::new(error)),
+    }
+}
+
+/// Whether there was no room for a write. Such an error passes; after any other, what is on the disk is in doubt.
+pub(crate) fn is_full(error: &redb::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error, redb::Error::Io(error) if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge))
 }

@@ -24,6 +24,7 @@ use logmesh_store::{
 use redb::Database;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::disk::Disk;
 pub use crate::error::OpenError;
 use crate::error::storage;
 use crate::writer::{Command, Request, Writer};
@@ -57,7 +58,7 @@ pub struct EmbeddedStore {
 
 /// What reads and watches need.
 pub(crate) struct Shared {
-    pub(crate) database: Database,
+    pub(crate) disk: Disk,
     /// The last revision that was committed.
     pub(crate) revision: tokio::sync::watch::Sender<Revision>,
     pub(crate) watches: Arc<Semaphore>,
@@ -67,9 +68,9 @@ impl EmbeddedStore {
     /// Opens the store in the file at `path`, which is made if it isn't there; its folder must exist. Blocks while it
     /// reads, for a moment after a crash.
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
-        let (database, revision) = disk::open(path)?;
+        let (disk, revision) = Disk::open(path)?;
         let shared = Arc::new(Shared {
-            database,
+            disk,
             revision: tokio::sync::watch::Sender::new(revision),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
         });
@@ -93,7 +94,7 @@ impl EmbeddedStore {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or_else(closed)?;
         requests.send(Request { command: command(answer), _room: room }).map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        answered.await.map_err(|_| StoreError::unavailable("the write was given up; see the log"))?
     }
 
     /// Runs a read on a thread that may block.
@@ -102,7 +103,7 @@ impl EmbeddedStore {
         read: impl FnOnce(&Database) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = self.shared.clone();
-        let done = tokio::task::spawn_blocking(move || read(&shared.database)).await;
+        let done = tokio::task::spawn_blocking(move || shared.disk.with(read)).await;
         done.map_err(|_| StoreError::unavailable("the read was stopped"))?.map_err(storage)
     }
 }

@@ -69,8 +69,8 @@ impl Watch {
     async fn read(&self) -> Result<History, StoreError> {
         let shared = self.shared.upgrade().ok_or_else(closed)?;
         let (prefix, seen) = (self.prefix.clone(), self.seen);
-        let read = move || read::history(&shared.database, &prefix, seen, MAX_ROWS, MAX_BYTES);
-        tokio::task::spawn_blocking(read).await.map_err(|_| closed())?.map_err(storage)
+        let read = move |database: &_| read::history(database, &prefix, seen, MAX_ROWS, MAX_BYTES);
+        tokio::task::spawn_blocking(move || shared.disk.with(read)).await.map_err(|_| closed())?.map_err(storage)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use logmesh_store::{Lease, LeaseId, Revision, StoreError, Txn};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::error::{is_full, storage};
 use crate::write::{Answer, Batch, commit};
 use crate::{Options, Shared};
 
@@ -42,6 +43,9 @@ pub(crate) struct Writer {
     options: Options,
     /// Each lease's time to live and its end, by the monotonic clock.
     leases: HashMap<LeaseId, (Duration, Instant)>,
+    /// The last write found no room; the file has to be opened again.
+    full: bool,
+    /// The last write failed.
     failed: bool,
 }
 
@@ -61,7 +65,7 @@ impl Outcome {
         self.answers.push(Box::new(move |committed| {
             let value = match committed {
                 Ok(()) => value,
-                Err(error) => Err(StoreError::Storage(Box::new(error.clone()))),
+                Err(error) => Err(storage(error.clone())),
             };
             // A caller that has gone wants no answer.
             drop(reply.send(value));
@@ -72,10 +76,18 @@ impl Outcome {
 impl Writer {
     /// The writer, with the leases that the file holds: their time begins anew.
     pub(crate) fn new(shared: Arc<Shared>, options: Options) -> Result<Self, redb::Error> {
-        let (leases, _) = commit(&shared.database, |batch| batch.leases())?;
+        let mut writer = Self { shared, options, leases: HashMap::new(), full: false, failed: false };
+        writer.read_leases()?;
+        Ok(writer)
+    }
+
+    /// Takes over the leases of the file. The time of those that weren't known begins now.
+    fn read_leases(&mut self) -> Result<(), redb::Error> {
+        let (stored, _) = self.shared.disk.with(|database| commit(database, |batch| batch.leases()))?;
         let now = Instant::now();
-        let leases = leases.into_iter().map(|(id, ttl)| (id, (ttl, now + ttl))).collect();
-        Ok(Self { shared, options, leases, failed: false })
+        let lease = |(id, ttl)| (id, self.leases.get(&id).copied().unwrap_or((ttl, now + ttl)));
+        self.leases = stored.into_iter().map(lease).collect();
+        Ok(())
     }
 
     /// Works until the store is dropped.
@@ -104,6 +116,9 @@ impl Writer {
     fn work(&mut self, batch: Vec<Request>) {
         let (writes, _rooms): (Vec<Command>, Vec<OwnedSemaphorePermit>) =
             batch.into_iter().filter_map(|request| Some((self.keep_alive(request.command)?, request._room))).unzip();
+        if self.full {
+            self.reopen();
+        }
         let now = Instant::now();
         let ended = self.leases.iter().filter(|(_, (_, end))| *end <= now);
         let ended: Vec<LeaseId> = ended.map(|(id, _)| *id).collect();
@@ -112,7 +127,7 @@ impl Writer {
         }
         let mut outcome = Outcome { ended, ..Outcome::default() };
         let history = self.options.history;
-        let committed = commit(&self.shared.database, |batch| {
+        let work = |batch: &mut Batch<'_>| {
             for lease in outcome.ended.clone() {
                 batch.revoke(lease)?;
             }
@@ -120,14 +135,35 @@ impl Writer {
                 execute(batch, command, &mut outcome)?;
             }
             batch.bound_history(history)
-        });
+        };
+        let committed = self.shared.disk.with(|database| commit(database, work));
         self.failed = committed.is_err();
         match committed {
             Ok(((), revision)) => self.committed(outcome, revision),
+            Err(error) => self.failed(outcome, Arc::new(error)),
+        }
+    }
+
+    fn failed(&mut self, outcome: Outcome, error: Arc<redb::Error>) {
+        tracing::error!(%error, "the config store failed to write");
+        if is_full(&error) {
+            self.full = true;
+            self.reopen();
+        }
+        outcome.answers.into_iter().for_each(|answer| answer(Err(&error)));
+    }
+
+    /// Opens the file again after its disk was full, so that reads go on, and writes once there's room.
+    fn reopen(&mut self) {
+        match self.shared.disk.reopen() {
+            Ok(revision) => {
+                self.full = self.read_leases().is_err();
+                // A write whose commit failed may be there nevertheless.
+                self.shared.revision.send_if_modified(|last| std::mem::replace(last, revision) != revision);
+            }
             Err(error) => {
-                tracing::error!(%error, "the config store failed to write");
-                let error = Arc::new(error);
-                outcome.answers.into_iter().for_each(|answer| answer(Err(&error)));
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "cannot open the config store again");
             }
         }
     }
