@@ -1,0 +1,56 @@
+//! The audit: proves of each stream that no byte is missing and none is there twice, or says where.
+//!
+//! Three parties are compared: what the agent says is durable, what the books on the bus say is done, and what the
+//! index holds. They are read in the order in which a line passes them (agent, bus, books, index), so that a line which
+//! moves on meanwhile is seen at a later place and never taken for a gap. What still looks bad is looked at again.
+
+mod coverage;
+mod ledger;
+mod page;
+mod ranges;
+mod service;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+use logmesh_bus::BusError;
+use logmesh_grpc::{internal, resource_exhausted, unavailable};
+use logmesh_index::IndexError;
+use tonic::{Code, Status};
+
+pub(crate) use service::Audit;
+
+/// The consumer group of transfer: what it committed is in the index, or booked.
+const TRANSFER_GROUP: &str = "logmesh-transfer";
+
+/// Why an audit could not be made.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    #[error("the audit can't read the bus")]
+    Bus(#[from] BusError),
+    #[error("the audit can't read the index")]
+    Index(#[from] IndexError),
+    #[error("the audit can't ask config for the agents' streams: {}", .0.message())]
+    Fleet(#[source] Status),
+    #[error("as many audits are under way as this console makes at a time; try again later")]
+    Busy,
+}
+
+impl From<AuditError> for Status {
+    fn from(error: AuditError) -> Self {
+        match &error {
+            AuditError::Bus(cause) if cause.retryable() => unavailable("BUS_UNAVAILABLE", format!("{error}: {cause}")),
+            AuditError::Index(cause) if cause.retryable() => {
+                unavailable("INDEX_UNAVAILABLE", format!("{error}: {cause}"))
+            }
+            AuditError::Fleet(cause) if matches!(cause.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+                unavailable("CONFIG_UNAVAILABLE", error.to_string())
+            }
+            AuditError::Busy => resource_exhausted("TOO_MANY_AUDITS", error.to_string()),
+            AuditError::Bus(cause) => internal(format!("{error}: {cause}")),
+            AuditError::Index(cause) => internal(format!("{error}: {cause}")),
+            AuditError::Fleet(_) => internal(error),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What the bus knows of some streams: which of their bytes are on their way, and what their books say.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use logmesh_bus::{Bus, NextOffset, Record, TopicPartition, partition_of};
+use logmesh_record::Book;
+use logmesh_record::codec::{self, Content};
+use logmesh_types::{ByteRange, StreamId, TopicName};
+use tracing::warn;
+
+use super::ranges::Ranges;
+use super::{AuditError, TRANSFER_GROUP};
+
+/// Bytes that are read from the bus at a time.
+const READ_BYTES: usize = 4 << 20;
+
+/// Bytes of a partition that are searched for what is on its way. Where more waits, it isn't known what of it is whose,
+/// and nothing is called a gap until the index has caught up.
+const MAX_WAITING_BYTES: usize = 256 << 20;
+
+/// A topic of data and its number of partitions.
+#[derive(Clone, Debug)]
+pub(super) struct Topic {
+    pub(super) name: TopicName,
+    pub(super) partitions: u32,
+}
+
+/// The topics that have books, by name. Others on the same bus are none of ours.
+pub(super) async fn topics(bus: &dyn Bus) -> Result<Vec<Topic>, AuditError> {
+    let all = bus.topics().await?;
+    let names: HashSet<&TopicName> = all.iter().map(|spec| &spec.name).collect();
+    let data = all.iter().filter(|spec| !spec.name.is_internal() && names.contains(&spec.name.books()));
+    let mut topics: Vec<Topic> =
+        data.map(|spec| Topic { name: spec.name.clone(), partitions: spec.partitions }).collect();
+    topics.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(topics)
+}
+
+/// What the bus knows of a stream in one topic.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    /// The stream's book; `None` if nothing of it is done.
+    pub(super) book: Option<Book>,
+    /// What lies on the bus and isn't committed by transfer.
+    pub(super) waiting: Ranges,
+    /// Too much waits to know all of it.
+    pub(super) more_waits: bool,
+}
+
+/// What the bus knows of some streams, in all topics.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: HashMap<StreamId, Vec<(TopicName, Entry)>>,
+}
+
+impl Ledger {
+    /// Reads what the bus knows of these streams: first what waits, then the books, so that what transfer finishes
+    /// meanwhile is found in one of them at least.
+    pub(super) async fn read(bus: &dyn Bus, streams: &HashSet<StreamId>) -> Result<Self, AuditError> {
+        let mut ledger = Self::default();
+        for topic in topics(bus).await? {
+            let partitions: BTreeSet<u32> = streams.iter().map(|stream| partition(*stream, &topic)).collect();
+            for partition in &partitions {
+                let at = TopicPartition { topic: topic.name.clone(), partition: *partition };
+                if !ledger.read_waiting(bus, &at, streams).await? {
+                    let here = streams.iter().filter(|stream| super::ledger::partition(**stream, &topic) == *partition);
+                    here.for_each(|stream| ledger.entry(*stream, &topic.name).more_waits = true);
+                }
+            }
+            for partition in partitions {
+                let at = TopicPartition { topic: topic.name.books(), partition };
+                read_books(bus, &at, |stream, book| {
+                    if streams.contains(&stream) {
+                        ledger.entry(stream, &topic.name).book = book;
+                    }
+                })
+                .await?;
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// What is known of the stream, in each topic where anything is.
+    pub(super) fn of(&self, stream: StreamId) -> &[(TopicName, Entry)] {
+        self.entries.get(&stream).map_or(&[], Vec::as_slice)
+    }
+
+    fn entry(&mut self, stream: StreamId, topic: &TopicName) -> &mut Entry {
+        let entries = self.entries.entry(stream).or_default();
+        let place = entries.iter().position(|(name, _)| name == topic).unwrap_or_else(|| {
+            entries.push((topic.clone(), Entry::default()));
+            entries.len() - 1
+        });
+        &mut entries[place].1
+    }
+
+    /// Notes what of the streams waits in a partition; false if that was too much to read.
+    async fn read_waiting(
+        &mut self,
+        bus: &dyn Bus,
+        at: &TopicPartition,
+        streams: &HashSet<StreamId>,
+    ) -> Result<bool, AuditError> {
+        let committed = bus.committed(TRANSFER_GROUP, at).await?.unwrap_or(NextOffset(0));
+        let marks = bus.watermarks(at).await?;
+        let mut next = committed.max(marks.low);
+        let mut read = 0;
+        while next < marks.high {
+            let records = bus.read(at, next, READ_BYTES).await?;
+            let Some(last) = records.last() else { break };
+            next = last.offset.next();
+            for record in &records {
+                read += record.size();
+                if let Some((stream, range)) = range_of(record)
+                    && streams.contains(&stream)
+                {
+                    self.entry(stream, &at.topic).waiting.insert(range);
+                }
+            }
+            if read > MAX_WAITING_BYTES {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The partition in which a stream lies.
+fn partition(stream: StreamId, topic: &Topic) -> u32 {
+    partition_of(stream.to_string().as_bytes(), topic.partitions)
+}
+
+/// The bytes that a record holds; `None` if it isn't of a stream, or can't be read and is a dead letter soon.
+fn range_of(record: &Record) -> Option<(StreamId, ByteRange)> {
+    match codec::decode(record).ok()? {
+        Content::Chunk(chunk) => {
+            Some((chunk.stream_id.parse().ok()?, ByteRange::new(chunk.start_offset, chunk.end_offset)))
+        }
+        Content::Event(document) => document.stream,
+    }
+}
+
+/// Reads a partition of books from its beginning and hands out each, `None` for one that was removed.
+pub(super) async fn read_books(
+    bus: &dyn Bus,
+    at: &TopicPartition,
+    mut take: impl FnMut(StreamId, Option<Book>),
+) -> Result<(), AuditError> {
+    let marks = bus.watermarks(at).await?;
+    let mut next = marks.low;
+    while next < marks.high {
+        let records = bus.read(at, next, READ_BYTES).await?;
+        let Some(last) = records.last() else { break };
+        next = last.offset.next();
+        for record in &records {
+            let key = std::str::from_utf8(&record.key).ok().and_then(|key| key.parse::<StreamId>().ok());
+            match (key, Book::decode(&at.topic, &record.value)) {
+                (Some(stream), _) if record.value.is_empty() => take(stream, None),
+                (Some(stream), Ok(book)) => take(stream, Some(book)),
+                (_, Err(error)) => warn!(error, "the audit leaves a book out"),
+                (None, Ok(_)) => warn!(topic = %at.topic, "the audit leaves out a book whose key is no stream"),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! `logmesh.audit.v1.AuditService`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use logmesh_bus::Bus;
+use logmesh_grpc::{FieldViolation, invalid_argument, not_found};
+use logmesh_index::IndexReader;
+use logmesh_proto::audit::v1::audit_service_server::AuditService;
+use logmesh_proto::audit::v1::{AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, StreamAudit};
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
+use logmesh_types::{AgentId, StreamId, TopicName};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::AuditError;
+use super::ledger::Ledger;
+use super::page::{self, Candidate, Filter, Key, Page};
+use super::stream;
+
+/// Streams of a page that doesn't say, and the most of one.
+const DEFAULT_PAGE: i32 = 100;
+const MAX_PAGE: i32 = 1_000;
+
+/// Audits under way at a time: each reads much from bus and index, which searches need too.
+const MAX_AUDITS: usize = 4;
+
+/// How often a stream that looks bad is looked at again, and after how long.
+const RECHECKS: usize = 3;
+const RECHECK_PAUSE: Duration = Duration::from_millis(500);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct Audit {
+    bus: Arc<dyn Bus>,
+    index: Arc<dyn IndexReader>,
+    fleet: FleetServiceClient<Channel>,
+    places: Arc<Semaphore>,
+}
+
+impl Audit {
+    /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
+    pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexReader>, config: Channel) -> Self {
+        let fleet = FleetServiceClient::new(config);
+        Self { bus, index, fleet, places: Arc::new(Semaphore::new(MAX_AUDITS)) }
+    }
+
+    fn place(&self) -> Result<SemaphorePermit<'_>, AuditError> {
+        self.places.try_acquire().map_err(|_| AuditError::Busy)
+    }
+
+    /// Audits these streams, in their order. What looks bad is looked at again before it's called so.
+    async fn examine(&self, candidates: &[Candidate]) -> Result<Vec<StreamAudit>, AuditError> {
+        let mut audits = self.look(candidates).await?;
+        for _ in 0..RECHECKS {
+            let bad: Vec<usize> = (0..audits.len()).filter(|place| !audits[*place].clean).collect();
+            if bad.is_empty() {
+                break;
+            }
+            tokio::time::sleep(RECHECK_PAUSE).await;
+            let again: Vec<Candidate> = bad.iter().map(|place| candidates[*place].clone()).collect();
+            for (place, audit) in bad.into_iter().zip(self.look(&again).await?) {
+                audits[place] = audit;
+            }
+        }
+        Ok(audits)
+    }
+
+    async fn look(&self, candidates: &[Candidate]) -> Result<Vec<StreamAudit>, AuditError> {
+        let streams: HashSet<StreamId> = candidates.iter().map(|candidate| candidate.stream).collect();
+        let ledger = Ledger::read(self.bus.as_ref(), &streams).await?;
+        let mut audits = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            audits.push(stream::audit(candidate, &ledger, self.index.as_ref()).await?);
+        }
+        Ok(audits)
+    }
+
+    /// The stream in the topic to which its agent sends it; where none reports it, in the one whose book is furthest.
+    async fn find(&self, stream: StreamId) -> Result<Option<Candidate>, AuditError> {
+        let mut found = None;
+        page::reported(self.fleet.clone(), &Filter::default(), |(topic, id), reported| {
+            if id == stream {
+                found = Some(Candidate { topic, stream, reported: Some(reported) });
+            }
+        })
+        .await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let ledger = Ledger::read(self.bus.as_ref(), &HashSet::from([stream])).await?;
+        let furthest =
+            ledger.of(stream).iter().max_by_key(|(_, entry)| entry.book.as_ref().map(|book| book.watermark()));
+        Ok(furthest.map(|(topic, _)| Candidate { topic: topic.clone(), stream, reported: None }))
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for Audit {
+    async fn get_stream_audit(&self, request: Request<GetStreamAuditRequest>) -> Result<Response<StreamAudit>, Status> {
+        let id = request.into_inner().stream_id;
+        let stream: StreamId = id.parse().map_err(|error| bad("stream_id", error))?;
+        let _place = self.place()?;
+        let Some(candidate) = self.find(stream).await? else {
+            return Err(not_found("UNKNOWN_STREAM", format!("neither an agent nor the books know a stream {stream}")));
+        };
+        let audits = self.examine(&[candidate]).await?;
+        Ok(Response::new(audits.into_iter().next().unwrap_or_default()))
+    }
+
+    async fn audit_fleet(&self, request: Request<AuditFleetRequest>) -> Result<Response<AuditFleetResponse>, Status> {
+        let request = request.into_inner();
+        let filter = filter(&request)?;
+        let size = match request.page_size {
+            0 => DEFAULT_PAGE,
+            size if size < 0 => return Err(bad("page_size", "is negative")),
+            size => size.min(MAX_PAGE),
+        };
+        let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
+        let _place = self.place()?;
+        let mut page = Page::new(from, size as usize);
+        page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
+        let (candidates, next) = page.into_candidates();
+        let streams = self.examine(&candidates).await?;
+        let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
+        Ok(Response::new(AuditFleetResponse { streams, next_page_token }))
+    }
+}
+
+fn filter(request: &AuditFleetRequest) -> Result<Filter, Status> {
+    let topic = (!request.topic.is_empty()).then(|| request.topic.parse::<TopicName>()).transpose();
+    let topic = topic.map_err(|error| bad("topic", error))?;
+    if !request.agent_id.is_empty() {
+        request.agent_id.parse::<AgentId>().map_err(|error| bad("agent_id", error))?;
+    }
+    Ok(Filter { topic, agent: request.agent_id.clone() })
+}
+
+/// Where a page begins, `{topic}/{stream}`.
+fn read_token(token: &str) -> Result<Key, Status> {
+    let key = token.split_once('/').and_then(|(topic, stream)| Some((topic.parse().ok()?, stream.parse().ok()?)));
+    key.ok_or_else(|| bad("page_token", "is not one that AuditFleet gave"))
+}
+
+fn bad(field: &str, description: impl ToString) -> Status {
+    let description = description.to_string();
+    let message = format!("{field}: {description}");
+    invalid_argument("INVALID_REQUEST", message, &[FieldViolation::new(field, description)])
+}

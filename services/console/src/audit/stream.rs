@@ -1,0 +1,135 @@
+//! The audit of one stream: agent, bus, books and index put side by side.
+
+use logmesh_index::IndexReader;
+use logmesh_proto::audit::v1::StreamAudit;
+use logmesh_proto::fleet::v1::StreamStatus;
+use logmesh_record::Book;
+use logmesh_types::{ByteRange, StreamId, TopicName};
+
+use super::AuditError;
+use super::coverage::{Coverage, Findings};
+use super::ledger::{Entry, Ledger};
+use super::page::Candidate;
+use super::ranges::Ranges;
+
+/// Documents that are asked of the index at a time.
+const SPANS: usize = 10_000;
+
+/// Compares all that is known of a stream. The ledger must have been read after the agent's report.
+pub(super) async fn audit(
+    candidate: &Candidate,
+    ledger: &Ledger,
+    index: &dyn IndexReader,
+) -> Result<StreamAudit, AuditError> {
+    let nothing = Entry::default();
+    let known = ledger.of(candidate.stream);
+    let entry = known.iter().find(|(topic, _)| *topic == candidate.topic).map_or(&nothing, |(_, entry)| entry);
+    let book = entry.book.as_ref();
+    let status = candidate.reported.as_ref().and_then(|reported| reported.status.as_ref());
+    let flow = Flow::new(candidate, status, entry, known);
+
+    let indexed = flow.done.without(&flow.rejected);
+    let coverage = compare(&candidate.topic, candidate.stream, &indexed, index).await?;
+    let mut lost = Findings::default();
+    flow.missing.as_slice().iter().for_each(|range| {
+        lost.add(*range, || "durable on the bus, and neither booked nor on its way".to_owned());
+    });
+    let mut gaps = coverage.gaps.merge(lost);
+    gaps.extend(status.and_then(unread));
+    let doubles = coverage.doubles.into_vec();
+
+    let said = |said: Option<&String>, booked: Option<&String>| {
+        said.or(booked).filter(|text| !text.is_empty()).cloned().unwrap_or_default()
+    };
+    Ok(StreamAudit {
+        stream_id: candidate.stream.to_string(),
+        topic: candidate.topic.to_string(),
+        agent_id: said(candidate.reported.as_ref().map(|one| &one.agent_id), book.map(|book| &book.agent)),
+        path: said(status.map(|status| &status.path), book.map(|book| &book.path)),
+        start_offset: status.map_or_else(|| book.map_or(0, Book::start), |status| status.start_offset),
+        size: status.map_or(0, |status| status.size),
+        read_offset: status.map_or(0, |status| status.read_offset),
+        acked_offset: status.map_or(0, |status| status.acked_offset),
+        indexed_offset: book.map_or(0, Book::watermark),
+        documents: coverage.documents,
+        on_its_way_bytes: flow.on_its_way,
+        dead_letter_bytes: flow.rejected.bytes(),
+        clean: gaps.is_empty() && doubles.is_empty(),
+        gaps,
+        doubles,
+    })
+}
+
+/// Bytes that were cut off the file before the agent could read them: nobody has them any more.
+fn unread(status: &StreamStatus) -> Option<logmesh_proto::audit::v1::Finding> {
+    let finding = logmesh_proto::audit::v1::Finding {
+        start_offset: status.read_offset,
+        end_offset: status.read_offset.saturating_add(status.lost_bytes),
+        detail: "gone from the file before the agent could read it".to_owned(),
+    };
+    (status.lost_bytes > 0).then_some(finding)
+}
+
+/// Where the bytes of a stream are between file and index.
+struct Flow {
+    /// Booked as done, rejected ones included.
+    done: Ranges,
+    rejected: Ranges,
+    /// Bytes on the bus that aren't done.
+    on_its_way: u64,
+    /// What should be done or on its way, and is neither.
+    missing: Ranges,
+}
+
+impl Flow {
+    fn new(candidate: &Candidate, status: Option<&StreamStatus>, entry: &Entry, known: &[(TopicName, Entry)]) -> Self {
+        let done = booked(entry, |book| &book.done);
+        let waiting = entry.waiting.without(&done);
+        let expected = match status {
+            Some(status) => Ranges::from_iter([ByteRange::new(status.start_offset, status.acked_offset)]),
+            // Without an agent's word the books tell only that what lies before a done byte was to be done.
+            None => done.hull(),
+        };
+        let mut missing = expected.without(&done).without(&waiting);
+        // A rule that changed its topic sends the rest of a file there.
+        for (_, elsewhere) in known.iter().filter(|(topic, _)| *topic != candidate.topic) {
+            missing = missing.without(&booked(elsewhere, |book| &book.done)).without(&elsewhere.waiting);
+        }
+        let mut on_its_way = waiting.bytes();
+        if known.iter().any(|(_, entry)| entry.more_waits) {
+            on_its_way += missing.bytes();
+            missing = Ranges::default();
+        }
+        Self { done, rejected: booked(entry, |book| &book.rejected), on_its_way, missing }
+    }
+}
+
+fn booked(entry: &Entry, part: impl FnOnce(&Book) -> &Vec<ByteRange>) -> Ranges {
+    entry.book.as_ref().map(|book| part(book).iter().copied().collect()).unwrap_or_default()
+}
+
+/// Reads where the documents of a stream lie and compares that with what should be there.
+async fn compare<'a>(
+    topic: &TopicName,
+    stream: StreamId,
+    expected: &'a Ranges,
+    index: &dyn IndexReader,
+) -> Result<Coverage<'a>, AuditError> {
+    let mut coverage = Coverage::new(expected);
+    let mut from = 0;
+    loop {
+        let spans = index.spans(topic, &stream, from, SPANS).await?;
+        let (first, last) = match (spans.first(), spans.last()) {
+            (Some(first), Some(last)) if spans.len() >= SPANS => (first.range.start, last.range.start),
+            _ => {
+                spans.into_iter().for_each(|span| coverage.add(span));
+                coverage.finish();
+                return Ok(coverage);
+            }
+        };
+        // More documents may begin where this page ends: they come with the next. Where a whole page begins at one
+        // byte, the rest of them adds nothing to what was found.
+        from = if first == last { last + 1 } else { last };
+        spans.into_iter().filter(|span| span.range.start < from).for_each(|span| coverage.add(span));
+    }
+}

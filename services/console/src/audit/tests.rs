@@ -1,0 +1,383 @@
+//! The audit against a real bus and index, with agents' words given.
+
+use std::sync::Arc;
+
+use logmesh_bus::{Bus, TopicPartition, partition_of};
+use logmesh_bus_embedded::EmbeddedBus;
+use logmesh_grpc::{Routes, channel, serve};
+use logmesh_index::{IndexWriter, NewDoc, Slice};
+use logmesh_index_embedded::EmbeddedIndex;
+use logmesh_proto::audit::v1::audit_service_server::AuditService;
+use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, GetStreamAuditRequest, StreamAudit};
+use logmesh_proto::fleet::v1::fleet_service_server::{FleetService, FleetServiceServer};
+use logmesh_proto::fleet::v1::{
+    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest,
+    ListStreamsResponse, StreamStatus,
+};
+use logmesh_proto::ingest::v1::{Chunk, Source};
+use logmesh_record::{Book, Topics, codec, document};
+use logmesh_runtime::Tasks;
+use logmesh_testing::Folder;
+use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
+use tokio::net::TcpListener;
+use tonic::{Code, Request, Response, Status};
+
+use super::{Audit, TRANSFER_GROUP};
+
+/// Config, as far as the audit asks it: what agents reported.
+#[derive(Clone, Debug)]
+struct Reports(Vec<AgentStream>);
+
+#[tonic::async_trait]
+impl FleetService for Reports {
+    async fn list_streams(
+        &self,
+        request: Request<ListStreamsRequest>,
+    ) -> Result<Response<ListStreamsResponse>, Status> {
+        let wanted = request.into_inner();
+        // Pages of two, so that the audit has to ask for more.
+        let from: usize = wanted.page_token.parse().unwrap_or(0);
+        let all: Vec<AgentStream> = (self.0.iter())
+            .filter(|one| wanted.agent_id.is_empty() || one.agent_id == wanted.agent_id)
+            .filter(|one| wanted.topic.is_empty() || one.status.as_ref().unwrap().topic == wanted.topic)
+            .cloned()
+            .collect();
+        let next_page_token = if all.len() > from + 2 { (from + 2).to_string() } else { String::new() };
+        let streams = all.into_iter().skip(from).take(2).collect();
+        Ok(Response::new(ListStreamsResponse { streams, next_page_token }))
+    }
+
+    async fn list_agents(&self, _: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
+        Err(Status::unimplemented("the audit doesn't ask"))
+    }
+
+    async fn get_agent(&self, _: Request<GetAgentRequest>) -> Result<Response<Agent>, Status> {
+        Err(Status::unimplemented("the audit doesn't ask"))
+    }
+}
+
+/// A bus and an index that are filled by hand.
+struct Mesh {
+    bus: Arc<EmbeddedBus>,
+    index: EmbeddedIndex,
+    topic: TopicName,
+    reports: Vec<AgentStream>,
+    tasks: Tasks,
+    _folder: Folder,
+}
+
+const NOON: &str = "2026-01-31T12:00:00Z";
+const NEXT_DAY: &str = "2026-02-01T12:00:00Z";
+
+fn stream(number: u8) -> StreamId {
+    StreamId::from_bytes([number; 16])
+}
+
+/// Three lines of five bytes each, from `start` on.
+fn chunk(stream: StreamId, topic: &TopicName, start: u64, time: &str) -> Chunk {
+    let data = b"aaaa\nbbbb\ncccc\n".as_slice();
+    let read_time: UnixNanos = time.parse().unwrap();
+    Chunk {
+        stream_id: stream.to_string(),
+        topic: topic.to_string(),
+        rule: "rules/r".into(),
+        rule_revision: 1,
+        start_offset: start,
+        end_offset: start + data.len() as u64,
+        data: data.into(),
+        crc32c: crc32c::crc32c(data),
+        read_time: Some(logmesh_proto::time::timestamp(read_time)),
+        source: Some(Source { agent_id: "web-1".into(), path: "/var/log/a".into(), ..Source::default() }),
+        ..Chunk::default()
+    }
+}
+
+impl Mesh {
+    async fn new() -> Self {
+        let folder = Folder::new();
+        let bus = Arc::new(EmbeddedBus::open(&folder.join("bus"), logmesh_bus_embedded::Settings::default()).unwrap());
+        let settings = logmesh_index_embedded::Settings::default();
+        let index = EmbeddedIndex::open(&folder.join("index"), settings).await.unwrap();
+        let mesh = Self {
+            bus,
+            index,
+            topic: "logs".parse().unwrap(),
+            reports: Vec::new(),
+            tasks: Tasks::new(),
+            _folder: folder,
+        };
+        mesh.make(&mesh.topic).await;
+        mesh
+    }
+
+    async fn make(&self, topic: &TopicName) {
+        for spec in Topics::default().specs(topic) {
+            self.bus.ensure_topic(&spec).await.unwrap();
+        }
+        self.index.ensure_topic(topic, &Default::default()).await.unwrap();
+    }
+
+    fn report(&mut self, stream: StreamId, acked: u64) {
+        let status = StreamStatus {
+            stream_id: stream.to_string(),
+            path: "/var/log/a".into(),
+            topic: self.topic.to_string(),
+            size: acked + 3,
+            read_offset: acked,
+            acked_offset: acked,
+            ..StreamStatus::default()
+        };
+        self.reports.push(AgentStream { agent_id: "web-1".into(), agent_online: false, status: Some(status) });
+    }
+
+    /// Puts a chunk on the bus, as the gateway does.
+    async fn push(&self, chunk: &Chunk) {
+        let topic = chunk.topic.parse().unwrap();
+        self.bus.append(&topic, codec::encode_chunk(chunk)).await.unwrap().await.unwrap();
+    }
+
+    /// Puts documents of a chunk into the index: those at these places, in the slice of this time.
+    async fn index(&self, chunk: &Chunk, places: &[usize], time: &str) {
+        let date = time.parse::<UnixNanos>().unwrap().date();
+        let topic: TopicName = chunk.topic.parse().unwrap();
+        let documents = document::of_chunk(chunk);
+        let docs = places.iter().map(|place| NewDoc {
+            slice: Slice { topic: topic.clone(), date: date.clone() },
+            id: documents[*place].id.unwrap(),
+            body: documents[*place].body.clone(),
+        });
+        self.index.write(docs.collect()).await.unwrap();
+    }
+
+    async fn book(&self, topic: &TopicName, book: &Book) {
+        self.bus.append(&topic.books(), book.encode()).await.unwrap().await.unwrap();
+    }
+
+    /// Says that transfer has done all that lies in the topic.
+    async fn commit(&self, topic: &TopicName) {
+        let partitions = self.bus.topic(topic).await.unwrap().unwrap().partitions;
+        let mut consumer = self.bus.subscribe(TRANSFER_GROUP, std::slice::from_ref(topic)).await.unwrap();
+        consumer.next().await.unwrap();
+        for partition in 0..partitions {
+            let at = TopicPartition { topic: topic.clone(), partition };
+            let high = self.bus.watermarks(&at).await.unwrap().high;
+            consumer.commit(&[(at, high)]).await.unwrap();
+        }
+    }
+
+    /// All of it as it should be: on the bus, in the index, booked, committed.
+    async fn transfer(&self, chunk: &Chunk) {
+        let topic: TopicName = chunk.topic.parse().unwrap();
+        self.push(chunk).await;
+        self.index(chunk, &[0, 1, 2], NOON).await;
+        self.book(&topic, &booked(chunk)).await;
+        self.commit(&topic).await;
+    }
+
+    async fn service(&self) -> Audit {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut routes = Routes::new();
+        routes.add(FleetServiceServer::new(Reports(self.reports.clone())));
+
+        let token = self.tasks.token();
+        self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });
+        let bus: Arc<dyn Bus> = self.bus.clone();
+        Audit::new(bus, Arc::new(self.index.clone()), channel(&address).unwrap())
+    }
+
+    async fn audit(&self) -> Vec<StreamAudit> {
+        let answer = self.service().await.audit_fleet(Request::new(AuditFleetRequest::default())).await;
+        answer.unwrap().into_inner().streams
+    }
+
+    async fn audit_one(&self) -> StreamAudit {
+        let mut streams = self.audit().await;
+        assert_eq!(streams.len(), 1, "{streams:?}");
+        streams.remove(0)
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.tasks.shutdown();
+    }
+}
+
+fn booked(chunk: &Chunk) -> Book {
+    let mut book = Book::new(chunk.stream_id.parse().unwrap());
+    book.agent = "web-1".into();
+    book.path = "/var/log/a".into();
+    book.add(ByteRange::new(0, chunk.end_offset));
+    book
+}
+
+fn places(findings: &[Finding]) -> Vec<(u64, u64)> {
+    findings.iter().map(|finding| (finding.start_offset, finding.end_offset)).collect()
+}
+
+#[tokio::test]
+async fn what_is_there_once_is_clean() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.report(stream(1), 15);
+    let audit = mesh.audit_one().await;
+    assert!(audit.clean, "{audit:?}");
+    assert_eq!((audit.documents, audit.indexed_offset, audit.acked_offset, audit.size), (3, 15, 15, 18));
+    assert_eq!((audit.agent_id.as_str(), audit.path.as_str(), audit.topic.as_str()), ("web-1", "/var/log/a", "logs"));
+}
+
+#[tokio::test]
+async fn a_missing_document_is_a_gap_with_its_range() {
+    let mesh = Mesh::new().await;
+    let chunk = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&chunk).await;
+    mesh.index(&chunk, &[0, 2], NOON).await;
+    mesh.index(&chunk, &[1], NEXT_DAY).await;
+    mesh.book(&mesh.topic, &booked(&chunk)).await;
+    mesh.commit(&mesh.topic).await;
+    assert!(mesh.audit_one().await.clean);
+
+    let slice = Slice { topic: mesh.topic.clone(), date: "2026-02-01".into() };
+    mesh.index.delete_slice(&slice).await.unwrap();
+    let audit = mesh.audit_one().await;
+    assert!(!audit.clean);
+    assert_eq!((places(&audit.gaps), places(&audit.doubles)), (vec![(5, 10)], vec![]));
+}
+
+#[tokio::test]
+async fn a_document_in_two_slices_is_a_double() {
+    let mesh = Mesh::new().await;
+    let chunk = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.transfer(&chunk).await;
+    mesh.index(&chunk, &[1], NEXT_DAY).await;
+    let audit = mesh.audit_one().await;
+    assert!(!audit.clean);
+    assert_eq!((places(&audit.gaps), places(&audit.doubles)), (vec![], vec![(5, 10)]));
+    assert!(audit.doubles[0].detail.contains("more than once"), "{:?}", audit.doubles);
+}
+
+#[tokio::test]
+async fn what_waits_on_the_bus_is_no_gap_and_becomes_one_when_it_is_passed_over() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.push(&chunk(stream(1), &mesh.topic, 15, NOON)).await;
+    mesh.report(stream(1), 30);
+    let audit = mesh.audit_one().await;
+    assert!(audit.clean, "{audit:?}");
+    assert_eq!((audit.on_its_way_bytes, audit.indexed_offset, audit.acked_offset), (15, 15, 30));
+
+    mesh.commit(&mesh.topic).await;
+    let audit = mesh.audit_one().await;
+    assert_eq!((places(&audit.gaps), audit.on_its_way_bytes), (vec![(15, 30)], 0));
+}
+
+#[tokio::test]
+async fn dead_letters_are_counted_and_no_gap() {
+    let mesh = Mesh::new().await;
+    let chunk = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&chunk).await;
+    mesh.index(&chunk, &[0, 2], NOON).await;
+    let mut book = booked(&chunk);
+    book.reject(ByteRange::new(5, 10));
+    mesh.book(&mesh.topic, &book).await;
+    mesh.commit(&mesh.topic).await;
+    let audit = mesh.audit_one().await;
+    assert!(audit.clean, "{audit:?}");
+    assert_eq!((audit.dead_letter_bytes, audit.documents), (5, 2));
+}
+
+#[tokio::test]
+async fn a_stream_that_no_agent_reports_is_audited_by_its_book() {
+    let mesh = Mesh::new().await;
+    let chunk = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.transfer(&chunk).await;
+    let mut book = Book::new(stream(1));
+    book.add(ByteRange::new(0, 5));
+    book.add(ByteRange::new(10, 15));
+    mesh.book(&mesh.topic, &book).await;
+    let audit = mesh.audit_one().await;
+    assert_eq!(places(&audit.gaps), [(5, 10)], "a hole between what is booked");
+}
+
+#[tokio::test]
+async fn a_stream_that_changed_its_topic_is_whole() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    let old = std::mem::replace(&mut mesh.topic, "other".parse().unwrap());
+    mesh.make(&mesh.topic).await;
+    let rest = chunk(stream(1), &mesh.topic, 15, NOON);
+    let mut book = Book::new(stream(1));
+    book.add(ByteRange::new(15, 30));
+    mesh.push(&rest).await;
+    mesh.index(&rest, &[0, 1, 2], NOON).await;
+    mesh.book(&mesh.topic, &book).await;
+    mesh.commit(&mesh.topic).await;
+    mesh.report(stream(1), 30);
+    let audits = mesh.audit().await;
+    assert_eq!(audits.iter().map(|one| one.topic.as_str()).collect::<Vec<_>>(), [old.as_str(), "other"]);
+    assert!(audits.iter().all(|one| one.clean), "{audits:?}");
+}
+
+#[tokio::test]
+async fn bytes_that_were_cut_off_before_they_were_read_are_a_gap() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.report(stream(1), 15);
+    mesh.reports[0].status.as_mut().unwrap().lost_bytes = 7;
+    assert_eq!(places(&mesh.audit_one().await.gaps), [(15, 22)]);
+}
+
+#[tokio::test]
+async fn pages_and_filters_give_each_stream_once() {
+    let mut mesh = Mesh::new().await;
+    for number in [3, 1, 5, 2, 4] {
+        mesh.transfer(&chunk(stream(number), &mesh.topic, 0, NOON)).await;
+        mesh.report(stream(number), 15);
+    }
+    assert!((0..4).any(|partition| partition_of(stream(1).to_string().as_bytes(), 4) != partition));
+    let service = mesh.service().await;
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = AuditFleetRequest { page_size: 2, page_token, ..AuditFleetRequest::default() };
+        let page = service.audit_fleet(Request::new(request)).await.unwrap().into_inner();
+        seen.extend(page.streams.into_iter().map(|one| (one.stream_id, one.clean)));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let expected: Vec<(String, bool)> = (1..=5).map(|number| (stream(number).to_string(), true)).collect();
+    assert_eq!(seen, expected);
+    for (topic, agent_id, count) in [("logs", "web-1", 5), ("logs", "web-2", 0), ("nothing", "", 0)] {
+        let request = AuditFleetRequest { topic: topic.into(), agent_id: agent_id.into(), ..Default::default() };
+        let page = service.audit_fleet(Request::new(request)).await.unwrap().into_inner();
+        assert_eq!(page.streams.len(), count, "{topic} {agent_id}");
+    }
+}
+
+#[tokio::test]
+async fn one_stream_is_found_by_its_id() {
+    let mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    let service = mesh.service().await;
+    let ask = |id: String| service.get_stream_audit(Request::new(GetStreamAuditRequest { stream_id: id }));
+    let audit = ask(stream(1).to_string()).await.unwrap().into_inner();
+    assert!(audit.clean && audit.topic == "logs", "{audit:?}");
+    assert_eq!(ask(stream(2).to_string()).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(ask("nonsense".into()).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn without_config_the_audit_says_so() {
+    let mesh = Mesh::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let service = Audit::new(mesh.bus.clone(), Arc::new(mesh.index.clone()), channel(&nobody).unwrap());
+    let error = service.audit_fleet(Request::new(AuditFleetRequest::default())).await.unwrap_err();
+    assert_eq!(
+        (error.code(), logmesh_grpc::reason(&error).as_deref()),
+        (Code::Unavailable, Some("CONFIG_UNAVAILABLE"))
+    );
+}
