@@ -11,7 +11,7 @@ use super::output::{Output, bytes};
 use super::{Common, Failure, Outcome, Session, request_within};
 
 /// Streams asked for at a time; each is compared document by document.
-const PAGE: i32 = 100;
+const PAGE: i32 = 500;
 
 /// How long a page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
