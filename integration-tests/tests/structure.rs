@@ -15,8 +15,9 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("proto", &["types"]),
-    ("rules", &["proto", "types"]),
-    ("tail", &["rules", "types"]),
+    ("glob", &["types"]),
+    ("rules", &["glob", "proto", "types"]),
+    ("tail", &["glob", "types"]),
     ("record", &["bus", "index", "proto", "types"]),
     ("store", &["types"]),
     ("bus", &["types"]),

@@ -3,15 +3,13 @@
 //! A [`RuleSpec`] is a rule as someone wrote it and may be wrong anywhere; [`RuleSpec::compile`] checks all of it at
 //! once and gives a [`Rule`], whose selector, globs and pattern are ready to match. Only a `Rule` may be applied.
 
-mod glob;
 mod proto;
 mod rule;
 mod selector;
 mod spec;
 mod yaml;
 
-pub use glob::{GlobError, PathGlob, PathSet};
-pub use rule::{Ownership, Rule};
+pub use rule::Rule;
 pub use selector::{Labels, Selector, SelectorError};
 pub use spec::{JsonError, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
 pub use yaml::{Document, YamlError, parse_yaml, to_yaml};

@@ -1,13 +1,10 @@
 //! A rule that was checked: its globs, selector and pattern are compiled.
 
-use std::cmp::Reverse;
-use std::path::Path;
-
+use logmesh_glob::{Exclude, GlobError, PathGlob};
 use logmesh_types::limits::MAX_RULE_PATHS;
 use logmesh_types::{RuleName, TopicName};
 use regex::bytes::{Regex, RegexBuilder};
 
-use crate::glob::{self, PathGlob, PathSet};
 use crate::selector::Selector;
 use crate::spec::{RuleSpec, Violation, Violations};
 
@@ -28,8 +25,10 @@ pub struct Rule {
     pub name: RuleName,
     /// Which agents it is for.
     pub selector: Selector,
-    /// Which files it takes.
-    pub paths: PathSet,
+    /// Which files it takes,
+    pub paths: Vec<PathGlob>,
+    /// and of those, which it leaves.
+    pub exclude: Vec<Exclude>,
     /// The topic that it writes to; never an internal one.
     pub topic: TopicName,
     /// A line that matches begins an event; none: each line is one.
@@ -41,30 +40,6 @@ impl Rule {
     /// The rule as it was written, its name with `rules/`.
     pub fn spec(&self) -> &RuleSpec {
         &self.spec
-    }
-
-    /// Sorts rules by who owns a file that several match: the greatest priority first, then the least name.
-    pub fn precedence(&self) -> (Reverse<i32>, &RuleName) {
-        (Reverse(self.spec.priority), &self.name)
-    }
-}
-
-/// Which rule owns a file, and which others would.
-#[derive(Debug)]
-pub struct Ownership<'a> {
-    /// The rule that collects the file.
-    pub owner: &'a Rule,
-    /// The rules that match it too and leave it to the owner.
-    pub shadowed: Vec<&'a Rule>,
-}
-
-impl<'a> Ownership<'a> {
-    /// Finds the owner of the file of this absolute path among `rules`; none if no rule takes it.
-    pub fn of(rules: impl IntoIterator<Item = &'a Rule>, path: &Path) -> Option<Self> {
-        let mut matching: Vec<&Rule> = rules.into_iter().filter(|rule| rule.paths.matches(path)).collect();
-        matching.sort_by_key(|rule| rule.precedence());
-        let mut matching = matching.into_iter();
-        Some(Self { owner: matching.next()?, shadowed: matching.collect() })
     }
 }
 
@@ -87,16 +62,16 @@ impl RuleSpec {
         });
         self.check_values(&mut found);
         let start_pattern = self.check_pattern(&mut found);
-        if let (Some(name), Some(selector), Some(paths), Some(topic), true) =
+        if let (Some(name), Some(selector), Some((paths, exclude)), Some(topic), true) =
             (name, selector, paths, topic, found.0.is_empty())
         {
             let spec = RuleSpec { name: name.to_string(), ..self.clone() };
-            return Ok(Rule { name, selector, paths, topic, start_pattern, spec });
+            return Ok(Rule { name, selector, paths, exclude, topic, start_pattern, spec });
         }
         Err(Violations(found.0))
     }
 
-    fn check_paths(&self, found: &mut Found) -> Option<PathSet> {
+    fn check_paths(&self, found: &mut Found) -> Option<(Vec<PathGlob>, Vec<Exclude>)> {
         if self.paths.is_empty() {
             found.add("paths", "is empty; name at least one path or glob");
         }
@@ -106,16 +81,9 @@ impl RuleSpec {
                 return None;
             }
         }
-        let globs: Vec<PathGlob> = (self.paths.iter().enumerate())
-            .filter_map(|(place, glob)| found.keep(format!("paths[{place}]"), PathGlob::new(glob)))
-            .collect();
-        let good = (self.exclude.iter().enumerate())
-            .filter_map(|(place, glob)| found.keep(format!("exclude[{place}]"), glob::check_exclude(glob)))
-            .count();
-        if globs.len() < self.paths.len() || good < self.exclude.len() {
-            return None;
-        }
-        found.keep("paths", PathSet::new(globs, &self.exclude))
+        let paths = keep_all(found, "paths", &self.paths, PathGlob::new);
+        let exclude = keep_all(found, "exclude", &self.exclude, Exclude::new);
+        Some((paths, exclude))
     }
 
     fn check_values(&self, found: &mut Found) {
@@ -159,6 +127,17 @@ impl Found {
     fn keep<T>(&mut self, field: impl Into<String>, result: Result<T, impl ToString>) -> Option<T> {
         result.map_err(|error| self.add(field, error.to_string())).ok()
     }
+}
+
+/// The globs of a list that compile; the others are noted under their place in it.
+fn keep_all<T>(
+    found: &mut Found,
+    field: &str,
+    texts: &[String],
+    compile: impl Fn(&str) -> Result<T, GlobError>,
+) -> Vec<T> {
+    let compiled = texts.iter().enumerate();
+    compiled.filter_map(|(place, text)| found.keep(format!("{field}[{place}]"), compile(text))).collect()
 }
 
 #[cfg(test)]
@@ -218,16 +197,5 @@ mod tests {
     #[test]
     fn the_name_gets_its_prefix() {
         assert_eq!(spec("a", 0, "/x").compile().unwrap().spec().name, "rules/a");
-    }
-
-    #[test]
-    fn higher_priority_owns_then_lesser_name() {
-        let rules: Vec<Rule> = [("c", 5, "/x/**"), ("b", 9, "/x/*"), ("a", 5, "/x/y"), ("z", 99, "/other")]
-            .map(|(name, priority, glob)| spec(name, priority, glob).compile().unwrap())
-            .into();
-        let owned = Ownership::of(&rules, Path::new("/x/y")).unwrap();
-        assert_eq!(owned.owner.name.id(), "b");
-        assert_eq!(owned.shadowed.iter().map(|rule| rule.name.id()).collect::<Vec<_>>(), ["a", "c"]);
-        assert!(Ownership::of(&rules, Path::new("/none")).is_none());
     }
 }

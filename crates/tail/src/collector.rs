@@ -29,13 +29,13 @@ use logmesh_types::{AgentId, ByteRange, RuleName, StreamId, UnixNanos};
 
 use crate::chunk::Chunk;
 use crate::follow::{Flight, Followed};
-use crate::glob::GlobError;
 use crate::pace::Bucket;
 use crate::pathguard::{FileKey, PathGuard};
 use crate::rule::{Compiled, RuleError, TailRule};
 use crate::state::{Batch, Guard, Record, State, StateError};
 use crate::status::{FileProblem, Totals};
 use crate::watch::{Hint, Waker, Watcher};
+use logmesh_glob::GlobError;
 
 /// The most chunks that are unacked at a time: a chunk of one short line costs more than its bytes.
 const MAX_IN_FLIGHT_CHUNKS: usize = 8192;

@@ -172,16 +172,19 @@ impl Followed {
         self.record.size.saturating_sub(self.read)
     }
 
-    /// Takes note of the file's first bytes, by which it is known again. They matter most while nothing is acked.
-    pub(crate) fn note_head(&mut self) -> io::Result<()> {
+    /// Takes note of the file's first bytes, by which it is known again while few are read. False: they have changed.
+    pub(crate) fn note_head(&mut self) -> io::Result<bool> {
         let known = u64::from(self.record.head.length);
-        if known == Guard::BYTES as u64 || self.record.size <= known {
-            return Ok(());
+        if known > self.read && !self.has_head()? {
+            return Ok(false);
         }
-        let Some(file) = &self.file else { return Ok(()) };
+        if known == Guard::BYTES as u64 || self.record.size <= known {
+            return Ok(true);
+        }
+        let Some(file) = &self.file else { return Ok(true) };
         self.record.head = Guard::of(&read_at(file, 0, Guard::BYTES)?);
         self.durable &= known > 0;
-        Ok(())
+        Ok(true)
     }
 
     /// True if the file still begins as it did.

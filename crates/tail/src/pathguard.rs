@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use crate::glob::{GlobError, PathGlob};
+use logmesh_glob::{GlobError, PathGlob};
 
 /// Places that neither the centre nor the host's own settings can allow: views of the kernel, devices, secrets.
 const NEVER: [&str; 9] = [
@@ -372,7 +372,9 @@ mod tests {
     #[test]
     fn the_kernel_and_devices_cannot_be_allowed() {
         let guard = PathGuard::new(&["/**".to_owned()], &[]).unwrap();
-        for path in ["/proc/self/environ", "/proc/self/root/etc/hostname", "/dev/null", "/etc/shadow", "/sys/kernel/notes"] {
+        for path in
+            ["/proc/self/environ", "/proc/self/root/etc/hostname", "/dev/null", "/etc/shadow", "/sys/kernel/notes"]
+        {
             assert!(guard.open(Path::new(path)).is_err(), "{path}");
         }
         assert_eq!(guard.open(Path::new("/proc/version")).unwrap_err().reason(), "NEVER_COLLECTED");

@@ -4,8 +4,8 @@ use logmesh_types::limits::MAX_RULE_PATHS;
 use logmesh_types::{RuleName, TopicName};
 
 use crate::framing::{Framing, FramingSpec};
-use crate::glob::{Exclude, PathGlob};
 use crate::pathguard::PathGuard;
+use logmesh_glob::{Exclude, PathGlob};
 
 /// What to read and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +125,8 @@ fn compile<T, E: ToString>(
     texts: &[String],
     new: impl Fn(&str) -> Result<T, E>,
 ) -> Result<Vec<T>, RuleError> {
-    let one = |(index, text): (usize, &String)| new(text).map_err(|e| RuleError::invalid(format!("{field}[{index}]"), e));
+    let one =
+        |(index, text): (usize, &String)| new(text).map_err(|e| RuleError::invalid(format!("{field}[{index}]"), e));
     texts.iter().enumerate().map(one).collect()
 }
 

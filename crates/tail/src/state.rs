@@ -200,7 +200,9 @@ impl From<DatabaseError> for LoadError {
         match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => Self::InUse,
             DatabaseError::UpgradeRequired(version) => Self::Version(version.into()),
-            DatabaseError::Storage(StorageError::Io(e)) if e.kind() != ErrorKind::InvalidData => Self::Io(e.to_string()),
+            DatabaseError::Storage(StorageError::Io(e)) if e.kind() != ErrorKind::InvalidData => {
+                Self::Io(e.to_string())
+            }
             error => Self::Corrupt(error.to_string()),
         }
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use logmesh_types::limits::MAX_PATH_BYTES;
 
-use crate::glob::{PathGlob, Progress};
 use crate::status::FileProblem;
+use logmesh_glob::{PathGlob, Progress};
 
 /// The most folder entries that one scan looks at, over all rules.
 pub(crate) const MAX_ENTRIES: usize = 2_000_000;

@@ -161,11 +161,8 @@ const FOLDER_NEWS: EventMask = EventMask::CREATE
 fn push(hints: &mut Vec<Hint>, mask: EventMask, path: Option<PathBuf>) {
     let hint = match path {
         Some(path) if !mask.contains(EventMask::ISDIR) => {
-            let named = EventMask::CREATE
-                | EventMask::MOVED_FROM
-                | EventMask::MOVED_TO
-                | EventMask::DELETE
-                | EventMask::ATTRIB;
+            let named =
+                EventMask::CREATE | EventMask::MOVED_FROM | EventMask::MOVED_TO | EventMask::DELETE | EventMask::ATTRIB;
             if mask.intersects(named) { Hint::Named(path) } else { Hint::Changed(path) }
         }
         Some(_) if !mask.intersects(FOLDER_NEWS) => return,

@@ -280,7 +280,8 @@ impl Collector {
 
     fn new_record(&mut self, opened: &Opened, path: &Path, rule: usize, from_end: bool) -> Result<Record, Refused> {
         let key = opened.meta.key;
-        let start = if from_end { Followed::last_line(&opened.file, opened.meta.size).map_err(Refused::Io)? } else { 0 };
+        let start =
+            if from_end { Followed::last_line(&opened.file, opened.meta.size).map_err(Refused::Io)? } else { 0 };
         let mut record = Record {
             number: self.next_record,
             key,

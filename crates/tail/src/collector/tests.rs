@@ -207,17 +207,20 @@ fn a_last_line_is_flushed_and_its_rest_continues_it() {
     assert_eq!(bench.take(), texts(&[(0, "one\n")]));
     bench.pass(Duration::from_secs(6));
     let flushed = bench.poll().unwrap();
-    assert_eq!((&flushed.data[..], flushed.lengths.as_deref(), flushed.continuation), (&b"tw"[..], Some(&[2][..]), false));
+    assert_eq!(
+        (&flushed.data[..], flushed.lengths.as_deref(), flushed.continuation),
+        (&b"tw"[..], Some(&[2][..]), false)
+    );
     bench.append("a.log", "o\nthree\n");
     let rest = bench.poll().unwrap();
     assert_eq!((&rest.data[..], rest.continuation), (&b"o\nthree\n"[..], true));
     // Nothing of it was acked: after a crash it is cut in the same places.
     bench.restart();
     let again = bench.drain();
-    assert_eq!(again.iter().map(|c| (c.range, c.lengths.clone())).collect::<Vec<_>>(), [
-        (flushed.range, flushed.lengths),
-        (rest.range, None)
-    ]);
+    assert_eq!(
+        again.iter().map(|c| (c.range, c.lengths.clone())).collect::<Vec<_>>(),
+        [(flushed.range, flushed.lengths), (rest.range, None)]
+    );
 }
 
 #[test]
@@ -263,7 +266,8 @@ fn a_renamed_file_is_read_to_its_end() {
     bench.append("a.log.1", "two\n");
     bench.append("a.log", "new\n");
     let chunks = bench.drain();
-    let of = |old: bool| chunks.iter().filter(|c| (c.stream == stream) == old).map(|c| c.data.to_vec()).collect::<Vec<_>>();
+    let of =
+        |old: bool| chunks.iter().filter(|c| (c.stream == stream) == old).map(|c| c.data.to_vec()).collect::<Vec<_>>();
     assert_eq!((of(true), of(false)), (vec![b"two\n".to_vec()], vec![b"new\n".to_vec()]));
     assert_eq!(bench.status("a.log.1").state, FileState::Draining);
     // Renamed again while nobody watches.

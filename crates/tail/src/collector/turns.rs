@@ -105,9 +105,15 @@ impl Collector {
         if file.binary || !file.try_switch() {
             return Outcome::Nothing;
         }
-        if let Err(error) = file.note_head() {
-            return self.failed(number, &error, now);
+        match file.note_head() {
+            Ok(true) => {}
+            Ok(false) => {
+                self.begin_generation(number, "was written anew", now);
+                return Outcome::Nothing;
+            }
+            Err(error) => return self.failed(number, &error, now),
         }
+        let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
         if !file.durable {
             self.dirty.insert(number);
             if self.commit(now).is_err() {
@@ -318,11 +324,15 @@ impl Collector {
         if !(file.deleted || file.away) || file.unread() > 0 || !file.flight.sent.is_empty() {
             return;
         }
+        let meta = file.file.as_ref().and_then(|handle| meta_of(handle).ok());
+        if meta.is_some_and(|meta| meta.size != file.read) {
+            // It has grown since it was last looked at.
+            return self.enqueue(number);
+        }
         let idle = now.saturating_duration_since(file.grown);
         if file.deleted && idle >= DELETED_GRACE {
             // Its name is gone; if it has another, it may be found again by that.
-            let unlinked = file.file.as_ref().is_some_and(|handle| meta_of(handle).is_ok_and(|meta| meta.links == 0));
-            if unlinked { self.forget(number) } else { self.release(number, now) }
+            if meta.is_some_and(|meta| meta.links == 0) { self.forget(number) } else { self.release(number, now) }
         } else if file.away && !file.deleted && idle >= self.settings.away_after {
             self.release(number, now);
         } else {

@@ -12,11 +12,31 @@ use logmesh_types::limits::MAX_PATH_BYTES;
 const MAX_COMPONENTS: usize = 120;
 
 /// Why a text is not a glob.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("glob {text:?}: {reason}")]
-pub struct GlobError {
-    text: String,
-    reason: String,
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GlobError {
+    /// It has no characters.
+    #[error("is empty; write a path such as /var/log/nginx/*.log")]
+    Empty,
+    /// It is longer than any path.
+    #[error("is longer than {MAX_PATH_BYTES} bytes, or has more than {MAX_COMPONENTS} parts")]
+    TooLong,
+    /// It doesn't begin at the root.
+    #[error("{0:?} is not an absolute path; begin it with '/'")]
+    Relative(String),
+    /// It has a part that no found path has.
+    #[error("{0:?} has a part '.' or '..' or an empty one, or a NUL, which never matches; write the path out")]
+    NotPlain(String),
+    /// `**` together with other characters would mean no more than `*`.
+    #[error("{0:?} has '**' beside other characters; write it as a folder of its own, such as /var/log/**/*.log")]
+    PartialRecursion(String),
+    /// It breaks the syntax of globs.
+    #[error("{glob:?} is not a glob: {reason}")]
+    Syntax {
+        /// The text.
+        glob: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// A compiled glob of absolute paths.
@@ -46,27 +66,26 @@ impl Progress {
 
 impl PathGlob {
     /// Compiles a glob. It must be absolute, without `.` and `..`, and no brace group may hold a `/`.
+    ///
+    /// # Errors
+    /// If it is no glob, relative, too long, or could never match.
     pub fn new(text: &str) -> Result<Self, GlobError> {
-        let error = |reason: String| GlobError { text: text.chars().take(200).collect(), reason };
-        if text.len() > MAX_PATH_BYTES {
-            return Err(error(format!("longer than {MAX_PATH_BYTES} bytes")));
-        }
-        if text.contains('\0') {
-            return Err(error("holds a NUL byte".into()));
+        if text.is_empty() {
+            return Err(GlobError::Empty);
         }
         let Some(rest) = text.strip_prefix('/') else {
-            return Err(error("not an absolute path; begin it with /".into()));
+            return Err(GlobError::Relative(text.chars().take(200).collect()));
         };
+        if text.len() > MAX_PATH_BYTES || rest.split('/').count() > MAX_COMPONENTS {
+            return Err(GlobError::TooLong);
+        }
         let mut parts: Vec<Part> = Vec::new();
-        for component in rest.split('/').filter(|c| !c.is_empty()) {
-            let part = Part::new(component).map_err(&error)?;
+        for component in rest.split('/') {
+            let part = Part::new(component, text)?;
             // `**/**` is `**`: nothing is gained by more of them.
             if !(matches!(part, Part::AnyDepth) && matches!(parts.last(), Some(Part::AnyDepth))) {
                 parts.push(part);
             }
-        }
-        if parts.is_empty() || parts.len() > MAX_COMPONENTS {
-            return Err(error(format!("has {} components, 1 to {MAX_COMPONENTS} are allowed", parts.len())));
         }
         Ok(Self { text: text.to_owned(), parts })
     }
@@ -155,23 +174,31 @@ impl PathGlob {
 }
 
 impl Part {
-    fn new(component: &str) -> Result<Self, String> {
+    /// One component of the glob `text`.
+    fn new(component: &str, text: &str) -> Result<Self, GlobError> {
         match component {
             "**" => return Ok(Self::AnyDepth),
-            "." | ".." => return Err(format!("has the component {component:?}; write the path it stands for")),
+            "" | "." | ".." => return Err(GlobError::NotPlain(text.to_owned())),
+            _ if component.contains('\0') => return Err(GlobError::NotPlain(text.to_owned())),
+            _ if component.contains("**") => return Err(GlobError::PartialRecursion(text.to_owned())),
             _ => {}
         }
         if !component.contains(['*', '?', '[', '{', '\\']) {
             return Ok(Self::Literal(component.into()));
         }
-        let glob = GlobBuilder::new(component).literal_separator(true).backslash_escape(true).build();
-        glob.map(|glob| Self::Pattern(glob.compile_matcher())).map_err(|e| format!("{}: in {component:?}", e.kind()))
+        compile(component, text).map(Self::Pattern)
     }
+}
+
+fn compile(component: &str, text: &str) -> Result<GlobMatcher, GlobError> {
+    let glob = GlobBuilder::new(component).literal_separator(true).backslash_escape(true).build();
+    let glob = glob.map_err(|error| GlobError::Syntax { glob: text.to_owned(), reason: error.kind().to_string() })?;
+    Ok(glob.compile_matcher())
 }
 
 /// What a rule leaves out: a file name (`*.gz`), or a path when the glob holds a `/`.
 #[derive(Debug, Clone)]
-pub(crate) enum Exclude {
+pub enum Exclude {
     /// Matched against the file's name.
     Name(GlobMatcher),
     /// Matched against the whole path.
@@ -180,18 +207,23 @@ pub(crate) enum Exclude {
 
 impl Exclude {
     /// Compiles an exclude glob; one that holds a `/` and isn't absolute may match in any folder.
-    pub(crate) fn new(text: &str) -> Result<Self, GlobError> {
+    ///
+    /// # Errors
+    /// As [`PathGlob::new`].
+    pub fn new(text: &str) -> Result<Self, GlobError> {
         if text.contains('/') {
             let absolute = if text.starts_with('/') { text.to_owned() } else { format!("/**/{text}") };
             return PathGlob::new(&absolute).map(Self::Path);
         }
-        let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
-        glob.map(|glob| Self::Name(glob.compile_matcher()))
-            .map_err(|e| GlobError { text: text.chars().take(200).collect(), reason: e.kind().to_string() })
+        match text {
+            "" => Err(GlobError::Empty),
+            _ if text.len() > MAX_PATH_BYTES => Err(GlobError::TooLong),
+            _ => compile(text, text).map(Self::Name),
+        }
     }
 
     /// True if the path is left out.
-    pub(crate) fn matches(&self, path: &Path) -> bool {
+    pub fn matches(&self, path: &Path) -> bool {
         match self {
             Self::Name(glob) => path.file_name().is_some_and(|name| glob.is_match(name)),
             Self::Path(glob) => glob.matches(path),
@@ -221,12 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn bad_globs_say_why() {
-        for bad in ["", "relative/*.log", "/", "/a/../b", "/a/./b", "/a\0b", "/a/[", "/a/{b,c/d}", "/{"] {
-            assert!(PathGlob::new(bad).is_err(), "{bad:?}");
+    fn globs_that_could_never_match_are_refused() {
+        let error = |glob: &str| PathGlob::new(glob).unwrap_err();
+        assert_eq!(error(""), GlobError::Empty);
+        assert!(matches!(error("var/log/*"), GlobError::Relative(_)));
+        assert!(matches!(error("**/x"), GlobError::Relative(_)));
+        for never in ["/", "/var/../etc/*", "/a/./b", "/var//x", "/var/log/", "/a\0b"] {
+            assert!(matches!(error(never), GlobError::NotPlain(_)), "{never:?}");
         }
-        assert!(PathGlob::new(&"/a".repeat(200)).is_err());
-        assert!(PathGlob::new(&format!("/{}", "a".repeat(5000))).is_err());
+        assert!(matches!(error("/var/**.log"), GlobError::PartialRecursion(_)));
+        for broken in ["/var/[a", "/var/{a", "/a/{b,c/d}"] {
+            assert!(matches!(error(broken), GlobError::Syntax { .. }), "{broken:?}");
+        }
+        assert_eq!(error(&"/a".repeat(200)), GlobError::TooLong);
+        assert_eq!(error(&format!("/{}", "a".repeat(5000))), GlobError::TooLong);
     }
 
     #[test]
@@ -248,6 +288,10 @@ mod tests {
         assert!(Exclude::new("*.gz").unwrap().matches(Path::new("/a/b.gz")));
         assert!(Exclude::new("old/*.log").unwrap().matches(Path::new("/a/old/b.log")));
         assert!(!Exclude::new("/old/*.log").unwrap().matches(Path::new("/a/old/b.log")));
-        assert!(Exclude::new("[").is_err());
+        assert!(Exclude::new("**/tmp/*").unwrap().matches(Path::new("/x/tmp/a")));
+        assert!(!Exclude::new("*.gz").unwrap().matches(Path::new("/x.gz/a")), "a name says nothing about folders");
+        for bad in ["", "[", "x/../y"] {
+            assert!(Exclude::new(bad).is_err(), "{bad:?}");
+        }
     }
 }
