@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{DeleteRuleRequest, GetRuleRequest, ListRulesRequest, Rule, UpdateRuleRequest};
+use logmesh_proto::time::unix_nanos;
 use logmesh_rules::{Document, RuleSpec};
 use logmesh_types::{RuleName, UnixNanos};
 use serde_json::{Value, json};
@@ -188,7 +189,8 @@ async fn get(name: &RuleName, client: &mut Client, session: &mut Session) -> Out
         return Ok(());
     }
     let yaml = logmesh_rules::to_yaml(&to_spec(&rule)?).map_err(|error| Failure::Garbled(error.to_string()))?;
-    session.out.line(&format!("# revision {}, changed {}", rule.revision, time(rule.update_time.as_ref())))?;
+    let changed = rule.update_time.as_ref().map_or("-".to_owned(), |time| unix_nanos(time).to_string());
+    session.out.line(&format!("# revision {}, changed {changed}", rule.revision))?;
     Ok(session.out.lines(&yaml)?)
 }
 
