@@ -228,4 +228,8 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
 
     /// The topics that have a document.
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError>;
+
+    /// The declared types of a topic's fields; empty for a topic that isn't known. For evaluating a query on documents
+    /// that aren't in the index yet.
+    async fn field_types(&self, topic: &TopicName) -> Result<FieldTypes, IndexError>;
 }

@@ -40,7 +40,7 @@ pub use error::QueryError;
 pub use evaluate::matches;
 pub use pattern::{Glyph, Pattern};
 pub use predicate::{KeywordTest, Predicate, WordTest};
-pub use text::{MAX_TOKEN_CHARS, is_word_char, push_lower, token_ranges, tokenize};
+pub use text::{MAX_TOKEN_CHARS, TokenRanges, is_word_char, push_lower, token_ranges, tokenize};
 
 use field::MESSAGE;
 

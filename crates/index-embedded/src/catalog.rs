@@ -1,0 +1,214 @@
+//! Which slices there are, and which of them are open. Blocking: called from blocking tasks only.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use logmesh_index::{FieldType, FieldTypes, IndexError, NewDoc, Outcome, Slice};
+use logmesh_types::{DocId, TopicName};
+use tracing::warn;
+
+use crate::Settings;
+use crate::folder::{Folder, Topics};
+use crate::slice::{SliceIndex, Written};
+
+/// How often a bulk is tried again on a slice that was deleted meanwhile.
+const REOPENED: usize = 3;
+
+/// All slices.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    folder: Folder,
+    settings: Settings,
+    topics: RwLock<Topics>,
+    slices: Mutex<Slices>,
+}
+
+#[derive(Debug, Default)]
+struct Slices {
+    known: BTreeMap<Slice, Known>,
+    /// Counts uses, for finding the one that is longest ago.
+    clock: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    open: Option<Arc<SliceIndex>>,
+    used: u64,
+}
+
+impl Catalog {
+    pub(crate) fn open(settings: Settings, folder: Folder) -> Result<Self, IndexError> {
+        let topics = RwLock::new(folder.load_topics()?);
+        let known = folder.slices()?.into_iter().map(|slice| (slice, Known::default())).collect();
+        Ok(Self { folder, settings, topics, slices: Mutex::new(Slices { known, clock: 0 }) })
+    }
+
+    fn slices(&self) -> MutexGuard<'_, Slices> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The declared types of a topic.
+    pub(crate) fn types(&self, topic: &TopicName) -> FieldTypes {
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        topics.get(topic).cloned().unwrap_or_default()
+    }
+
+    /// Declares fields of a topic; see [`logmesh_index::IndexWriter::ensure_topic`].
+    pub(crate) fn ensure_topic(&self, topic: &TopicName, fields: &FieldTypes) -> Result<(), IndexError> {
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        let mut types = topics.get(topic).cloned().unwrap_or_default();
+        if let Some((name, was, is)) = changed(&types, fields) {
+            return Err(IndexError::Unsupported {
+                reason: format!(
+                    "attributes.{name} of topic {topic} is {was:?} and can't become {is:?}: use another name"
+                ),
+            });
+        }
+        types.extend(fields.clone());
+        if topics.get(topic) == Some(&types) {
+            return Ok(());
+        }
+        let mut wanted = topics.clone();
+        wanted.insert(topic.clone(), types);
+        self.folder.store_topics(&wanted)?;
+        *topics = wanted;
+        Ok(())
+    }
+
+    /// The slices of these topics, or of all; newest date first.
+    pub(crate) fn names(&self, topics: &[TopicName]) -> Vec<Slice> {
+        let slices = self.slices();
+        let wanted = |slice: &&Slice| topics.is_empty() || topics.contains(&slice.topic);
+        let mut names: Vec<Slice> = slices.known.keys().filter(wanted).cloned().collect();
+        names.sort_by(|a, b| b.date.cmp(&a.date).then_with(|| a.topic.cmp(&b.topic)));
+        names
+    }
+
+    /// Opens a slice that is there.
+    pub(crate) fn get(&self, slice: &Slice) -> Result<Option<Arc<SliceIndex>>, IndexError> {
+        let mut slices = self.slices();
+        if !slices.known.contains_key(slice) {
+            return Ok(None);
+        }
+        self.open_slice(&mut slices, slice).map(Some)
+    }
+
+    fn get_or_make(&self, slice: &Slice) -> Result<Arc<SliceIndex>, IndexError> {
+        let mut slices = self.slices();
+        self.open_slice(&mut slices, slice)
+    }
+
+    fn open_slice(&self, slices: &mut Slices, slice: &Slice) -> Result<Arc<SliceIndex>, IndexError> {
+        slices.clock += 1;
+        let clock = slices.clock;
+        if let Some(Known { open: Some(open), used }) = slices.known.get_mut(slice) {
+            *used = clock;
+            return Ok(Arc::clone(open));
+        }
+        slices.make_room(self.settings.open_slices);
+        let open = Arc::new(SliceIndex::open(&self.folder.make_slice(slice)?)?);
+        slices.known.insert(slice.clone(), Known { open: Some(Arc::clone(&open)), used: clock });
+        Ok(open)
+    }
+
+    /// Writes documents of one slice.
+    pub(crate) fn write(&self, slice: &Slice, docs: &[&NewDoc]) -> Result<Vec<Outcome>, IndexError> {
+        for _ in 0..REOPENED {
+            let open = self.get_or_make(slice)?;
+            self.limit_writers(&open)?;
+            match open.write(docs, self.settings.writer_memory_bytes) {
+                Ok(Written::Done(outcomes)) => return Ok(outcomes),
+                Ok(Written::Gone) => self.forget(slice, &open),
+                Err(error) => {
+                    warn!(?slice, %error, "cannot write to a slice; it will be opened anew");
+                    self.forget(slice, &open);
+                    return Err(error);
+                }
+            }
+        }
+        Err(IndexError::Unavailable { reason: format!("slice {}/{} is being deleted", slice.topic, slice.date) })
+    }
+
+    /// Closes writers that haven't been used for longest, so that `next` may have one.
+    fn limit_writers(&self, next: &Arc<SliceIndex>) -> Result<(), IndexError> {
+        if next.is_writing() {
+            return Ok(());
+        }
+        let mut writing: Vec<(u64, Arc<SliceIndex>)> = {
+            let slices = self.slices();
+            let open = slices.known.values().filter_map(|known| Some((known.used, Arc::clone(known.open.as_ref()?))));
+            open.filter(|(_, open)| open.is_writing()).collect()
+        };
+        writing.sort_by_key(|(used, _)| *used);
+        let surplus = (writing.len() + 1).saturating_sub(self.settings.open_writers.max(1));
+        writing.iter().take(surplus).try_for_each(|(_, open)| open.close_writer())
+    }
+
+    /// Forgets a handle that is of no use any more; the slice is opened anew when it's wanted.
+    fn forget(&self, slice: &Slice, gone: &Arc<SliceIndex>) {
+        if let Some(known) = self.slices().known.get_mut(slice)
+            && known.open.as_ref().is_some_and(|open| Arc::ptr_eq(open, gone))
+        {
+            known.open = None;
+        }
+    }
+
+    /// Says of each id whether any slice of the topic holds it.
+    pub(crate) fn contains(&self, topic: &TopicName, ids: &[DocId]) -> Result<Vec<bool>, IndexError> {
+        let mut found = vec![false; ids.len()];
+        for slice in self.names(std::slice::from_ref(topic)) {
+            let missing: Vec<usize> = (0..ids.len()).filter(|at| !found[*at]).collect();
+            if missing.is_empty() {
+                break;
+            }
+            let Some(open) = self.get(&slice)? else { continue };
+            let wanted: Vec<DocId> = missing.iter().map(|at| ids[*at]).collect();
+            for (at, there) in missing.into_iter().zip(open.contains(&wanted)?) {
+                found[at] = there;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a slice.
+    pub(crate) fn delete(&self, slice: &Slice) -> Result<(), IndexError> {
+        let Some(open) = self.get(slice)? else { return Ok(()) };
+        open.retire(|| {
+            // Whoever comes now makes the slice anew, and must find no trace of the old one.
+            let mut slices = self.slices();
+            self.folder.remove_slice(slice)?;
+            slices.known.remove(slice);
+            Ok(())
+        })
+    }
+}
+
+impl Slices {
+    /// Closes slices that haven't been used for longest, until one more may be opened. Those in use or being written
+    /// to stay.
+    fn make_room(&mut self, most: usize) {
+        let mut open: Vec<(u64, Slice)> = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.open.is_some())
+            .map(|(slice, known)| (known.used, slice.clone()))
+            .collect();
+        let surplus = (open.len() + 1).saturating_sub(most.max(1));
+        open.sort();
+        for (_, slice) in open.into_iter().take(surplus) {
+            if let Some(known) = self.known.get_mut(&slice)
+                && known.open.as_ref().is_some_and(|open| Arc::strong_count(open) == 1 && !open.is_writing())
+            {
+                known.open = None;
+            }
+        }
+    }
+}
+
+/// The first field whose type isn't what it was.
+fn changed<'a>(types: &'a FieldTypes, fields: &'a FieldTypes) -> Option<(&'a str, FieldType, FieldType)> {
+    fields.iter().find_map(|(name, is)| {
+        let was = types.get(name)?;
+        (was != is).then_some((name.as_str(), *was, *is))
+    })
+}

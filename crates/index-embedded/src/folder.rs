@@ -1,0 +1,182 @@
+//! The index's folder on disk, apart from what tantivy keeps in it.
+//!
+//! ```text
+//! VERSION                 the data's version
+//! lock                    held while a process has the folder open
+//! topics.json             the declared types of each topic
+//! slices/TOPIC/DATE/      one tantivy index
+//! trash/                  slices on their way out; emptied when the folder is opened
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use logmesh_index::{FieldTypes, IndexError, Slice};
+use logmesh_types::TopicName;
+
+use crate::error::at;
+
+const VERSION: &str = "logmesh-index-embedded 1\n";
+
+/// The declared types of all topics.
+pub(crate) type Topics = BTreeMap<TopicName, FieldTypes>;
+
+/// The folder, held by this process until dropped.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    dir: PathBuf,
+    trashed: AtomicU64,
+    _lock: File,
+}
+
+impl Folder {
+    /// Takes the folder; makes it if there is none. Removes what a killed process left half done.
+    pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
+        fs::create_dir_all(dir).map_err(at(dir))?;
+        let lock = take_lock(&dir.join("lock"))?;
+        check_version(&dir.join("VERSION"))?;
+        let folder = Self { dir: dir.to_owned(), trashed: AtomicU64::new(0), _lock: lock };
+        for made in [folder.slices_dir(), folder.trash_dir()] {
+            fs::create_dir_all(&made).map_err(at(&made))?;
+        }
+        sync_dir(dir)?;
+        folder.empty_trash()?;
+        Ok(folder)
+    }
+
+    fn slices_dir(&self) -> PathBuf {
+        self.dir.join("slices")
+    }
+
+    fn trash_dir(&self) -> PathBuf {
+        self.dir.join("trash")
+    }
+
+    /// Where a slice lies.
+    pub(crate) fn slice_dir(&self, slice: &Slice) -> PathBuf {
+        self.slices_dir().join(slice.topic.as_str()).join(&slice.date)
+    }
+
+    /// Makes the slice's folder, durably.
+    pub(crate) fn make_slice(&self, slice: &Slice) -> Result<PathBuf, IndexError> {
+        let dir = self.slice_dir(slice);
+        fs::create_dir_all(&dir).map_err(at(&dir))?;
+        sync_dir(&self.slices_dir().join(slice.topic.as_str()))?;
+        sync_dir(&self.slices_dir())?;
+        Ok(dir)
+    }
+
+    /// All slices on disk. A folder in which tantivy made no index yet holds nothing and is removed.
+    pub(crate) fn slices(&self) -> Result<BTreeSet<Slice>, IndexError> {
+        let mut slices = BTreeSet::new();
+        for (topic, topic_dir) in entries(&self.slices_dir())? {
+            let Ok(topic) = topic.parse::<TopicName>() else { continue };
+            for (date, dir) in entries(&topic_dir)? {
+                if dir.join("meta.json").is_file() {
+                    slices.insert(Slice { topic: topic.clone(), date });
+                } else {
+                    fs::remove_dir_all(&dir).map_err(at(&dir))?;
+                }
+            }
+        }
+        Ok(slices)
+    }
+
+    /// Takes a slice away: in one step from the place where it is found, then from the disk.
+    pub(crate) fn remove_slice(&self, slice: &Slice) -> Result<(), IndexError> {
+        let dir = self.slice_dir(slice);
+        let number = self.trashed.fetch_add(1, Ordering::Relaxed);
+        let trash = self.trash_dir().join(format!("{}@{}.{number}", slice.topic, slice.date));
+        match fs::rename(&dir, &trash) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(at(&dir)(error)),
+        }
+        sync_dir(&self.slices_dir().join(slice.topic.as_str()))?;
+        fs::remove_dir_all(&trash).map_err(at(&trash))
+    }
+
+    fn empty_trash(&self) -> Result<(), IndexError> {
+        for (_, dir) in entries(&self.trash_dir())? {
+            fs::remove_dir_all(&dir).map_err(at(&dir))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the declared types.
+    pub(crate) fn load_topics(&self) -> Result<Topics, IndexError> {
+        let path = self.dir.join("topics.json");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|error| IndexError::Damaged { reason: format!("{}: {error}", path.display()) }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Topics::new()),
+            Err(error) => Err(at(&path)(error)),
+        }
+    }
+
+    /// Writes the declared types, durably.
+    pub(crate) fn store_topics(&self, topics: &Topics) -> Result<(), IndexError> {
+        let text = serde_json::to_vec_pretty(topics)
+            .map_err(|error| IndexError::Unavailable { reason: format!("cannot write the topics' types: {error}") })?;
+        replace(&self.dir.join("topics.json"), &text)?;
+        sync_dir(&self.dir)
+    }
+}
+
+fn take_lock(path: &Path) -> Result<File, IndexError> {
+    let lock = File::create(path).map_err(at(path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(IndexError::Damaged {
+            reason: format!("{} is held by another process: stop that, or name another folder", path.display()),
+        }),
+        Err(TryLockError::Error(error)) => Err(at(path)(error)),
+    }
+}
+
+fn check_version(path: &Path) -> Result<(), IndexError> {
+    match fs::read_to_string(path) {
+        Ok(found) if found == VERSION => Ok(()),
+        Ok(found) => Err(IndexError::Damaged {
+            reason: format!(
+                "{} says {:?}, and this program reads {:?}: run the version that wrote it, or name another folder",
+                path.display(),
+                found.trim(),
+                VERSION.trim()
+            ),
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => replace(path, VERSION.as_bytes()),
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
+/// Writes a file as a whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> Result<(), IndexError> {
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(at(path))
+}
+
+fn sync_dir(dir: &Path) -> Result<(), IndexError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
+}
+
+/// The names and paths of the folders in a folder.
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, IndexError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let entry = entry.map_err(at(dir))?;
+        if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().is_dir()) {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,207 @@
+//! One slice: a tantivy index with at most one writer.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use logmesh_index::{IndexError, NewDoc, Outcome};
+use logmesh_types::DocId;
+use tantivy::directory::MmapDirectory;
+use tantivy::indexer::{IndexWriterOptions, LogMergePolicy};
+use tantivy::schema::Field;
+use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument};
+
+use crate::error::from_tantivy;
+use crate::schema::{Fields, register_tokenizer, schema};
+
+/// Segments of less than this many documents are merged as soon as there are [`MERGED_SEGMENTS`] of them.
+const SMALL_SEGMENT_DOCS: u32 = 20_000;
+/// How many segments of a size are merged into one. A lookup by id asks each segment.
+const MERGED_SEGMENTS: usize = 6;
+/// Segments beyond this are left as they are: merging them costs more than it saves.
+const LARGE_SEGMENT_DOCS: usize = 4_000_000;
+
+/// An open slice. Its documents are those of the last commit.
+pub(crate) struct SliceIndex {
+    index: Index,
+    reader: IndexReader,
+    fields: Fields,
+    writer: Mutex<WriterState>,
+}
+
+/// What there is to write with.
+enum WriterState {
+    /// None yet, or given back.
+    Closed,
+    /// Held.
+    Open(Box<IndexWriter>),
+    /// The slice was deleted, or failed: the handle is of no use any more.
+    Gone,
+}
+
+/// What came of a try to write to a slice.
+pub(crate) enum Written {
+    /// One outcome for each document.
+    Done(Vec<Outcome>),
+    /// The handle is of no use: open the slice again.
+    Gone,
+}
+
+impl fmt::Debug for SliceIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SliceIndex").field("directory", self.index.directory()).finish_non_exhaustive()
+    }
+}
+
+impl SliceIndex {
+    /// Opens the index in the folder, or makes one there.
+    pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
+        let (schema, fields) = schema();
+        let directory = MmapDirectory::open(dir).map_err(|error| from_tantivy(error.into()))?;
+        // A thread for each segment's compression would cost a small bulk more than the compression does.
+        let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
+        let builder = Index::builder().schema(schema).settings(settings);
+        let index = builder.open_or_create(directory).map_err(from_tantivy)?;
+        register_tokenizer(&index);
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual);
+        let reader = reader.doc_store_cache_num_blocks(16).try_into().map_err(from_tantivy)?;
+        Ok(Self { index, reader, fields, writer: Mutex::new(WriterState::Closed) })
+    }
+
+    /// The documents of the last commit.
+    pub(crate) fn searcher(&self) -> Searcher {
+        self.reader.searcher()
+    }
+
+    pub(crate) fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// True if a writer is held.
+    pub(crate) fn is_writing(&self) -> bool {
+        match self.writer.try_lock() {
+            Ok(writer) => matches!(*writer, WriterState::Open(_)),
+            Err(_) => true,
+        }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, WriterState> {
+        // A panic in between leaves a writer whose documents aren't committed: the next commit would take them in, but
+        // they are the same documents as in the try that follows, and these are then duplicates.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes documents of this slice, durably. After an error the handle is [`Written::Gone`].
+    pub(crate) fn write(&self, docs: &[&NewDoc], memory_bytes: usize) -> Result<Written, IndexError> {
+        let mut state = self.writer();
+        if matches!(*state, WriterState::Gone) {
+            return Ok(Written::Gone);
+        }
+        let result = self.write_with(&mut state, docs, memory_bytes);
+        if result.is_err() {
+            // Part of the documents may lie in the writer, and it may be broken: drop both, and open the slice anew.
+            *state = WriterState::Gone;
+        }
+        result.map(Written::Done).map_err(from_tantivy)
+    }
+
+    fn write_with(
+        &self,
+        state: &mut WriterState,
+        docs: &[&NewDoc],
+        memory_bytes: usize,
+    ) -> tantivy::Result<Vec<Outcome>> {
+        let ids: Vec<DocId> = docs.iter().map(|doc| doc.id).collect();
+        let present = contains(&self.searcher(), self.fields.id, &ids)?;
+        let writer = self.open_writer(state, memory_bytes)?;
+        let mut seen = HashSet::with_capacity(docs.len());
+        let mut outcomes = Vec::with_capacity(docs.len());
+        for (doc, present) in docs.iter().zip(present) {
+            if present || seen.contains(&doc.id) {
+                outcomes.push(Outcome::Duplicate);
+                continue;
+            }
+            outcomes.push(match self.fields.document(doc) {
+                Ok(document) => {
+                    writer.add_document(document)?;
+                    seen.insert(doc.id);
+                    Outcome::Created
+                }
+                Err(reason) => Outcome::Rejected { reason },
+            });
+        }
+        if !seen.is_empty() {
+            writer.commit()?;
+            self.reader.reload()?;
+        }
+        Ok(outcomes)
+    }
+
+    fn open_writer<'a>(
+        &self,
+        state: &'a mut WriterState,
+        memory_bytes: usize,
+    ) -> tantivy::Result<&'a mut IndexWriter<TantivyDocument>> {
+        if !matches!(state, WriterState::Open(_)) {
+            let options = IndexWriterOptions::builder()
+                .num_worker_threads(1)
+                .num_merge_threads(1)
+                .memory_budget_per_thread(memory_bytes)
+                .build();
+            let writer: IndexWriter = self.index.writer_with_options(options)?;
+            let mut policy = LogMergePolicy::default();
+            policy.set_min_layer_size(SMALL_SEGMENT_DOCS);
+            policy.set_min_num_segments(MERGED_SEGMENTS);
+            policy.set_max_docs_before_merge(LARGE_SEGMENT_DOCS);
+            writer.set_merge_policy(Box::new(policy));
+            // A process that was killed left files that no commit names.
+            writer.garbage_collect_files().wait()?;
+            *state = WriterState::Open(Box::new(writer));
+        }
+        match state {
+            WriterState::Open(writer) => Ok(writer),
+            WriterState::Closed | WriterState::Gone => {
+                Err(tantivy::TantivyError::InternalError("the writer was just opened".to_owned()))
+            }
+        }
+    }
+
+    /// Gives the writer back, once its merges are done.
+    pub(crate) fn close_writer(&self) -> Result<(), IndexError> {
+        let mut state = self.writer();
+        if let WriterState::Open(writer) = std::mem::replace(&mut *state, WriterState::Closed) {
+            writer.wait_merging_threads().map_err(from_tantivy)?;
+            self.reader.reload().map_err(from_tantivy)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the use of this handle, while `remove` runs.
+    pub(crate) fn retire<T>(&self, remove: impl FnOnce() -> T) -> T {
+        let mut state = self.writer();
+        *state = WriterState::Gone;
+        remove()
+    }
+
+    /// Says of each id whether there's a document of it.
+    pub(crate) fn contains(&self, ids: &[DocId]) -> Result<Vec<bool>, IndexError> {
+        contains(&self.searcher(), self.fields.id, ids).map_err(from_tantivy)
+    }
+}
+
+fn contains(searcher: &Searcher, id_field: Field, ids: &[DocId]) -> tantivy::Result<Vec<bool>> {
+    let mut found = vec![false; ids.len()];
+    // In the order of the dictionary, neighbouring lookups share its pages.
+    let mut sorted: Vec<(String, usize)> = ids.iter().enumerate().map(|(at, id)| (id.to_string(), at)).collect();
+    sorted.sort_unstable();
+    for segment in searcher.segment_readers() {
+        let index = segment.inverted_index(id_field)?;
+        for (id, at) in &sorted {
+            if let Some(found) = found.get_mut(*at).filter(|found| !**found) {
+                *found = index.terms().get(id.as_bytes())?.is_some();
+            }
+        }
+    }
+    Ok(found)
+}
