@@ -1,0 +1,198 @@
+//! One Push stream: chunks in, acks out.
+//!
+//! Two halves work side by side. The reader checks chunks and appends them without waiting for the bus; the
+//! [`acker`] waits for each append in turn and answers. What lies between them is bounded by the credit.
+
+mod acker;
+mod pending;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use logmesh_proto::ingest::v1::push_response::Response;
+use logmesh_proto::ingest::v1::{Chunk, Credit, GoAway, PushRequest, PushResponse, Reject};
+use logmesh_proto::time::duration;
+use logmesh_record::{Format, chunk};
+use logmesh_types::TopicName;
+use logmesh_types::limits::MAX_RECORD_BYTES;
+use metrics::{counter, gauge};
+use rand::Rng;
+use tokio::sync::{Mutex, mpsc};
+use tonic::{Status, Streaming};
+use tracing::{debug, warn};
+
+use crate::Shared;
+use crate::metrics::{CHUNKS, STREAMS};
+use crate::topics::TopicError;
+
+use pending::Pending;
+
+pub(crate) use pending::InFlight;
+
+/// The most streams of files that one Push stream may have rejected chunks of.
+const MAX_REJECTED: usize = 10_000;
+
+/// The end of a session, with what to tell the agent if it is still there.
+type End = Option<Status>;
+
+/// See the module.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    answers: mpsc::Sender<Result<PushResponse, Status>>,
+    /// Bytes that the agent was allowed to send, in all.
+    granted: AtomicU64,
+    /// Held while something is appended, so that what is tried again isn't overtaken.
+    order: Mutex<()>,
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, answers: mpsc::Sender<Result<PushResponse, Status>>) -> Self {
+        Self { shared, answers, granted: AtomicU64::new(0), order: Mutex::new(()) }
+    }
+
+    /// Serves the stream until the agent ends it, is gone, or was asked to go and had its time.
+    pub(crate) async fn run(&self, chunks: Streaming<PushRequest>) {
+        gauge!(STREAMS).increment(1.0);
+        let (pending, to_ack) = mpsc::unbounded_channel();
+        let work = async { tokio::try_join!(self.read(chunks, pending), self.ack(to_ack)) };
+        tokio::select! {
+            () = self.answers.closed() => debug!("the agent is gone"),
+            () = self.until_over() => debug!("the agent was cut off after a go-away"),
+            end = work => {
+                if let Err(Some(status)) = end {
+                    // It fails if the agent is gone, which is as well.
+                    drop(self.answers.send(Err(status)).await);
+                }
+            }
+        }
+        gauge!(STREAMS).decrement(1.0);
+    }
+
+    /// Resolves when the stream was asked to end and its time for that is over.
+    async fn until_over(&self) {
+        let token = self.shared.token();
+        let (reason, retry_after) = tokio::select! {
+            () = token.cancelled() => ("SHUTTING_DOWN", Duration::from_millis(500)),
+            () = tokio::time::sleep(self.age()) => ("STREAM_AGE", Duration::ZERO),
+        };
+        let go_away = GoAway { reason: reason.to_owned(), retry_after: Some(duration(retry_after)) };
+        // Not awaited for ever: the drain below is the bound.
+        let drain = tokio::time::sleep(self.shared.settings.drain.0);
+        let send = self.answer(Response::GoAway(go_away));
+        tokio::pin!(drain);
+        tokio::select! {
+            _ = send => drain.await,
+            () = &mut drain => {}
+        }
+    }
+
+    /// The stream's greatest age, a fifth more or less so that those that came together don't go together.
+    fn age(&self) -> Duration {
+        self.shared.settings.max_stream_age.0.mul_f64(rand::rng().random_range(0.8..1.2))
+    }
+
+    async fn answer(&self, response: Response) -> Result<(), End> {
+        self.answers.send(Ok(PushResponse { response: Some(response) })).await.map_err(|_| None)
+    }
+
+    /// Allows the agent to send so many more bytes.
+    async fn grant(&self, bytes: u64) -> Result<(), End> {
+        self.granted.fetch_add(bytes, Ordering::SeqCst);
+        self.answer(Response::Credit(Credit { bytes })).await
+    }
+
+    /// Takes chunks until the agent has no more.
+    async fn read(
+        &self,
+        mut chunks: Streaming<PushRequest>,
+        pending: mpsc::UnboundedSender<Pending>,
+    ) -> Result<(), End> {
+        self.grant(self.shared.settings.max_in_flight.0).await?;
+        let (mut received, mut rejected) = (0, HashMap::new());
+        while let Some(request) = chunks.message().await.map_err(|_| None)? {
+            let Some(chunk) = request.chunk else { continue };
+            received += chunk.data.len() as u64;
+            if received > self.granted.load(Ordering::SeqCst) {
+                let message = "more bytes were sent than the credit allowed";
+                return Err(Some(logmesh_grpc::resource_exhausted("CREDIT_EXCEEDED", message)));
+            }
+            let in_flight = InFlight::new(&self.shared.room, chunk.data.len()).await;
+            match self.take(&chunk, &rejected, in_flight).await {
+                Ok(mut item) => {
+                    rejected.remove(&chunk.stream_id);
+                    let _order = self.order.lock().await;
+                    item.append(&*self.shared.bus).await;
+                    pending.send(item).map_err(|_| None)?;
+                }
+                Err(refusal) => self.reject(&chunk, refusal, &mut rejected).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a chunk and makes its records.
+    async fn take(
+        &self,
+        chunk: &Chunk,
+        rejected: &HashMap<String, u64>,
+        in_flight: InFlight,
+    ) -> Result<Pending, Refusal> {
+        chunk::check(chunk).map_err(|error| Refusal { reason: error.reason, detail: error.detail })?;
+        let topic = chunk.topic.parse().map_err(|error| Refusal { reason: "BAD_NAME", detail: format!("{error}") })?;
+        // An ack speaks for everything before it, so nothing after a rejected chunk may be taken.
+        if let Some(start) = rejected.get(&chunk.stream_id).filter(|start| chunk.start_offset > **start) {
+            let detail = format!("the chunk at offset {start} of this stream was rejected; send that one first");
+            return Err(Refusal { reason: "AFTER_REJECTED", detail });
+        }
+        let format = self.ensure_topic(&topic).await?;
+        let item = Pending::new(chunk, topic, format, in_flight);
+        if item.is_too_large() {
+            let detail = format!("an event becomes a record of more than {MAX_RECORD_BYTES} bytes");
+            return Err(Refusal { reason: "RECORD_TOO_LARGE", detail });
+        }
+        Ok(item)
+    }
+
+    /// Sees to the topic, for as long as it takes.
+    async fn ensure_topic(&self, topic: &TopicName) -> Result<Format, Refusal> {
+        let mut attempt = 0;
+        loop {
+            match self.shared.topics.ensure(topic).await {
+                Ok(format) => return Ok(format),
+                Err(TopicError::Refused { reason, detail }) => return Err(Refusal { reason, detail }),
+                Err(TopicError::Bus(error)) => warn!(%topic, %error, "cannot make the topic; trying again"),
+            }
+            tokio::time::sleep(self.shared.retry.delay(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    /// Says that a chunk was refused, and gives its credit back.
+    async fn reject(&self, chunk: &Chunk, refusal: Refusal, rejected: &mut HashMap<String, u64>) -> Result<(), End> {
+        counter!(CHUNKS, "outcome" => "rejected").increment(1);
+        debug!(stream = ?chunk.stream_id, reason = refusal.reason, detail = ?refusal.detail, "chunk rejected");
+        if rejected.len() >= MAX_REJECTED {
+            let message = format!("chunks of {MAX_REJECTED} streams were rejected");
+            return Err(Some(logmesh_grpc::resource_exhausted("TOO_MANY_REJECTED", message)));
+        }
+        let first = rejected.entry(chunk.stream_id.clone()).or_insert(chunk.start_offset);
+        *first = chunk.start_offset.min(*first);
+        self.answer(Response::Reject(Reject {
+            stream_id: chunk.stream_id.clone(),
+            start_offset: chunk.start_offset,
+            end_offset: chunk.end_offset,
+            reason: refusal.reason.to_owned(),
+            detail: refusal.detail,
+        }))
+        .await?;
+        self.grant(chunk.data.len() as u64).await
+    }
+}
+
+/// Why a chunk is refused.
+struct Refusal {
+    reason: &'static str,
+    detail: String,
+}

@@ -1,0 +1,121 @@
+//! A chunk on its way through the gateway.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use logmesh_bus::{Bus, BusError, NewRecord, Position};
+use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk};
+use logmesh_record::{Format, codec, document};
+use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_types::{TopicName, UnixNanos};
+use metrics::gauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::metrics::IN_FLIGHT;
+
+/// Bytes of a chunk that are taken from the room of all connections for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    bytes: usize,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl InFlight {
+    /// Waits for room.
+    pub(crate) async fn new(room: &Arc<Semaphore>, bytes: usize) -> Self {
+        // A message is at most some MiB, the room at most 4 GiB; the semaphore is never closed.
+        let permit = Arc::clone(room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok();
+        gauge!(IN_FLIGHT).increment(bytes as f64);
+        Self { bytes, _room: permit }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        gauge!(IN_FLIGHT).decrement(self.bytes as f64);
+    }
+}
+
+/// A chunk that was appended, perhaps in vain.
+pub(crate) struct Pending {
+    stream_id: String,
+    end_offset: u64,
+    /// Bytes of its data.
+    pub(crate) bytes: u64,
+    /// When it came.
+    pub(crate) since: Instant,
+    pub(crate) topic: TopicName,
+    /// Its records, which share their bytes with the bus.
+    records: Vec<NewRecord>,
+    /// The append under way; `None` before it and after its end.
+    appending: Option<BoxFuture<'static, Result<Position, BusError>>>,
+    _in_flight: InFlight,
+}
+
+impl Pending {
+    pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
+        let records = match format {
+            Format::Chunks => vec![codec::encode_chunk(chunk)],
+            Format::Events => {
+                let time = chunk.read_time.as_ref().map_or_else(UnixNanos::now, logmesh_proto::time::unix_nanos);
+                document::of_chunk(chunk).iter().map(|document| codec::encode_event(document, time)).collect()
+            }
+        };
+        Self {
+            stream_id: chunk.stream_id.clone(),
+            end_offset: chunk.end_offset,
+            bytes: chunk.data.len() as u64,
+            since: Instant::now(),
+            topic,
+            records,
+            appending: None,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// True if the bus can never take one of its records: JSON or labels made it too large.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.records.iter().any(|record| record.size() > MAX_RECORD_BYTES)
+    }
+
+    /// Appends all its records, from the first; waits only for room on the bus.
+    pub(crate) async fn append(&mut self, bus: &dyn Bus) {
+        let mut appends = Vec::with_capacity(self.records.len());
+        for record in &self.records {
+            match bus.append(&self.topic, record.clone()).await {
+                Ok(append) => appends.push(append),
+                Err(error) => {
+                    appends.push(async { Err(error) }.boxed());
+                    break;
+                }
+            }
+        }
+        // All are awaited though one fails: nothing of this chunk may still be under way when it is tried again.
+        self.appending = Some(join_all(appends).map(last_position).boxed());
+    }
+
+    /// The end of the append: the place of the last record.
+    pub(crate) async fn appended(&mut self) -> Result<Position, BusError> {
+        match &mut self.appending {
+            Some(appending) => {
+                let result = appending.await;
+                self.appending = None;
+                result
+            }
+            None => Err(BusError::Unavailable { reason: "not appended".to_owned() }),
+        }
+    }
+
+    pub(crate) fn into_ack(self, position: &Position) -> Ack {
+        let position =
+            BusPosition { topic: self.topic.to_string(), partition: position.partition, offset: position.offset.0 };
+        Ack { stream_id: self.stream_id, end_offset: self.end_offset, positions: vec![position] }
+    }
+}
+
+fn last_position(results: Vec<Result<Position, BusError>>) -> Result<Position, BusError> {
+    let nothing = Err(BusError::Unavailable { reason: "the chunk holds no event".to_owned() });
+    results.into_iter().try_fold(None, |_, result| result.map(Some)).transpose().unwrap_or(nothing)
+}

@@ -1,0 +1,70 @@
+//! Write over a real connection.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+mod common;
+
+use std::sync::atomic::Ordering;
+
+use common::Server;
+use logmesh_gateway::Settings;
+use logmesh_proto::ingest::v1::{Event, WriteRequest};
+use logmesh_record::{Content, decode};
+use logmesh_types::DocId;
+use tonic::Code;
+
+fn event(id: &str, message: &str) -> Event {
+    Event { event_id: id.to_owned(), message: message.to_owned(), ..Event::default() }
+}
+
+fn request(topic: &str, events: Vec<Event>) -> WriteRequest {
+    WriteRequest { topic: topic.to_owned(), events }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_on_the_bus_when_it_answers() {
+    let mut server = Server::start(Settings::default()).await;
+    let events = vec![event("", "one"), event("e-2", "two"), event("", "three")];
+    let response = server.client.write(request("app", events)).await.unwrap().into_inner();
+    let records = server.records("app").await;
+    assert_eq!((response.positions.len(), records.len()), (3, 3));
+    for (position, expected) in response.positions.iter().zip(["one", "two", "three"]) {
+        let found = records.iter().find(|(p, r)| (*p, r.offset.0) == (position.partition, position.offset)).unwrap();
+        let Content::Event(document) = decode(&found.1).unwrap() else { panic!("a chunk") };
+        assert!(String::from_utf8(document.body.to_vec()).unwrap().contains(&format!("\"message\":\"{expected}\"")));
+        let id = (expected == "two").then(|| DocId::of_client_event("app", "e-2"));
+        assert_eq!(document.id, id);
+    }
+    assert_eq!(response.positions[0].partition, response.positions[2].partition, "those without id stay in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_is_named_and_nothing_is_stored() {
+    let mut server = Server::start(Settings::default()).await;
+    let long = "x".repeat((1 << 20) + 1);
+    for (bad, field) in [
+        (request("No", vec![event("", "m")]), "topic"),
+        (request("app.books", vec![event("", "m")]), "topic"),
+        (request("app", vec![]), "events"),
+        (request("app", vec![event("", "m"); 10_001]), "events"),
+        (request("app", vec![event("", "m"), event("", &long)]), "events[1].message"),
+        (request("app", vec![event(&"i".repeat(513), "m")]), "events[0].event_id"),
+    ] {
+        let status = server.client.write(bad).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let text = logmesh_grpc::describe(&status);
+        assert!(text.contains(&format!("\n  {field}: ")), "{text}");
+    }
+    assert_eq!(server.bus.appends.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_that_fails_is_said_to_be_unavailable() {
+    let mut server = Server::start(Settings::default()).await;
+    server.bus.broken.store(true, Ordering::SeqCst);
+    let status = server.client.write(request("app", vec![event("e", "m")])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(logmesh_grpc::reason(&status).as_deref(), Some("BUS_UNAVAILABLE"));
+    server.bus.broken.store(false, Ordering::SeqCst);
+    server.client.write(request("app", vec![event("e", "m")])).await.unwrap();
+}
