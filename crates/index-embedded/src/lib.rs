@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::{
-    Bar, EventSpan, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, Selection, Slice,
+    Bar, EventSpan, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
+    Selection, Slice,
 };
 use logmesh_types::limits::MAX_PAGE_SIZE;
 use logmesh_types::{DocId, StreamId, TopicName};
@@ -165,10 +166,10 @@ impl IndexReader for EmbeddedIndex {
         &self,
         selection: &Selection,
         order: Order,
-        limit: usize,
+        limit: PageLimit,
         page_token: Option<&str>,
     ) -> Result<Page, IndexError> {
-        let limit = limit.clamp(1, MAX_PAGE_SIZE);
+        let limit = PageLimit { hits: limit.hits.clamp(1, MAX_PAGE_SIZE), ..limit };
         let (selection, token) = (selection.clone(), page_token.map(str::to_owned));
         self.read_with(move |catalog| catalog.search(&selection, order, limit, token.as_deref())).await
     }

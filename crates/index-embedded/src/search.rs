@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use logmesh_index::query::field::TIMESTAMP;
-use logmesh_index::{Bar, EventSpan, Hit, IndexError, Order, Page, Selection};
+use logmesh_index::{Bar, EventSpan, Hit, IndexError, Order, Page, PageLimit, Selection};
 use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 use tantivy::columnar::Column;
 use tantivy::query::{EnableScoring, Query, Weight};
@@ -62,12 +62,12 @@ impl Catalog {
         &self,
         selection: &Selection,
         order: Order,
-        limit: usize,
+        limit: PageLimit,
         token: Option<&str>,
     ) -> Result<Page, IndexError> {
         let after = token.map(|token| page::read_token(selection, order, token)).transpose()?;
         let parts = self.parts(selection)?;
-        let mut top = Top { order, after, limit, heap: BinaryHeap::new(), total: 0, left: 0 };
+        let mut top = Top { order, after, limit: limit.hits, heap: BinaryHeap::new(), total: 0, left: 0 };
         for (number, part) in parts.iter().enumerate() {
             part.for_each_segment(selection, &mut |address, weight, segment| {
                 top.collect(number, address, weight, segment)
@@ -76,10 +76,17 @@ impl Catalog {
         }
         let (total, left) = (top.total, top.left);
         let found = top.heap.into_sorted_vec();
-        let last = found.last().filter(|_| left > found.len() as u64);
+        let (mut hits, mut bytes) = (Vec::new(), 0);
+        for found in &found {
+            let hit = hit(&parts, found).map_err(from_tantivy)?;
+            bytes += hit.body.len();
+            if bytes > limit.bytes && !hits.is_empty() {
+                break;
+            }
+            hits.push(hit);
+        }
+        let last = found[..hits.len()].last().filter(|_| left > hits.len() as u64);
         let next_page_token = last.map(|last| page::token(selection, order, &last.key));
-        let hits =
-            found.iter().map(|found| hit(&parts, found)).collect::<tantivy::Result<_>>().map_err(from_tantivy)?;
         Ok(Page { hits, next_page_token, total })
     }
 

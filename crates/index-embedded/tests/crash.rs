@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use logmesh_index::conformance::{Doc, selection, slice, topic};
-use logmesh_index::{IndexReader, IndexWriter, Order, Outcome};
+use logmesh_index::{IndexReader, IndexWriter, Order, Outcome, PageLimit};
 use logmesh_index_embedded::{EmbeddedIndex, Settings};
 
 const FOLDER: &str = "LOGMESH_TEST_INDEX_FOLDER";
@@ -74,7 +74,10 @@ async fn a_killed_process_loses_and_doubles_nothing() {
         let mut times_found: HashMap<_, usize> = HashMap::new();
         let mut token = None;
         loop {
-            let page = index.search(&selection("crash"), Order::OldestFirst, 500, token.as_deref()).await.unwrap();
+            let page = index
+                .search(&selection("crash"), Order::OldestFirst, PageLimit::hits(500), token.as_deref())
+                .await
+                .unwrap();
             page.hits.into_iter().for_each(|hit| *times_found.entry(hit.id).or_default() += 1);
             token = page.next_page_token;
             if token.is_none() {

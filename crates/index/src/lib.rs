@@ -166,6 +166,22 @@ pub struct Hit {
     pub body: Bytes,
 }
 
+/// How much one page holds at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLimit {
+    /// Hits: 1 to [`MAX_PAGE_SIZE`](logmesh_types::limits::MAX_PAGE_SIZE).
+    pub hits: usize,
+    /// Bytes of documents. The first hit comes whatever its size.
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// So many hits of whatever size.
+    pub fn hits(hits: usize) -> Self {
+        Self { hits, bytes: usize::MAX }
+    }
+}
+
 /// One page of hits.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
@@ -199,13 +215,12 @@ pub struct EventSpan {
 /// Finds documents. Used by the console only.
 #[async_trait]
 pub trait IndexReader: Debug + Send + Sync + 'static {
-    /// One page of hits, at most `limit` of them (1 to [`MAX_PAGE_SIZE`](logmesh_types::limits::MAX_PAGE_SIZE)).
-    /// `page_token` is the previous page's, of the same selection and order.
+    /// One page of hits. `page_token` is the previous page's, of the same selection and order.
     async fn search(
         &self,
         selection: &Selection,
         order: Order,
-        limit: usize,
+        limit: PageLimit,
         page_token: Option<&str>,
     ) -> Result<Page, IndexError>;
 

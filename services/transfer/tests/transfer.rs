@@ -1,6 +1,8 @@
 //! Transfer from the embedded bus into the embedded index: what is stored, what is booked, and what happens when the
 //! same bytes come again.
 
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use bytes::Bytes;
 use logmesh_bus::{Bus, NewRecord, NextOffset, Position, TopicPartition};
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_index::query::Query;
-use logmesh_index::{IndexReader, Order, Selection};
+use logmesh_index::{IndexReader, Order, PageLimit, Selection};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::ingest::v1::{Chunk, Event, Source};
 use logmesh_record::{Book, Topics, codec, document};
@@ -70,7 +72,7 @@ impl Mesh {
     async fn messages(&self) -> Vec<String> {
         let selection =
             Selection { query: Query::parse("*").unwrap(), from: None, to: None, topics: vec![self.topic.clone()] };
-        let page = self.index.search(&selection, Order::OldestFirst, 1_000, None).await.unwrap();
+        let page = self.index.search(&selection, Order::OldestFirst, PageLimit::hits(1_000), None).await.unwrap();
         page.hits
             .iter()
             .map(|hit| {

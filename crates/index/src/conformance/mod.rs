@@ -23,7 +23,7 @@ pub use searching::*;
 pub use writing::*;
 
 use crate::query::Query;
-use crate::{IndexReader, IndexWriter, NewDoc, Order, Outcome, Selection};
+use crate::{IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection};
 
 /// An index to test, empty at first.
 #[async_trait]
@@ -80,7 +80,7 @@ impl<'a, F: Fixture> Opened<'a, F> {
 
     /// The `log.offset` of every document of the selection, oldest first.
     pub async fn find_in(&self, selection: &Selection) -> Vec<i64> {
-        let page = self.index.search(selection, Order::OldestFirst, 1_000, None).await.unwrap();
+        let page = self.index.search(selection, Order::OldestFirst, PageLimit::hits(1_000), None).await.unwrap();
         assert_eq!(page.total, page.hits.len() as u64);
         assert_eq!(self.index.count(selection).await.unwrap(), page.total);
         page.hits.iter().map(documents::offset_of).collect()

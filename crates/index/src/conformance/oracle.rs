@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
 use super::{Doc, Fixture, Opened, selection, slice, topic};
-use crate::{FieldType, FieldTypes, IndexReader, IndexWriter, Order, query};
+use crate::{FieldType, FieldTypes, IndexReader, IndexWriter, Order, PageLimit, query};
 
 const DOCUMENTS: usize = 240;
 const QUERIES: usize = 600;
@@ -171,7 +171,7 @@ async fn check<F: Fixture>(opened: &Opened<'_, F>, docs: &[Doc], text: &str) {
         })
         .map(Doc::id)
         .collect();
-    let page = opened.index.search(&selection, Order::NewestFirst, 1_000, None).await;
+    let page = opened.index.search(&selection, Order::NewestFirst, PageLimit::hits(1_000), None).await;
     let page = page.unwrap_or_else(|error| panic!("{text}: {error}"));
     let found: BTreeSet<DocId> = page.hits.iter().map(|hit| hit.id).collect();
     let wrong: Vec<_> = docs

@@ -5,10 +5,10 @@ use std::time::Duration;
 use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Doc, Fixture, NOON, Opened, selection, slice, stream, topic};
-use crate::{EventSpan, Hit, IndexError, IndexReader, Order, Selection};
+use crate::{EventSpan, Hit, IndexError, IndexReader, Order, PageLimit, Selection};
 
 async fn offsets<F: Fixture>(opened: &Opened<'_, F>, order: Order) -> Vec<i64> {
-    let page = opened.index.search(&selection("*"), order, 100, None).await.unwrap();
+    let page = opened.index.search(&selection("*"), order, PageLimit::hits(100), None).await.unwrap();
     page.hits.iter().map(super::documents::offset_of).collect()
 }
 
@@ -38,7 +38,7 @@ async fn pages<F: Fixture>(
 ) -> Vec<Vec<Hit>> {
     let mut pages = Vec::new();
     loop {
-        let page = opened.index.search(&selection("x"), order, size, token.as_deref()).await.unwrap();
+        let page = opened.index.search(&selection("x"), order, PageLimit::hits(size), token.as_deref()).await.unwrap();
         pages.push(page.hits);
         token = page.next_page_token;
         if token.is_none() {
@@ -60,7 +60,7 @@ pub async fn pages_join_up(fixture: &impl Fixture) {
         opened.create((bulk * 10..bulk * 10 + 10).map(|n| doc(n).build())).await;
     }
     for order in [Order::NewestFirst, Order::OldestFirst] {
-        let all = opened.index.search(&selection("x"), order, 1_000, None).await.unwrap();
+        let all = opened.index.search(&selection("x"), order, PageLimit::hits(1_000), None).await.unwrap();
         assert_eq!((all.hits.len(), all.total, all.next_page_token), (40, 40, None));
         for size in [1, 7, 10, 39, 40] {
             let pages = pages(&opened, order, size, None).await;
@@ -68,8 +68,13 @@ pub async fn pages_join_up(fixture: &impl Fixture) {
             assert!(pages.iter().rev().skip(1).all(|page| page.len() == size));
             assert_eq!(pages.concat(), all.hits);
         }
+        let small = PageLimit { hits: 40, bytes: 1 };
+        let first = opened.index.search(&selection("x"), order, small, None).await.unwrap();
+        let second =
+            opened.index.search(&selection("x"), order, small, first.next_page_token.as_deref()).await.unwrap();
+        assert_eq!([first.hits, second.hits].concat(), all.hits[..2], "one hit comes whatever its size");
     }
-    let none = opened.index.search(&selection("nothing"), Order::NewestFirst, 10, None).await.unwrap();
+    let none = opened.index.search(&selection("nothing"), Order::NewestFirst, PageLimit::hits(10), None).await.unwrap();
     assert_eq!((none.hits.len(), none.total, none.next_page_token), (0, 0, None));
 }
 
@@ -78,8 +83,8 @@ pub async fn pages_stay_put_under_writes(fixture: &impl Fixture) {
     let opened = Opened::new(fixture).await;
     opened.create((0..20).map(|n| Doc::new(n * 10, "x").build())).await;
     for order in [Order::NewestFirst, Order::OldestFirst] {
-        let all = opened.index.search(&selection("x"), order, 1_000, None).await.unwrap().hits;
-        let first = opened.index.search(&selection("x"), order, 6, None).await.unwrap();
+        let all = opened.index.search(&selection("x"), order, PageLimit::hits(1_000), None).await.unwrap().hits;
+        let first = opened.index.search(&selection("x"), order, PageLimit::hits(6), None).await.unwrap();
         let new = if order == Order::NewestFirst { 1 } else { 2 };
         opened.create((0..20).map(|n| Doc::new(n * 10 + new, "x").build())).await;
         let rest = pages(&opened, order, 6, first.next_page_token).await.concat();
@@ -92,7 +97,7 @@ pub async fn pages_stay_put_under_writes(fixture: &impl Fixture) {
 pub async fn a_page_token_belongs_to_its_search(fixture: &impl Fixture) {
     let opened = Opened::new(fixture).await;
     opened.create((0..3).map(|n| Doc::new(n, "x").build())).await;
-    let page = opened.index.search(&selection("x"), Order::NewestFirst, 1, None).await.unwrap();
+    let page = opened.index.search(&selection("x"), Order::NewestFirst, PageLimit::hits(1), None).await.unwrap();
     let token = page.next_page_token.unwrap();
     let later = Selection { from: Some(NOON), ..selection("x") };
     for (selection, order, token) in [
@@ -102,7 +107,7 @@ pub async fn a_page_token_belongs_to_its_search(fixture: &impl Fixture) {
         (selection("x"), Order::NewestFirst, "nonsense"),
         (selection("x"), Order::NewestFirst, ""),
     ] {
-        let refused = opened.index.search(&selection, order, 1, Some(token)).await;
+        let refused = opened.index.search(&selection, order, PageLimit::hits(1), Some(token)).await;
         assert!(matches!(refused, Err(IndexError::BadPageToken)), "{token}: {refused:?}");
     }
 }

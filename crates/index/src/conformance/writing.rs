@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{Doc, Fixture, Opened, slice, topic};
-use crate::{FieldType, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome};
+use crate::{FieldType, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit};
 
 /// A second write of an id leaves the first document as it is.
 pub async fn a_document_is_created_once(fixture: &impl Fixture) {
@@ -89,7 +89,7 @@ pub async fn the_body_comes_back_as_it_was(fixture: &impl Fixture) {
         "{ \"@timestamp\" : \"2026-01-31T12:00:00Z\",\n\t\"b\":1.50, \"a\":\"\\u00e4\", \"a\":[ ],\"message\":\"x\" }";
     let doc = NewDoc { body: Bytes::from_static(text.as_bytes()), ..Doc::new(1, "").build() };
     opened.create([doc.clone()]).await;
-    let page = opened.index.search(&super::selection("x"), Order::NewestFirst, 1, None).await.unwrap();
+    let page = opened.index.search(&super::selection("x"), Order::NewestFirst, PageLimit::hits(1), None).await.unwrap();
     assert_eq!(page.hits[0].body, doc.body);
     assert_eq!((page.hits[0].id, &page.hits[0].topic), (doc.id, &topic("logs")));
 }

@@ -1,0 +1,66 @@
+//! The console: search, live tail and audit, for people and programs.
+//!
+//! It keeps nothing: [`search`] asks the index, [`tail`] reads the bus, [`audit`] compares both with what agents told the
+//! config service.
+
+mod audit;
+mod request;
+mod search;
+mod tail;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use logmesh_bus::Bus;
+use logmesh_grpc::Routes;
+use logmesh_index::IndexReader;
+use logmesh_proto::audit::v1::audit_service_server::AuditServiceServer;
+use logmesh_proto::search::v1::search_service_server::SearchServiceServer;
+use logmesh_runtime::Tasks;
+
+/// How the console works.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The config service, `host:port`: it knows what agents report.
+    pub config_server: String,
+    /// Searches that run at a time; more are refused.
+    pub max_searches: usize,
+    /// Live tails at a time; more are refused.
+    pub max_tails: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { config_server: "127.0.0.1:7401".to_owned(), max_searches: 32, max_tails: 256 }
+    }
+}
+
+/// The console's gRPC services.
+#[derive(Clone, Debug)]
+pub struct Console {
+    search: search::Search,
+    audit: audit::Audit,
+}
+
+impl Console {
+    /// Sets the services up. Nothing needs to be reachable yet; live tails end when the tasks are asked to.
+    pub fn start(
+        bus: Arc<dyn Bus>,
+        index: Arc<dyn IndexReader>,
+        settings: &Settings,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let config = logmesh_grpc::channel(&settings.config_server).context("console: config_server")?;
+        let tails = tail::Tails::new(bus.clone(), index.clone(), settings.max_tails, tasks.clone());
+        Ok(Self {
+            search: search::Search::new(index.clone(), settings.max_searches, tails),
+            audit: audit::Audit::new(bus, index, config),
+        })
+    }
+
+    /// Adds the services to a server.
+    pub fn add_to(&self, routes: &mut Routes) {
+        routes.add(SearchServiceServer::new(self.search.clone())).add(AuditServiceServer::new(self.audit.clone()));
+    }
+}

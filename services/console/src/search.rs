@@ -1,0 +1,133 @@
+//! `SearchService`: hits, counts and histograms from the index, and the live tail from the bus.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use logmesh_grpc::{internal, resource_exhausted, unavailable};
+use logmesh_index::{Hit, IndexError, IndexReader, Order, Page, PageLimit, Selection};
+use logmesh_proto::search::v1 as proto;
+use logmesh_proto::search::v1::search_service_server::SearchService;
+use logmesh_proto::time::{std_duration, timestamp};
+use logmesh_types::limits::MAX_PAGE_SIZE;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tonic::{Request, Response, Status};
+
+use crate::request::{bad_field, query, selection, topics};
+use crate::tail::Tails;
+
+/// Hits of a page that doesn't say.
+const DEFAULT_PAGE: usize = 100;
+
+/// Bytes of documents in one page: the message stays below what clients decode, unless its only hit is larger.
+const PAGE_BYTES: usize = 3 << 20;
+
+/// The width of a bar that doesn't say, and the least.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct Search {
+    index: Arc<dyn IndexReader>,
+    places: Arc<Semaphore>,
+    tails: Tails,
+}
+
+impl Search {
+    pub(crate) fn new(index: Arc<dyn IndexReader>, max_searches: usize, tails: Tails) -> Self {
+        Self { index, places: Arc::new(Semaphore::new(max_searches)), tails }
+    }
+
+    fn place(&self) -> Result<SemaphorePermit<'_>, Status> {
+        self.places.try_acquire().map_err(|_| {
+            resource_exhausted(
+                "TOO_MANY_SEARCHES",
+                "as many searches run as this console allows at a time; try again later",
+            )
+        })
+    }
+
+    /// A page of at most so many hits and [`PAGE_BYTES`], but of one hit at least.
+    async fn page(&self, selection: &Selection, order: Order, limit: usize, token: &str) -> Result<Page, Status> {
+        let token = (!token.is_empty()).then_some(token);
+        let limit = PageLimit { hits: limit, bytes: PAGE_BYTES };
+        self.index.search(selection, order, limit, token).await.map_err(status)
+    }
+}
+
+#[tonic::async_trait]
+impl SearchService for Search {
+    type TailStream = BoxStream<'static, Result<proto::TailResponse, Status>>;
+
+    async fn search(&self, request: Request<proto::SearchRequest>) -> Result<Response<proto::SearchResponse>, Status> {
+        let request = request.into_inner();
+        let selection =
+            selection(&request.query, request.start_time.as_ref(), request.end_time.as_ref(), &request.topics)?;
+        let order = match proto::SortOrder::try_from(request.order) {
+            Ok(proto::SortOrder::OldestFirst) => Order::OldestFirst,
+            Ok(_) => Order::NewestFirst,
+            Err(_) => return Err(bad_field("order", "it is none of the orders")),
+        };
+        let limit = match usize::try_from(request.page_size) {
+            Ok(0) => DEFAULT_PAGE,
+            Ok(size) => size.min(MAX_PAGE_SIZE),
+            Err(_) => return Err(bad_field("page_size", "it must not be negative")),
+        };
+        let _place = self.place()?;
+        if request.count_only {
+            let total = self.index.count(&selection).await.map_err(status)?;
+            return Ok(Response::new(proto::SearchResponse { total, ..Default::default() }));
+        }
+        let page = self.page(&selection, order, limit, &request.page_token).await?;
+        Ok(Response::new(proto::SearchResponse {
+            hits: page.hits.into_iter().map(hit).collect(),
+            next_page_token: page.next_page_token.unwrap_or_default(),
+            total: page.total,
+        }))
+    }
+
+    async fn histogram(
+        &self,
+        request: Request<proto::HistogramRequest>,
+    ) -> Result<Response<proto::HistogramResponse>, Status> {
+        let request = request.into_inner();
+        let selection =
+            selection(&request.query, request.start_time.as_ref(), request.end_time.as_ref(), &request.topics)?;
+        let interval = match &request.interval {
+            None => DEFAULT_INTERVAL,
+            Some(interval) => std_duration(interval)
+                .filter(|interval| *interval >= MIN_INTERVAL)
+                .ok_or_else(|| bad_field("interval", "it must be 1 ms or more"))?,
+        };
+        let _place = self.place()?;
+        let bars = self.index.histogram(&selection, interval).await.map_err(status)?;
+        let bars = bars.iter().map(|bar| proto::Bar { start_time: Some(timestamp(bar.start)), count: bar.count });
+        Ok(Response::new(proto::HistogramResponse { bars: bars.collect() }))
+    }
+
+    async fn tail(&self, request: Request<proto::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        let request = request.into_inner();
+        let stream = self.tails.open(query(&request.query)?, topics(&request.topics)?).await?;
+        Ok(Response::new(stream))
+    }
+}
+
+/// The hit as it goes over the wire.
+pub(crate) fn hit(hit: Hit) -> proto::Hit {
+    proto::Hit {
+        id: hit.id.to_string(),
+        topic: hit.topic.into(),
+        // The index takes JSON objects only, and JSON is UTF-8.
+        document: String::from_utf8_lossy(&hit.body).into_owned(),
+    }
+}
+
+fn status(error: IndexError) -> Status {
+    match &error {
+        IndexError::Unavailable { .. } => unavailable("INDEX_UNAVAILABLE", error.to_string()),
+        IndexError::Unsupported { reason } => bad_field("query", reason),
+        IndexError::BadPageToken => bad_field("page_token", &error),
+        IndexError::Damaged { .. } => internal(error),
+    }
+}
