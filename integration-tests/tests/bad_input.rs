@@ -67,7 +67,7 @@ fn an_unreadable_file_is_reported_and_collected_once_it_is_readable() {
     assert_alive(&mut mesh);
     let shown = wait_for("the report of the file", PATIENCE, || {
         let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
-        let shown = mesh.run(&["agents", "get", agents[0]["id"].as_str().unwrap()]).expect(0).stdout;
+        let shown = mesh.run(&["agents", "get", agents[0]["id"].as_str().unwrap(), "--json"]).expect(0).stdout;
         if shown.contains("secret.log") { Ok(shown) } else { Err(shown) }
     });
     assert!(shown.contains("UNREADABLE"), "{shown}");

@@ -108,7 +108,7 @@ fn a_rule_reaches_the_agent_within_moments_and_its_state_is_shown() {
     wait_for("the agent to say that it runs the rule", PATIENCE, || {
         let said = mesh.run(&["agents", "list", "--json"]).expect(0).stdout;
         let rules = json_lines(&said)[0]["rules"].as_array().cloned().unwrap_or_default();
-        match rules.iter().any(|rule| rule["name"] == "rules/later" && rule["state"] == "APPLIED") {
+        match rules.iter().any(|rule| rule["name"] == "rules/later" && rule["state"] == "applied") {
             true => Ok(()),
             false => Err(said),
         }

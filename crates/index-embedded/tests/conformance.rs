@@ -16,7 +16,7 @@ impl Fixture for Folder {
     async fn open(&self) -> Arc<EmbeddedIndex> {
         // Fewer slices than the tests use, so that they are closed and opened all the time.
         let settings = Settings { open_writers: 2, open_slices: 4, ..Settings::default() };
-        Arc::new(EmbeddedIndex::open(self.0.path(), settings).await.unwrap())
+        Arc::new(EmbeddedIndex::open(self.0.path(), settings).await.expect("a folder of the test opens"))
     }
 }
 
