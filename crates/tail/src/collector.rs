@@ -164,6 +164,8 @@ pub struct Collector {
     search: bool,
     state_error: Option<String>,
     totals: Totals,
+    /// Counts what may have changed the status without a byte having been read.
+    changes: u64,
 }
 
 impl Collector {
@@ -207,6 +209,7 @@ impl Collector {
             search: true,
             state_error: message,
             totals: Totals::default(),
+            changes: 0,
         };
         // However long the agent was down, its files get a day to be found again.
         let grace = collector.settings.forget_after.saturating_sub(Duration::from_secs(86_400));
@@ -243,6 +246,7 @@ impl Collector {
         self.reassign(now);
         self.search = true;
         self.scan_at = now;
+        self.changes += 1;
         outcomes
     }
 
@@ -343,6 +347,7 @@ impl Collector {
         }
         flight.rejected_at = Some(flight.rejected_at.map_or(range.start, |from| from.min(range.start)));
         flight.error = Some(format!("the gateway refused {range}: {reason}"));
+        self.changes += 1;
         self.rejected.insert(stream, now + RETRY_REJECTED);
         self.resend.retain(|chunk| chunk.stream != stream || chunk.range.start < range.start);
     }

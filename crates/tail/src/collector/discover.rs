@@ -35,6 +35,7 @@ impl Collector {
     /// Walks all globs and brings what is followed in line with what is there.
     pub(super) fn scan(&mut self, now: Instant) {
         let mut walk = Walk::default();
+        let before: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
         let found = self.walk(&mut walk);
         let mut seen = std::collections::HashSet::new();
         for (path, rule, from_end) in found {
@@ -60,6 +61,8 @@ impl Collector {
         }
         self.watcher.retain(|folder| walk.folders.contains(folder));
         self.last_scan = Some(now);
+        let after: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
+        self.changes += u64::from(before != after);
         let pause = if self.watcher.incomplete { SCAN_UNWATCHED } else { self.settings.scan_every };
         self.scan_at = now + pause.min(self.settings.scan_every);
     }
@@ -241,6 +244,7 @@ impl Collector {
             names: Vec::new(),
             record,
         };
+        self.changes += 1;
         self.by_key.insert(opened.meta.key, number);
         self.by_stream.insert(file.stream, number);
         self.files.insert(number, file);
@@ -249,6 +253,10 @@ impl Collector {
         self.add_name(number, opened.real);
         self.position(number, size_before, now);
         self.assign(number, owner);
+        // Now, so that the heads of many new files are made durable by one commit. An error comes again at its turn.
+        if let Some(file) = self.files.get_mut(&number) {
+            file.note_head().ok();
+        }
         self.dirty.insert(number);
         self.enqueue(number);
         Ok(number)
@@ -461,6 +469,7 @@ impl Collector {
     }
 
     fn unfollow(&mut self, number: u64) -> Option<(Record, logmesh_types::StreamId, Flight, bool)> {
+        self.changes += 1;
         self.close_file(number);
         self.drop_names(number);
         let file = self.files.remove(&number)?;

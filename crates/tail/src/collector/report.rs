@@ -68,6 +68,11 @@ impl Collector {
         Totals { files: self.files.len(), open_files: self.open.len(), ..self.totals }
     }
 
+    /// A number that changes whenever [`Collector::status`] or [`Collector::rules`] would.
+    pub fn activity(&self) -> u64 {
+        self.totals.read_bytes + self.totals.acked_bytes + self.totals.commits + self.changes
+    }
+
     /// Why positions can't be saved, or what was wrong with the state at the start.
     pub fn state_error(&self) -> Option<&str> {
         self.state_error.as_deref()

@@ -149,6 +149,7 @@ impl Collector {
         if let Some(file) = self.files.get_mut(&number) {
             file.error = Some(format!("cannot be read: {error}"));
         }
+        self.changes += 1;
         self.set_timer(number, now + RETRY_READ);
         Outcome::Nothing
     }
@@ -173,6 +174,7 @@ impl Collector {
             }
             file.grown = now;
             file.record.size = meta.size;
+            self.changes += 1;
         }
         if file.unread() > 0 && file.unread_since.is_none() {
             file.unread_since = Some(UnixNanos::now());
@@ -207,6 +209,7 @@ impl Collector {
             file.binary = true;
             file.error = Some("it holds NUL bytes: not text".to_owned());
         }
+        self.changes += 1;
         self.dirty.remove(&number);
         self.close_file(number);
     }

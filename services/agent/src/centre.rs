@@ -1,0 +1,164 @@
+//! The connection to the centre: rules come over it, and the reporter uses it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use logmesh_proto::fleet::v1::agent_config_service_client::AgentConfigServiceClient;
+use logmesh_proto::fleet::v1::watch_config_response::Update;
+use logmesh_proto::fleet::v1::{WatchConfigRequest, WatchConfigResponse};
+use logmesh_proto::time::std_duration;
+use logmesh_runtime::{CancellationToken, RetryPolicy};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::collect::Handle;
+use crate::host::Identity;
+use crate::rules::{Rules, Standing};
+
+/// How long a server may take to answer, and how long it may be silent (it says something every 10 s).
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest wait that a go-away can ask for.
+const MAX_AWAY: Duration = Duration::from_secs(60);
+
+/// A server of the centre that is connected.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub channel: Channel,
+    /// Counts the connections: with each, all has to be reported again.
+    pub number: u64,
+}
+
+/// What other tasks see of the centre.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub link: watch::Receiver<Option<Link>>,
+    pub rules: watch::Receiver<Arc<BTreeMap<String, Standing>>>,
+}
+
+/// Runs the rules: the last good ones at once, then what the centre says.
+pub(crate) struct Centre {
+    servers: Vec<String>,
+    identity: Arc<Identity>,
+    collector: Handle,
+    rules: Rules,
+    link: watch::Sender<Option<Link>>,
+    standing: watch::Sender<Arc<BTreeMap<String, Standing>>>,
+}
+
+/// How a connection ended that was once open.
+enum End {
+    GoAway(Duration),
+    Stopped,
+}
+
+impl Centre {
+    pub(crate) fn new(servers: Vec<String>, identity: Arc<Identity>, collector: Handle, rules: Rules) -> (Self, View) {
+        let (link, link_seen) = watch::channel(None);
+        let (standing, rules_seen) = watch::channel(Arc::default());
+        (Self { servers, identity, collector, rules, link, standing }, View { link: link_seen, rules: rules_seen })
+    }
+
+    /// Runs until the token is cancelled. One server after the other is tried, for ever.
+    pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
+        self.apply().await?;
+        let retry = RetryPolicy::default();
+        let (mut attempt, mut number) = (0, 0);
+        for server in self.servers.clone().iter().cycle() {
+            let mut connected = false;
+            let end = self.connect(server, &mut number, &mut connected, &token).await;
+            self.link.send_replace(None);
+            if connected {
+                attempt = 0;
+            }
+            match end {
+                Ok(End::Stopped) => return Ok(()),
+                Ok(End::GoAway(pause)) => {
+                    tracing::debug!(%server, ?pause, "the centre asks to connect again");
+                    tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(pause) => {} }
+                }
+                Err(error) => {
+                    tracing::warn!(%server, error = format!("{error:#}"), "no connection to the centre; trying again");
+                    if !retry.pause(attempt, &token).await {
+                        return Ok(());
+                    }
+                    attempt += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn connect(
+        &mut self,
+        server: &str,
+        number: &mut u64,
+        connected: &mut bool,
+        token: &CancellationToken,
+    ) -> anyhow::Result<End> {
+        let channel = logmesh_grpc::channel(server)?;
+        let mut client = AgentConfigServiceClient::new(channel.clone());
+        let request = WatchConfigRequest {
+            agent_id: self.identity.id.to_string(),
+            labels: self.identity.labels(),
+            held: self.rules.held(),
+            session: self.identity.session.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(ANSWER_TIMEOUT, client.watch_config(request)) => opened,
+            () = token.cancelled() => return Ok(End::Stopped),
+        };
+        let mut stream = opened.context("no answer")?.map_err(refused)?.into_inner();
+        loop {
+            let message = tokio::select! {
+                message = tokio::time::timeout(SILENCE_TIMEOUT, stream.message()) => message,
+                () = token.cancelled() => return Ok(End::Stopped),
+            };
+            let message = message.context("nothing was heard for 30 s")?.map_err(refused)?;
+            let message = message.ok_or_else(|| anyhow!("the server ended the stream"))?;
+            if !*connected {
+                *connected = true;
+                *number += 1;
+                tracing::info!(%server, agent = %self.identity.id, "connected to the centre");
+                self.link.send_replace(Some(Link { channel: channel.clone(), number: *number }));
+            }
+            if let Some(end) = self.take(message).await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    async fn take(&mut self, message: WatchConfigResponse) -> anyhow::Result<Option<End>> {
+        match message.update {
+            Some(Update::Delta(delta)) => {
+                tracing::debug!(nonce = message.nonce, revision = message.revision, "rules from the centre");
+                self.rules.change(delta);
+                self.apply().await?;
+                Ok(None)
+            }
+            Some(Update::GoAway(away)) => {
+                let pause = away.retry_after.as_ref().and_then(std_duration).unwrap_or_default();
+                Ok(Some(End::GoAway(pause.min(MAX_AWAY))))
+            }
+            Some(Update::Bookmark(_)) | None => Ok(None),
+        }
+    }
+
+    async fn apply(&mut self) -> anyhow::Result<()> {
+        let outcomes = self.collector.apply(self.rules.to_run()).await?;
+        if let Err(error) = self.rules.note(outcomes) {
+            // They run all the same; only a restart without the centre would lack them.
+            tracing::error!(error = format!("{error:#}"), "the rules run but are not kept on disk");
+        }
+        self.standing.send_replace(Arc::new(self.rules.standing()));
+        Ok(())
+    }
+}
+
+fn refused(status: tonic::Status) -> anyhow::Error {
+    anyhow!("{}", logmesh_grpc::describe(&status))
+}

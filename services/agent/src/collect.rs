@@ -1,0 +1,250 @@
+//! The thread that drives the collector, and the handle by which tasks talk to it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use logmesh_runtime::Tasks;
+use logmesh_tail::{Chunk, Collector, FileStatus, RuleError, RuleStatus, TailRule, Totals, Waker};
+use logmesh_types::{ByteRange, RuleName, StreamId};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Commands that may wait for the thread.
+const COMMANDS: usize = 1024;
+
+/// Chunks that may wait for the connection; their bytes are counted as in flight already.
+const CHUNKS: usize = 8;
+
+/// The most chunks that are sent before acks are looked at again.
+const BURST: usize = 32;
+
+/// The longest sleep.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// What became of each rule that was to run.
+pub(crate) type Outcomes = Vec<(RuleName, Result<(), RuleError>)>;
+
+/// How things stand with the collector.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub files: Vec<FileStatus>,
+    pub rules: Vec<RuleStatus>,
+    pub totals: Totals,
+    pub state_error: Option<String>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Apply(Vec<TailRule>, oneshot::Sender<Outcomes>),
+    Connected(mpsc::Sender<Chunk>),
+    Credit(u64),
+    Ack(StreamId, u64),
+    Reject(StreamId, ByteRange, String),
+    /// Send nothing more; the acks still count.
+    Disconnected,
+    Snapshot(oneshot::Sender<Snapshot>),
+    Stop,
+}
+
+/// Talks to the collector's thread. Calls fail only when the thread has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    waker: Waker,
+    activity: watch::Receiver<u64>,
+}
+
+/// Starts the thread. When the tasks are asked to end, it writes its positions and ends.
+pub(crate) fn start(collector: Collector, tasks: &Tasks) -> anyhow::Result<Handle> {
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (activity, seen) = watch::channel(0);
+    let handle = Handle { commands, waker: collector.waker(), activity: seen };
+    let (ended, end) = oneshot::channel();
+    let driver = Driver { collector, commands: receiver, connection: None, activity, stop: false };
+    std::thread::Builder::new()
+        .name("collector".into())
+        .spawn(move || {
+            // If nobody listens any more, the process is ending.
+            ended.send(driver.run()).ok();
+        })
+        .context("cannot start the collector's thread")?;
+    let (stop, token) = (handle.clone(), tasks.token());
+    tasks.spawn("collector", async move {
+        let mut end = end;
+        tokio::select! {
+            result = &mut end => return result.context("the collector's thread panicked")?,
+            () = token.cancelled() => {}
+        }
+        stop.send(Command::Stop).await.ok();
+        end.await.context("the collector's thread panicked")?
+    });
+    Ok(handle)
+}
+
+impl Handle {
+    /// Runs these rules and no others.
+    pub(crate) async fn apply(&self, rules: Vec<TailRule>) -> anyhow::Result<Outcomes> {
+        let (answer, outcomes) = oneshot::channel();
+        self.send(Command::Apply(rules, answer)).await?;
+        outcomes.await.map_err(|_| ended())
+    }
+
+    /// A connection is there: gives its chunks, once there's credit. All that is unacked is sent again.
+    pub(crate) async fn connected(&self) -> anyhow::Result<mpsc::Receiver<Chunk>> {
+        let (sender, chunks) = mpsc::channel(CHUNKS);
+        self.send(Command::Connected(sender)).await?;
+        Ok(chunks)
+    }
+
+    /// More bytes may be sent over the present connection.
+    pub(crate) async fn credit(&self, bytes: u64) -> anyhow::Result<()> {
+        self.send(Command::Credit(bytes)).await
+    }
+
+    /// A stream is durable up to here.
+    pub(crate) async fn ack(&self, stream: StreamId, end: u64) -> anyhow::Result<()> {
+        self.send(Command::Ack(stream, end)).await
+    }
+
+    /// A chunk was refused.
+    pub(crate) async fn reject(&self, stream: StreamId, range: ByteRange, reason: String) -> anyhow::Result<()> {
+        self.send(Command::Reject(stream, range, reason)).await
+    }
+
+    /// Nothing more can be sent over the present connection; acks may still come.
+    pub(crate) async fn disconnected(&self) -> anyhow::Result<()> {
+        self.send(Command::Disconnected).await
+    }
+
+    /// How things stand.
+    pub(crate) async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let (answer, snapshot) = oneshot::channel();
+        self.send(Command::Snapshot(answer)).await?;
+        snapshot.await.map_err(|_| ended())
+    }
+
+    /// A chunk was taken out of the connection's queue: there's room for another.
+    pub(crate) fn chunk_taken(&self) {
+        self.waker.wake();
+    }
+
+    /// Changes whenever a snapshot would differ.
+    pub(crate) fn activity(&self) -> watch::Receiver<u64> {
+        self.activity.clone()
+    }
+
+    async fn send(&self, command: Command) -> anyhow::Result<()> {
+        self.commands.send(command).await.map_err(|_| ended())?;
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+fn ended() -> anyhow::Error {
+    anyhow!("the collector has ended")
+}
+
+struct Connection {
+    chunks: mpsc::Sender<Chunk>,
+    credit: u64,
+}
+
+struct Driver {
+    collector: Collector,
+    commands: mpsc::Receiver<Command>,
+    connection: Option<Connection>,
+    activity: watch::Sender<u64>,
+    stop: bool,
+}
+
+impl Driver {
+    fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            self.take_commands();
+            if self.stop {
+                return Ok(self.collector.flush(Instant::now())?);
+            }
+            let more = self.send_chunks();
+            self.note_activity();
+            if !more {
+                self.collector.wait(Instant::now(), LONGEST_SLEEP);
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take(command),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.stop = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            // An answer that nobody waits for any more is as well.
+            Command::Apply(rules, answer) => {
+                answer.send(self.collector.apply(rules, now)).ok();
+            }
+            Command::Connected(chunks) => {
+                self.collector.reconnect();
+                self.connection = Some(Connection { chunks, credit: 0 });
+            }
+            Command::Credit(bytes) => {
+                if let Some(connection) = &mut self.connection {
+                    connection.credit = connection.credit.saturating_add(bytes);
+                }
+            }
+            Command::Ack(stream, end) => self.collector.ack(stream, end, now),
+            Command::Reject(stream, range, reason) => self.collector.reject(stream, range, &reason, now),
+            Command::Disconnected => self.connection = None,
+            Command::Snapshot(answer) => {
+                answer.send(self.snapshot()).ok();
+            }
+            Command::Stop => self.stop = true,
+        }
+    }
+
+    /// Gives the connection what it can take; true: there may be more at once.
+    fn send_chunks(&mut self) -> bool {
+        if self.connection.as_ref().is_some_and(|connection| connection.chunks.is_closed()) {
+            self.connection = None;
+        }
+        for _ in 0..BURST {
+            let now = Instant::now();
+            let room = self.connection.as_mut().and_then(|Connection { chunks, credit }| {
+                // Full or closed: nothing can be sent.
+                chunks.try_reserve().ok().map(|room| (room, credit))
+            });
+            let Some((room, credit)) = room else {
+                // Files are still found, watched and kept open.
+                self.collector.poll(now, 0);
+                return false;
+            };
+            let Some(chunk) = self.collector.poll(now, *credit) else { return false };
+            *credit -= chunk.range.len();
+            room.send(chunk);
+        }
+        true
+    }
+
+    fn note_activity(&mut self) {
+        let activity = self.collector.activity();
+        self.activity.send_if_modified(|seen| std::mem::replace(seen, activity) != activity);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            files: self.collector.status(),
+            rules: self.collector.rules(),
+            totals: self.collector.totals(),
+            state_error: self.collector.state_error().map(str::to_owned),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The agent: collects files of its host as the centre's rules say and the host's owner allows, and pushes them to a
+//! gateway until they are durable.
+//!
+//! Five tasks, each simple by itself: the collector's thread ([`collect`]), the connection to the centre ([`centre`]),
+//! the list of gateways ([`gateways`]), the connection to one of them ([`push`]) and the reports ([`report`]). Data
+//! goes on flowing when the centre is gone; files are the buffer when the gateways are.
+
+mod centre;
+mod collect;
+mod gateways;
+mod host;
+mod push;
+mod report;
+mod rules;
+mod settings;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use logmesh_runtime::{Readiness, Tasks};
+use logmesh_tail::Collector;
+use logmesh_types::AgentId;
+use tokio::sync::watch;
+
+pub use settings::Settings;
+
+use centre::{Centre, Link};
+use host::Identity;
+use push::Push;
+use report::Reporter;
+use rules::Rules;
+
+/// A running agent. It ends with its tasks.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    identity: Arc<Identity>,
+    link: watch::Receiver<Option<Link>>,
+    gateway: watch::Receiver<bool>,
+}
+
+impl Agent {
+    /// Checks the settings, opens the state and begins to collect: the last good rules at once, without the centre.
+    ///
+    /// Fails on bad settings, and on a state folder that another agent uses or that can't be written.
+    pub fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
+        settings.check()?;
+        let settings = Arc::new(settings);
+        std::fs::create_dir_all(&settings.state_dir)
+            .with_context(|| format!("cannot make the state folder {}", settings.state_dir.display()))?;
+        let identity = Arc::new(Identity::new(&settings)?);
+        let mut tail =
+            logmesh_tail::Settings::new(identity.id.clone(), settings.state_dir.clone(), settings.allow.clone());
+        tail.own_dirs = settings.own_dirs.clone();
+        tail.max_in_flight_bytes = settings.max_in_flight.0;
+        let collector = collect::start(Collector::open(tail)?, tasks)?;
+
+        let (centre, view) = Centre::new(
+            settings.servers.clone(),
+            identity.clone(),
+            collector.clone(),
+            Rules::load(&settings.state_dir),
+        );
+        let (gateways, gateways_seen) = watch::channel(Vec::new());
+        let (connected, gateway) = watch::channel(false);
+        let link = view.link.clone();
+        let push = Push {
+            settings,
+            identity: identity.clone(),
+            collector: collector.clone(),
+            gateways: gateways_seen,
+            connected,
+        };
+        tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, tasks.token()));
+        tasks.spawn("agent-push", push.run(tasks.token()));
+        tasks.spawn("agent-report", Reporter::new(identity.clone(), collector, view).run(tasks.token()));
+        tasks.spawn("agent-centre", centre.run(tasks.token()));
+        Ok(Self { identity, link, gateway })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &AgentId {
+        &self.identity.id
+    }
+
+    /// Keeps the components `centre` and `gateway` of a process up to date.
+    pub fn show_readiness(&self, readiness: &Readiness, tasks: &Tasks) {
+        let (mut agent, readiness, token) = (self.clone(), readiness.clone(), tasks.token());
+        tasks.spawn("agent-readiness", async move {
+            loop {
+                let centre = agent.link.borrow_and_update().is_some();
+                readiness.set(
+                    "centre",
+                    centre,
+                    if centre { "" } else { "connecting; the last good rules are in force" },
+                );
+                let gateway = *agent.gateway.borrow_and_update();
+                readiness.set("gateway", gateway, if gateway { "" } else { "connecting; nothing is lost meanwhile" });
+                tokio::select! {
+                    () = token.cancelled() => return Ok(()),
+                    Ok(()) = agent.link.changed() => {}
+                    Ok(()) = agent.gateway.changed() => {}
+                    else => return Ok(()),
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,270 @@
+//! The rules that the agent was told to run, what became of each, and the last good ones on disk.
+//!
+//! A rule is taken in by itself: one that can't run is reported with the field at fault, its last good revision goes
+//! on, and the others aren't touched. What is kept on disk is what runs, so that a restart without the centre collects
+//! what was collected before; it's checked against the host's own settings again like any other.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use logmesh_proto::config::v1::Rule;
+use logmesh_proto::fleet::v1::{Delta, RuleError, RuleState};
+use logmesh_rules::{Pace, RuleSpec, StartAt, Violations};
+use logmesh_tail::{FramingSpec, TailRule};
+use logmesh_types::UnixNanos;
+use serde::{Deserialize, Serialize};
+
+use crate::collect::Outcomes;
+
+const FILE_NAME: &str = "rules.json";
+
+/// A rule that runs, or did last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Good {
+    revision: i64,
+    rule: RuleSpec,
+}
+
+/// How a rule stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Standing {
+    pub desired_revision: i64,
+    pub attempted_revision: i64,
+    pub state: RuleState,
+    pub error: Option<RuleError>,
+    pub since: UnixNanos,
+}
+
+/// A rule that the centre wants, with its fault if it can't even be read.
+#[derive(Debug)]
+struct Desired {
+    revision: i64,
+    rule: Result<(RuleSpec, TailRule), RuleError>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    path: PathBuf,
+    desired: BTreeMap<String, Desired>,
+    good: BTreeMap<String, Good>,
+    standing: BTreeMap<String, Standing>,
+}
+
+impl Rules {
+    /// The last good rules of this state folder; none if there are none that can be read.
+    pub(crate) fn load(state_dir: &Path) -> Self {
+        let path = state_dir.join(FILE_NAME);
+        let good: Vec<Good> = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                let aside = path.with_extension(format!("json.corrupt-{}", UnixNanos::now().0));
+                let kept = std::fs::rename(&path, &aside);
+                tracing::error!(path = %path.display(), aside = %aside.display(), ?kept, %error,
+                    "the last good rules cannot be read: they are set aside, nothing is collected until the centre is reached");
+                Vec::new()
+            }),
+            Err(_) => Vec::new(),
+        };
+        let desired =
+            good.iter().map(|good| (good.rule.name.clone(), Desired::new(good.revision, Ok(good.rule.clone()))));
+        let mut rules = Self { path, desired: desired.collect(), good: BTreeMap::new(), standing: BTreeMap::new() };
+        rules.good = good.into_iter().map(|good| (good.rule.name.clone(), good)).collect();
+        rules
+    }
+
+    /// Name and revision of the rules that the agent was told last.
+    pub(crate) fn held(&self) -> BTreeMap<String, i64> {
+        self.desired.iter().map(|(name, desired)| (name.clone(), desired.revision)).collect()
+    }
+
+    /// Takes in what has changed.
+    pub(crate) fn change(&mut self, delta: Delta) {
+        for name in &delta.removed {
+            self.desired.remove(name);
+            self.good.remove(name);
+            self.standing.remove(name);
+        }
+        for rule in delta.upserted {
+            self.desired.insert(rule.name.clone(), Desired::new(rule.revision, read(&rule)));
+        }
+    }
+
+    /// The rules to run: each as it is desired or, where that can't be read, as it was good last.
+    pub(crate) fn to_run(&self) -> Vec<TailRule> {
+        let one = |(name, desired): (&String, &Desired)| match &desired.rule {
+            Ok((_, rule)) => Some(rule.clone()),
+            Err(_) => {
+                let good = self.good.get(name)?;
+                convert(&good.rule, good.revision).ok()
+            }
+        };
+        self.desired.iter().filter_map(one).collect()
+    }
+
+    /// Notes what became of the rules and keeps those that run on disk.
+    pub(crate) fn note(&mut self, outcomes: Outcomes) -> anyhow::Result<()> {
+        let mut failed: BTreeMap<String, RuleError> = BTreeMap::new();
+        for (name, outcome) in outcomes {
+            if let Err(error) = outcome {
+                let error = RuleError { reason: error.reason.to_owned(), message: error.message, field: error.field };
+                failed.insert(name.to_string(), error);
+            }
+        }
+        for (name, desired) in &self.desired {
+            let fault = desired.rule.as_ref().err().cloned().or_else(|| failed.remove(name));
+            if let (None, Ok((spec, _))) = (&fault, &desired.rule) {
+                self.good.insert(name.clone(), Good { revision: desired.revision, rule: spec.clone() });
+            }
+            let standing = Standing::new(desired.revision, fault);
+            let same = self.standing.get(name).is_some_and(|before| before.is_like(&standing));
+            if !same {
+                if let Some(error) = &standing.error {
+                    tracing::warn!(rule = %name, revision = desired.revision, reason = %error.reason, field = %error.field,
+                        error = %error.message, "rule cannot run; its last good revision goes on, if there is one");
+                } else {
+                    tracing::info!(rule = %name, revision = desired.revision, "rule runs");
+                }
+                self.standing.insert(name.clone(), standing);
+            }
+        }
+        self.keep()
+    }
+
+    /// How each rule stands.
+    pub(crate) fn standing(&self) -> BTreeMap<String, Standing> {
+        self.standing.clone()
+    }
+
+    /// Writes the good rules: a new file, made durable, takes the old one's name.
+    fn keep(&self) -> anyhow::Result<()> {
+        let good: Vec<&Good> = self.good.values().collect();
+        let text = serde_json::to_vec_pretty(&good)?;
+        if std::fs::read(&self.path).is_ok_and(|before| before == text) {
+            return Ok(());
+        }
+        let new = self.path.with_extension("json.new");
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &self.path)?;
+            match self.path.parent() {
+                Some(folder) => File::open(folder)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        write().with_context(|| format!("cannot keep the rules in {}", self.path.display()))
+    }
+}
+
+impl Desired {
+    fn new(revision: i64, spec: Result<RuleSpec, RuleError>) -> Self {
+        let rule = spec.and_then(|spec| {
+            let rule = convert(&spec, revision).map_err(|violations| fault(&violations))?;
+            Ok((spec, rule))
+        });
+        Self { revision, rule }
+    }
+}
+
+impl Standing {
+    fn new(revision: i64, error: Option<RuleError>) -> Self {
+        let state = match &error {
+            None => RuleState::Applied,
+            Some(error) if error.reason == "NOT_ALLOWED" => RuleState::Refused,
+            Some(_) => RuleState::Failed,
+        };
+        Self { desired_revision: revision, attempted_revision: revision, state, error, since: UnixNanos::now() }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        Self { since: other.since, ..self.clone() } == *other
+    }
+}
+
+fn read(rule: &Rule) -> Result<RuleSpec, RuleError> {
+    RuleSpec::try_from(rule).map_err(|violations| fault(&violations))
+}
+
+/// The first violation names the field; all are in the message.
+fn fault(violations: &Violations) -> RuleError {
+    let field = violations.0.first().map(|violation| violation.field.clone()).unwrap_or_default();
+    RuleError { reason: "INVALID_RULE".to_owned(), message: violations.to_string(), field }
+}
+
+fn convert(spec: &RuleSpec, revision: i64) -> Result<TailRule, Violations> {
+    let rule = spec.compile()?;
+    let Pace { bytes_per_second, lines_per_second } = spec.pace;
+    Ok(TailRule {
+        name: rule.name.clone(),
+        revision,
+        globs: spec.paths.clone(),
+        exclude: spec.exclude.clone(),
+        topic: rule.topic.clone(),
+        priority: spec.priority,
+        start_at: match spec.start_at {
+            StartAt::Beginning => logmesh_tail::StartAt::Beginning,
+            StartAt::End => logmesh_tail::StartAt::End,
+        },
+        framing: FramingSpec {
+            start_pattern: spec.multiline.as_ref().map(|multiline| multiline.start_pattern.clone()),
+        },
+        pace: logmesh_tail::Pace { bytes_per_second: bytes_per_second.map(|rate| rate.0), lines_per_second },
+        service: spec.service.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: &str, revision: i64, path: &str) -> Rule {
+        Rule { name: format!("rules/{name}"), revision, paths: vec![path.into()], topic: "t".into(), ..Rule::default() }
+    }
+
+    fn outcomes(rules: &Rules) -> Outcomes {
+        rules.to_run().into_iter().map(|rule| (rule.name, Ok(()))).collect()
+    }
+
+    #[test]
+    fn what_ran_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rules = Rules::load(dir.path());
+        assert!(rules.held().is_empty());
+        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")], removed: vec![] });
+        rules.note(outcomes(&rules)).unwrap();
+        rules.change(Delta { upserted: vec![], removed: vec!["rules/b".into()] });
+        rules.note(outcomes(&rules)).unwrap();
+        let rules = Rules::load(dir.path());
+        assert_eq!(rules.held(), BTreeMap::from([("rules/a".to_owned(), 3)]));
+        assert_eq!(rules.to_run()[0].globs, ["/x/*"]);
+    }
+
+    #[test]
+    fn a_bad_revision_is_reported_and_the_good_one_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rules = Rules::load(dir.path());
+        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*")], removed: vec![] });
+        rules.note(outcomes(&rules)).unwrap();
+        rules.change(Delta { upserted: vec![rule("a", 5, "relative")], removed: vec![] });
+        assert_eq!((rules.to_run()[0].revision, &rules.to_run()[0].globs[0][..]), (3, "/x/*"));
+        rules.note(outcomes(&rules)).unwrap();
+        let standing = &rules.standing()["rules/a"];
+        assert_eq!((standing.desired_revision, standing.state), (5, RuleState::Failed));
+        assert_eq!(standing.error.as_ref().unwrap().field, "paths[0]");
+        assert_eq!(rules.held()["rules/a"], 5, "it needn't be told again");
+        assert_eq!(Rules::load(dir.path()).held()["rules/a"], 3, "a restart has the good one");
+    }
+
+    #[test]
+    fn rules_that_cannot_be_read_are_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "[{").unwrap();
+        assert!(Rules::load(dir.path()).held().is_empty());
+        assert!(!dir.path().join(FILE_NAME).exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

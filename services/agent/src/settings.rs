@@ -1,0 +1,107 @@
+//! The settings of an agent.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use logmesh_runtime::telemetry;
+use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES};
+use logmesh_types::{AgentId, ByteSize};
+use serde::{Deserialize, Serialize};
+
+/// The settings of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Its id; unset: derived from the machine's id. Part of the ids of all it collects, so it must not change.
+    pub id: Option<AgentId>,
+    /// Config services or a standalone, `host:port`; one at a time is used.
+    pub servers: Vec<String>,
+    /// Globs under which files may be read, whatever the centre says. Empty: nothing is.
+    pub allow: Vec<String>,
+    /// Labels for selectors, beside host, os and ip; they are also on everything that is collected.
+    pub labels: BTreeMap<String, String>,
+    /// Where positions and the last good rules are kept.
+    pub state_dir: PathBuf,
+    /// Folders that are never collected, beside the state's.
+    pub own_dirs: Vec<PathBuf>,
+    /// Bytes that may be on their way to a gateway.
+    pub max_in_flight: ByteSize,
+    /// Where `/metrics`, `/healthz` and `/readyz` are, when it runs as a process of its own.
+    pub listen_admin: SocketAddr,
+    /// Allow servers that aren't on this machine, without TLS and authentication.
+    pub insecure: bool,
+    /// What to log, and how.
+    pub log: telemetry::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            id: None,
+            servers: vec!["127.0.0.1:7400".to_owned()],
+            allow: vec!["/var/log/**".to_owned()],
+            labels: BTreeMap::new(),
+            state_dir: PathBuf::from("/var/lib/logmesh-agent"),
+            own_dirs: Vec::new(),
+            max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
+            listen_admin: SocketAddr::from(([127, 0, 0, 1], 7499)),
+            insecure: false,
+            log: telemetry::Settings::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Says which setting can't work.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.servers.is_empty(), "servers is empty; name at least one, such as 127.0.0.1:7400");
+        for server in &self.servers {
+            self.check_server(server)?;
+        }
+        for key in self.labels.keys() {
+            ensure!(!["host", "os", "ip"].contains(&key.as_str()), "label {key:?} is set by the agent itself");
+        }
+        let least = 2 * MAX_CHUNK_BYTES as u64;
+        ensure!(self.max_in_flight.0 >= least, "max_in_flight must be at least {}", ByteSize(least));
+        Ok(())
+    }
+
+    /// Refuses a server on another machine, unless the owner said `--insecure`.
+    pub(crate) fn check_server(&self, server: &str) -> anyhow::Result<()> {
+        let authority = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+        ensure!(
+            is_local || self.insecure,
+            "{server} is on another machine, and without TLS and authentication anybody on the way could read or change \
+             what is sent; accept that with --insecure"
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_off_this_machine_want_a_word() {
+        let with = |server: &str, insecure| Settings { servers: vec![server.into()], insecure, ..Settings::default() };
+        for local in ["127.0.0.1:7400", "localhost:1", "[::1]:7400", "http://127.0.0.1:1"] {
+            with(local, false).check().unwrap();
+        }
+        for remote in ["10.0.0.7:7401", "config.example:7401", "[2001:db8::1]:7401"] {
+            assert!(with(remote, false).check().unwrap_err().to_string().contains("--insecure"));
+            with(remote, true).check().unwrap();
+        }
+    }
+
+    #[test]
+    fn labels_of_its_own_are_refused() {
+        let settings = Settings { labels: BTreeMap::from([("ip".into(), "1.2.3.4".into())]), ..Settings::default() };
+        assert!(settings.check().unwrap_err().to_string().contains("\"ip\""));
+    }
+}
