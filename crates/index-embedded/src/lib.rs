@@ -7,6 +7,7 @@
 mod automaton;
 mod catalog;
 mod complement;
+mod directory;
 mod error;
 mod folder;
 mod page;

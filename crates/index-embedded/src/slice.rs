@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use logmesh_index::{IndexError, NewDoc, Outcome};
 use logmesh_types::DocId;
-use tantivy::directory::MmapDirectory;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy};
 use tantivy::schema::Field;
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument};
 
+use crate::directory::SliceDirectory;
 use crate::error::from_tantivy;
 use crate::schema::{Fields, register_tokenizer, schema};
 
@@ -58,7 +58,7 @@ impl SliceIndex {
     /// Opens the index in the folder, or makes one there.
     pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
         let (schema, fields) = schema();
-        let directory = MmapDirectory::open(dir).map_err(|error| from_tantivy(error.into()))?;
+        let directory = SliceDirectory::open(dir).map_err(from_tantivy)?;
         // A thread for each segment's compression would cost a small bulk more than the compression does.
         let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
         let builder = Index::builder().schema(schema).settings(settings);
