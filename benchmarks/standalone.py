@@ -63,7 +63,7 @@ class Standalone:
         self.server = json.loads(addresses.read_text())["grpc"]
 
     def count(self, query):
-        command = [self.binary, "--server", self.server, "search", query, "--since", "24h", "--count"]
+        command = [self.binary, "search", query, "--server", self.server, "--since", "24h", "--count"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         return int(answer.stdout) if answer.returncode == 0 else 0
 
@@ -121,7 +121,7 @@ def main():
             figures["throughput"] = throughput(mesh, size, lines, folder / "big", logs / "big.log")
             figures["latency"] = latency(mesh, logs, args.probes)
             figures["memory_mb"] = mesh.memory()
-            audit = subprocess.run([args.binary, "--server", mesh.server, "audit"], stdout=subprocess.DEVNULL, check=False)
+            audit = subprocess.run([args.binary, "audit", "--server", mesh.server], stdout=subprocess.DEVNULL, check=False)
             figures["audit_exit_code"] = audit.returncode
         finally:
             mesh.stop()

@@ -9,12 +9,10 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use super::output::{Output, age, bytes, state, time};
-use super::{Common, Failure, LIST_PAGE, Outcome, Session, request};
+use super::{Failure, LIST_PAGE, Outcome, Session, request};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentsArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     #[command(subcommand)]
     command: AgentsCommand,
 }

@@ -8,7 +8,7 @@ use logmesh_types::{AgentId, TopicName};
 use serde_json::{Value, json};
 
 use super::output::{Output, bytes};
-use super::{Common, Failure, Outcome, Session, request_within};
+use super::{Failure, Outcome, Session, request_within};
 
 /// Streams asked for at a time; each is compared document by document.
 const PAGE: i32 = 500;
@@ -21,8 +21,6 @@ const MAX_PAGE_BYTES: usize = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     /// Only streams of this topic
     #[arg(long, value_name = "TOPIC")]
     topic: Option<TopicName>,

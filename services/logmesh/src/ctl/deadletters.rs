@@ -6,15 +6,13 @@ use logmesh_types::TopicName;
 use serde_json::{Value, json};
 
 use super::output::time;
-use super::{Common, LIST_PAGE, Outcome, Session, request};
+use super::{LIST_PAGE, Outcome, Session, request};
 
 /// The largest page that is decoded, in bytes: a dead letter holds its whole event.
 const MAX_PAGE_BYTES: usize = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeadlettersArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     #[command(subcommand)]
     command: DeadlettersCommand,
 }

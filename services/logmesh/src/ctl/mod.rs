@@ -52,7 +52,7 @@ pub(crate) enum Command {
     /// Show events that could not be stored
     Deadletters(deadletters::DeadlettersArgs),
     /// Show whether every service is ready, and how far it is behind
-    Status(status::StatusArgs),
+    Status,
 }
 
 /// The heading of [`Common`] in the help.
@@ -72,20 +72,6 @@ pub(crate) struct Common {
     raw: bool,
 }
 
-impl Command {
-    fn common(&self) -> &Common {
-        match self {
-            Self::Rules(args) => &args.common,
-            Self::Agents(args) => &args.common,
-            Self::Search(args) => &args.common,
-            Self::Tail(args) => &args.common,
-            Self::Audit(args) => &args.common,
-            Self::Deadletters(args) => &args.common,
-            Self::Status(args) => &args.common,
-        }
-    }
-}
-
 /// What every command works with.
 struct Session {
     channel: Channel,
@@ -93,8 +79,7 @@ struct Session {
 }
 
 /// Runs a command to its end and says how it went.
-pub(crate) async fn run(command: Command) -> ExitCode {
-    let common = command.common().clone();
+pub(crate) async fn run(command: Command, common: Common) -> ExitCode {
     let result = match logmesh_grpc::channel(&common.server) {
         Err(error) => Err(Failure::Usage(format!("--server: {error}"))),
         Ok(channel) => {
@@ -116,7 +101,7 @@ async fn execute(command: Command, session: &mut Session) -> Outcome {
         Command::Tail(args) => search::tail(args, session).await,
         Command::Audit(args) => audit::run(args, session).await,
         Command::Deadletters(args) => deadletters::run(args, session).await,
-        Command::Status(_) => status::run(session).await,
+        Command::Status => status::run(session).await,
     }
 }
 

@@ -14,15 +14,13 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::output::{age, time};
-use super::{Common, Failure, LIST_PAGE, Outcome, Session, request};
+use super::{Failure, LIST_PAGE, Outcome, Session, request};
 
 /// The largest file of rules that is read, in bytes; the reader of rules refuses less.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RulesArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     #[command(subcommand)]
     command: RulesCommand,
 }

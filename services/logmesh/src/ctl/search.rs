@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 
 use super::failure::note;
 use super::output::Output;
-use super::{Common, Failure, Outcome, Session, request};
+use super::{Failure, Outcome, Session, request};
 
 /// Hits asked for at a time. A larger `--limit` takes several pages.
 const PAGE: u64 = 1_000;
@@ -23,8 +23,6 @@ const DEFAULT_SINCE: &str = "1h";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SearchArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     /// What to find: words, "phrases", field:value, AND, OR, NOT, (…); * finds everything
     query: String,
     /// How far back: 15m, 36h, 90d [default: 1h]
@@ -49,8 +47,6 @@ pub(crate) struct SearchArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TailArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
     /// What to show: words, "phrases", field:value, AND, OR, NOT, (…); * shows everything
     query: String,
     /// Only of this topic; may be given more than once

@@ -12,13 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::output::{age, bytes, time};
-use super::{Common, Failure, Outcome, Session, agents, request};
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct StatusArgs {
-    #[command(flatten)]
-    pub(super) common: Common,
-}
+use super::{Failure, Outcome, Session, agents, request};
 
 /// The services of a mesh, and what each must serve to be ready.
 const SERVICES: [(&str, &[&str]); 4] = [

@@ -2,33 +2,16 @@
 
 use clap::Parser;
 
-use super::{Command, CtlArgs};
+use crate::Args;
 
-#[derive(Debug, Parser)]
-struct Cli {
-    #[command(subcommand)]
-    command: Parsed,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Parsed {
-    Ctl(CtlArgs),
-    #[command(flatten)]
-    Short(Command),
-}
-
-fn parse(line: &str) -> Result<Command, clap::Error> {
-    let words = std::iter::once("logmesh").chain(line.split_whitespace());
-    Cli::try_parse_from(words).map(|cli| match cli.command {
-        Parsed::Ctl(args) => args.command,
-        Parsed::Short(command) => command,
-    })
+fn parse(line: &str) -> Result<Args, clap::Error> {
+    Args::try_parse_from(std::iter::once("logmesh").chain(line.split_whitespace()))
 }
 
 #[test]
 fn the_command_line_of_the_design_is_understood() {
     use clap::CommandFactory;
-    Cli::command().debug_assert();
+    Args::command().debug_assert();
     for line in [
         "rules apply -f rules.yaml",
         "rules list --json",
@@ -52,13 +35,17 @@ fn the_command_line_of_the_design_is_understood() {
 
 #[test]
 fn options_of_all_commands_may_stand_anywhere() {
-    for line in
-        ["rules --server a:1 list", "rules list --server a:1", "ctl rules list --server a:1", "ctl status --server a:1"]
-    {
-        let command = parse(line).unwrap();
-        assert_eq!(command.common().server, "a:1", "{line}");
+    for line in [
+        "--server a:1 rules list",
+        "rules --server a:1 list",
+        "rules list --server a:1",
+        "ctl rules list --server a:1",
+        "ctl status --server a:1",
+    ] {
+        let args = parse(line).unwrap();
+        assert_eq!(args.common.server, "a:1", "{line}");
     }
-    assert_eq!(parse("status").unwrap().common().server, "127.0.0.1:7400");
+    assert_eq!(parse("status").unwrap().common.server, "127.0.0.1:7400");
 }
 
 #[test]

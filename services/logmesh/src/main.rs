@@ -1,0 +1,49 @@
+//! `logmesh`: the one command. `standalone` runs every service in one process; the others are the command line.
+
+mod ctl;
+mod data_dir;
+mod settings;
+mod standalone;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Logs of thousands of machines, collected in real time into one searchable place, with proof that none is missing.
+#[derive(Debug, Parser)]
+#[command(name = "logmesh", version, max_term_width = 120)]
+struct Args {
+    #[command(flatten)]
+    common: ctl::Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs all of logmesh in this process, on stores of its own.
+    Standalone(standalone::Args),
+    /// The command line: `logmesh ctl search` is `logmesh search`.
+    Ctl(ctl::CtlArgs),
+    #[command(flatten)]
+    Short(ctl::Command),
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return ctl::usage(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ctl::fail(ctl::Exit::Internal, &format!("cannot start: {error}")),
+    };
+    let Args { common, command } = args;
+    runtime.block_on(async {
+        match command {
+            Command::Standalone(args) => standalone::run(args).await,
+            Command::Ctl(args) => ctl::run(args.command, common).await,
+            Command::Short(command) => ctl::run(command, common).await,
+        }
+    })
+}

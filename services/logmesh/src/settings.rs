@@ -1,0 +1,86 @@
+//! The settings of standalone.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use logmesh_record::Topics;
+use logmesh_runtime::telemetry;
+use serde::{Deserialize, Serialize};
+
+/// How far the port of `/metrics` lies above the gRPC port, unless it is set.
+const ADMIN_PORT_OFFSET: u16 = 100;
+
+/// Everything that standalone can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The folder that keeps all data.
+    pub(crate) data_dir: PathBuf,
+    /// Where every gRPC service is served.
+    pub(crate) listen: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` are; unset: the gRPC port + 100.
+    pub(crate) listen_admin: Option<SocketAddr>,
+    /// Allow an address that other machines can reach, without TLS and authentication.
+    pub(crate) insecure: bool,
+    /// Globs of files to collect into topic `logs`.
+    pub(crate) collect: Vec<String>,
+    /// What this host's agent may read, beside what `collect` says.
+    pub(crate) allow: Vec<String>,
+    /// Labels of this host's agent.
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// What topics are.
+    pub(crate) topics: Topics,
+    /// What to log, and how.
+    pub(crate) log: telemetry::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data_dir: default_data_dir(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            listen_admin: None,
+            insecure: false,
+            collect: Vec::new(),
+            allow: logmesh_agent::Settings::default().allow,
+            labels: std::collections::BTreeMap::new(),
+            topics: Topics::default(),
+            log: telemetry::Settings::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The address of the operator's port. Port 0 stays 0: any free one.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.listen_admin.unwrap_or_else(|| {
+            let port = if self.listen.port() == 0 { 0 } else { self.listen.port().saturating_add(ADMIN_PORT_OFFSET) };
+            SocketAddr::new(self.listen.ip(), port)
+        })
+    }
+}
+
+/// `/var/lib/logmesh` for root, else `~/.local/state/logmesh` (the XDG base directory specification).
+fn default_data_dir() -> PathBuf {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    match rustix::process::geteuid().is_root() {
+        true => PathBuf::from("/var/lib/logmesh"),
+        false => state.or_else(home).unwrap_or_else(|| PathBuf::from(".")).join("logmesh"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_s_port_follows_the_grpc_port() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.admin().to_string(), "127.0.0.1:7500");
+        settings.listen.set_port(0);
+        assert_eq!(settings.admin().port(), 0);
+        settings.listen_admin = Some("127.0.0.1:9".parse().unwrap());
+        assert_eq!(settings.admin().port(), 9);
+    }
+}

@@ -1,0 +1,285 @@
+//! `logmesh standalone`: every service in one process, on embedded stores, talking over its own gRPC port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use logmesh_agent::Agent;
+use logmesh_bus::Bus;
+use logmesh_bus_embedded::EmbeddedBus;
+use logmesh_config::ConfigService;
+use logmesh_console::Console;
+use logmesh_gateway::Gateway;
+use logmesh_grpc::Routes;
+use logmesh_index_embedded::EmbeddedIndex;
+use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
+use logmesh_proto::config::v1::{Rule, UpdateRuleRequest};
+use logmesh_runtime::{Readiness, Tasks, admin, settings as loader, telemetry};
+use logmesh_store_embedded::EmbeddedStore;
+use logmesh_transfer::Transfer;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::ctl::{self, Exit};
+use crate::data_dir::DataDir;
+use crate::settings::Settings;
+
+/// How long everything may take to end, before the process ends all the same. Nothing durable is lost by that.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// The rule that `--collect` makes.
+const COLLECT: &str = "rules/collect";
+
+/// The options of `logmesh standalone`. What isn't given comes from the environment, the file, or the defaults.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A TOML file with settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The folder that keeps all data [default: /var/lib/logmesh for root, else ~/.local/state/logmesh].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where every gRPC service is served [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where /metrics, /healthz and /readyz are [default: the gRPC port + 100].
+    #[arg(long, value_name = "ADDR")]
+    listen_admin: Option<SocketAddr>,
+    /// Collect the files that match into topic `logs`; may be given more than once.
+    #[arg(long, value_name = "GLOB")]
+    collect: Vec<String>,
+    /// Allow an address that other machines can reach, without TLS and authentication.
+    #[arg(long)]
+    insecure: bool,
+    /// Show the settings in force, each with where it came from, and end.
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// The options that were given, in the shape of the settings.
+#[derive(Serialize)]
+struct Given<'a> {
+    data_dir: Option<&'a Path>,
+    listen: Option<SocketAddr>,
+    listen_admin: Option<SocketAddr>,
+    collect: Option<&'a [String]>,
+    insecure: Option<bool>,
+}
+
+/// Runs until it's told to stop, or until something fails for good.
+pub(crate) async fn run(args: Args) -> ExitCode {
+    let given = Given {
+        data_dir: args.data_dir.as_deref(),
+        listen: args.listen,
+        listen_admin: args.listen_admin,
+        collect: (!args.collect.is_empty()).then_some(args.collect.as_slice()),
+        insecure: args.insecure.then_some(true),
+    };
+    let loaded = match loader::load::<Settings>(args.config.as_deref(), given) {
+        Ok(loaded) => loaded,
+        Err(error) => return ctl::fail(Exit::Usage, &telemetry::chain(&error)),
+    };
+    if args.print_config {
+        return ctl::print(&loaded.print());
+    }
+    let settings = loaded.value;
+    let ready = match prepare(&settings).await {
+        Ok(ready) => ready,
+        Err(error) => return ctl::fail(Exit::Usage, &format!("{error:#}")),
+    };
+    match serve(settings, ready).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ctl::fail(Exit::Internal, &format!("{error:#}")),
+    }
+}
+
+/// What can fail because of what the user asked for: taken before anything is started.
+struct Prepared {
+    data: DataDir,
+    grpc: TcpListener,
+    admin: TcpListener,
+}
+
+async fn prepare(settings: &Settings) -> anyhow::Result<Prepared> {
+    let grpc = logmesh_runtime::listen("gRPC", settings.listen, settings.insecure).await?;
+    let admin = logmesh_runtime::listen("metrics", settings.admin(), settings.insecure).await?;
+    let data = DataDir::open(&settings.data_dir)?;
+    Ok(Prepared { data, grpc, admin })
+}
+
+/// Where the process can be reached; written to `addresses.json` in the data folder once it's ready.
+#[derive(Debug, Serialize)]
+struct Addresses {
+    grpc: SocketAddr,
+    admin: SocketAddr,
+}
+
+async fn serve(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
+    let Prepared { data, grpc, admin } = prepared;
+    let addresses = Addresses { grpc: grpc.local_addr()?, admin: admin.local_addr()? };
+    let metrics = telemetry::init(&settings.log)?;
+    let tasks = Tasks::new();
+    tasks.stop_on_signals()?;
+    let readiness = Readiness::new();
+    let token = tasks.token();
+    tasks.spawn("admin", admin::serve(admin, metrics, readiness.clone(), token.clone()));
+
+    let stores = Stores::open(data.path()).await?;
+    let server = reachable(addresses.grpc);
+    let routes = start_services(&settings, stores, &server, &readiness, &tasks).await?;
+    tasks.spawn("grpc", async move { Ok(logmesh_grpc::serve(grpc, routes, token).await?) });
+    if !settings.collect.is_empty() {
+        declare_collect(&settings, &server).await?;
+    }
+    start_agent(&settings, data.path(), &server, &tasks)?;
+
+    data.write("addresses.json", &serde_json::to_vec(&addresses)?)?;
+    info!(grpc = %addresses.grpc, admin = %addresses.admin, data = %data.path().display(), "standalone serves");
+    ctl::print(&welcome(&addresses, data.path()));
+    tasks.finish(GRACE).await
+}
+
+/// The embedded stores.
+struct Stores {
+    config: Arc<EmbeddedStore>,
+    bus: Arc<dyn Bus>,
+    index: Arc<EmbeddedIndex>,
+}
+
+impl Stores {
+    async fn open(data: &Path) -> anyhow::Result<Self> {
+        let (config, bus) = (data.join("config.redb"), data.join("bus"));
+        let opened = tokio::task::spawn_blocking(move || {
+            let config = EmbeddedStore::open(&config, Default::default())?;
+            anyhow::Ok((config, EmbeddedBus::open(&bus, Default::default())?))
+        });
+        let (config, bus) = opened.await??;
+        let index = EmbeddedIndex::open(&data.join("index"), Default::default()).await?;
+        Ok(Self { config: Arc::new(config), bus: Arc::new(bus), index: Arc::new(index) })
+    }
+}
+
+/// Starts every service that serves gRPC. They find each other at `server`.
+async fn start_services(
+    settings: &Settings,
+    stores: Stores,
+    server: &str,
+    readiness: &Readiness,
+    tasks: &Tasks,
+) -> anyhow::Result<Routes> {
+    let Stores { config, bus, index } = stores;
+    let mut routes = Routes::new();
+    let config = ConfigService::start(config, Default::default(), tasks)?;
+    config.add_to(&mut routes);
+    let gateway = logmesh_gateway::Settings {
+        topics: settings.topics.clone(),
+        config_servers: vec![server.to_owned()],
+        advertise: advertised(settings, server),
+        ..Default::default()
+    };
+    Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);
+    let transfer = logmesh_transfer::Settings { topics: settings.topics.clone(), ..Default::default() };
+    Transfer::start(bus.clone(), index.clone(), transfer, readiness.clone(), tasks).add_to(&mut routes);
+    let console = logmesh_console::Settings { config_server: server.to_owned(), ..Default::default() };
+    Console::start(bus, index, &console, tasks)?.add_to(&mut routes);
+    config.loaded().await.context("cannot read the rules from the store")?;
+    readiness.set("config", true, "");
+    Ok(routes)
+}
+
+/// Makes or updates the rule of `--collect`, over gRPC like anybody.
+async fn declare_collect(settings: &Settings, server: &str) -> anyhow::Result<()> {
+    let rule = Rule {
+        name: COLLECT.to_owned(),
+        selector: format!("host={}", host_name()),
+        paths: settings.collect.clone(),
+        topic: "logs".to_owned(),
+        ..Default::default()
+    };
+    let request = UpdateRuleRequest { rule: Some(rule), allow_missing: true, ..Default::default() };
+    let mut client = RuleServiceClient::new(logmesh_grpc::channel(server)?);
+    match client.update_rule(request).await {
+        Ok(_) => Ok(()),
+        Err(status) => anyhow::bail!("--collect: {}", logmesh_grpc::describe(&status)),
+    }
+}
+
+fn start_agent(settings: &Settings, data: &Path, server: &str, tasks: &Tasks) -> anyhow::Result<()> {
+    let agent = logmesh_agent::Settings {
+        servers: vec![server.to_owned()],
+        allow: [&settings.allow[..], &settings.collect[..]].concat(),
+        labels: settings.labels.clone(),
+        state_dir: data.join("agent"),
+        own_dirs: vec![data.to_owned()],
+        insecure: settings.insecure,
+        ..Default::default()
+    };
+    Agent::start(agent, tasks)?;
+    Ok(())
+}
+
+/// The address by which this process reaches itself.
+fn reachable(listen: SocketAddr) -> String {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, listen.port()).to_string()
+}
+
+/// The address at which agents find the gateway: on all interfaces, this host's name is what other hosts can reach.
+fn advertised(settings: &Settings, server: &str) -> String {
+    if settings.listen.ip().is_unspecified() {
+        format!("{}:{}", host_name(), port_of(server))
+    } else {
+        server.to_owned()
+    }
+}
+
+fn port_of(server: &str) -> &str {
+    server.rsplit_once(':').map_or(server, |(_, port)| port)
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// What people are told when all runs.
+fn welcome(addresses: &Addresses, data: &Path) -> String {
+    let server = match addresses.grpc.to_string() {
+        default if default == "127.0.0.1:7400" => String::new(),
+        other => format!(" --server {other}"),
+    };
+    format!(
+        "logmesh is running\n\
+         \x20 gRPC      {grpc}\n\
+         \x20 metrics   http://{admin}/metrics\n\
+         \x20 data      {data}\n\
+         try\n\
+         \x20 logmesh search '*' --limit 5{server}\n\
+         \x20 logmesh tail '*'{server}\n\
+         \x20 logmesh audit{server}\n",
+        grpc = addresses.grpc,
+        admin = addresses.admin,
+        data = data.display(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_is_reached_over_loopback() {
+        for (listen, reached) in
+            [("127.0.0.1:7400", "127.0.0.1:7400"), ("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()), reached);
+        }
+    }
+}
