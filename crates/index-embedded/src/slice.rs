@@ -124,7 +124,10 @@ impl SliceIndex {
             }
             outcomes.push(match self.fields.document(doc) {
                 Ok(document) => {
-                    writer.add_document(document)?;
+                    // What ended the writer's thread is known to its commit only.
+                    if let Err(error) = writer.add_document(document) {
+                        return Err(writer.commit().err().unwrap_or(error));
+                    }
                     seen.insert(doc.id);
                     Outcome::Created
                 }

@@ -1,5 +1,7 @@
 //! `kill -9` while documents are written: what was said to be created is there afterwards, and nothing twice.
 
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;

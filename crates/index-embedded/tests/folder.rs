@@ -1,5 +1,7 @@
 //! The folder: who may open it, what it forgives, and what it says when it can't.
 
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
