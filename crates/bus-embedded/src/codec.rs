@@ -55,6 +55,12 @@ pub(crate) fn time_of(encoded: &[u8]) -> i64 {
     encoded.first_chunk().map_or(i64::MIN, |bytes| i64::from_le_bytes(*bytes))
 }
 
+/// The size of an encoded record as [`Record::size`] counts it, without reading the rest.
+pub(crate) fn size_of(encoded: &[u8]) -> u64 {
+    let headers = encoded.get(12..FIXED).and_then(u32_of).unwrap_or(0);
+    encoded.len().saturating_sub(FIXED + 8 * headers) as u64
+}
+
 fn u32_of(bytes: &[u8]) -> Option<usize> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?) as usize)
 }
@@ -76,7 +82,7 @@ mod tests {
         let read = decode(7, &buffer).unwrap();
         assert_eq!((read.offset, read.timestamp), (Offset(7), UnixNanos(-5)));
         assert_eq!((read.key, read.value, read.headers), (record.key, record.value, record.headers));
-        assert_eq!(time_of(&buffer), -5);
+        assert_eq!((time_of(&buffer), size_of(&buffer)), (-5, 3 + 5 + 2));
         for cut in 0..buffer.len() - 5 {
             assert!(decode(7, &buffer[..cut]).is_none(), "{cut}");
         }

@@ -106,10 +106,9 @@ fn look(
     records: &Table<'_, (u32, u32, u64), &'static [u8]>,
     key: (u32, u32, u64),
 ) -> Result<Option<(i64, usize, u64)>, redb::Error> {
-    Ok(records.get(key)?.map(|value| {
-        let size = codec::decode(key.2, value.value()).map_or(0, |record| record.size() as u64);
-        (codec::time_of(value.value()), value.value().len(), size)
-    }))
+    Ok(records
+        .get(key)?
+        .map(|value| (codec::time_of(value.value()), value.value().len(), codec::size_of(value.value()))))
 }
 
 /// The first entry of the index by time, if it points below the low end.

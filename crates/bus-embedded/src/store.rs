@@ -8,8 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use logmesh_bus::BusError;
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, TableDefinition, WriteTransaction,
 };
 use tracing::{error, info};
 
@@ -105,29 +104,19 @@ impl Store {
         let io = |source| OpenError::Io { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(io)?;
         let path = folder.join("bus.redb");
-        let database = open_database(&path, cache_bytes).map_err(|error| OpenError::from_redb(&path, error.into()))?;
-        // The name of a new file is durable only with its folder.
-        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
-        let store = Self { path, cache_bytes, database: RwLock::new(Some(database)), doubtful: AtomicBool::new(false) };
-        store.check_format()?;
-        Ok(store)
-    }
-
-    fn check_format(&self) -> Result<(), OpenError> {
-        let made = self.write(|transaction| {
-            let mut meta = transaction.open_table(META)?;
-            let found = meta.get("format")?.map(|format| format.value());
-            if found.is_none() {
-                meta.insert("format", FORMAT)?;
-                make_tables(transaction)?;
+        if !path.try_exists().map_err(io)? {
+            // Made under another name, so that a crash on the way leaves nothing half-made under this one.
+            let new = folder.join("bus.redb.new");
+            if new.try_exists().map_err(io)? {
+                fs::remove_file(&new).map_err(io)?;
             }
-            Ok(found.unwrap_or(FORMAT))
-        });
-        match made {
-            Ok(FORMAT) => Ok(()),
-            Ok(found) => Err(OpenError::OtherFormat { path: self.path.clone(), found, expected: FORMAT }),
-            Err(error) => Err(OpenError::unreadable(&self.path, error)),
+            make_database(&new, cache_bytes).map_err(|error| OpenError::from_redb(&new, error))?;
+            fs::rename(&new, &path).map_err(io)?;
+            fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         }
+        let database = open_database(&path, cache_bytes).map_err(|error| OpenError::from_redb(&path, error.into()))?;
+        check_format(&path, &database)?;
+        Ok(Self { path, cache_bytes, database: RwLock::new(Some(database)), doubtful: AtomicBool::new(false) })
     }
 
     /// Reads from one snapshot. Blocks.
@@ -206,8 +195,11 @@ fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, DatabaseEr
     Database::builder().set_cache_size(cache_bytes).create(path)
 }
 
-/// Makes every table, so that readers need not ask whether it is there.
-fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+/// Makes a database with its version and every table, so that readers need not ask whether it is there.
+fn make_database(path: &Path, cache_bytes: usize) -> Result<(), redb::Error> {
+    let database = open_database(path, cache_bytes)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(META)?.insert("format", FORMAT)?;
     transaction.open_table(TOPICS)?;
     transaction.open_table(PARTITIONS)?;
     transaction.open_table(RECORDS)?;
@@ -215,7 +207,19 @@ fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     transaction.open_table(KEYS)?;
     transaction.open_table(TOMBSTONES)?;
     transaction.open_table(COMMITS)?;
-    Ok(())
+    Ok(transaction.commit()?)
+}
+
+fn check_format(path: &Path, database: &Database) -> Result<(), OpenError> {
+    let found = || -> Result<Option<u64>, redb::Error> {
+        let meta = database.begin_read()?.open_table(META)?;
+        Ok(meta.get("format")?.map(|format| format.value()))
+    };
+    match found().map_err(|error| OpenError::from_redb(path, error))? {
+        Some(FORMAT) => Ok(()),
+        Some(found) => Err(OpenError::OtherFormat { path: path.to_owned(), found, expected: FORMAT }),
+        None => Err(OpenError::Damaged { path: path.to_owned(), reason: "it names no format".to_owned() }),
+    }
 }
 
 /// An error for data that is not what this program writes.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use logmesh_bus::{BusError, Cleanup, NewRecord, Offset, Position};
 use logmesh_types::UnixNanos;
+use metrics::{counter, histogram};
 use redb::{ReadableTable, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
@@ -25,6 +26,14 @@ const MAX_TRANSACTION_BYTES: usize = 16 << 20;
 const INDEX_NANOS: i64 = 1_000_000_000;
 /// or grew at all after so many records.
 const INDEX_RECORDS: u64 = 256;
+
+/// Records, and their bytes, that became durable.
+const RECORDS_TOTAL: &str = "logmesh_bus_appended_records_total";
+const BYTES_TOTAL: &str = "logmesh_bus_appended_bytes_total";
+/// Commits that failed.
+const FAILURES_TOTAL: &str = "logmesh_bus_commit_failures_total";
+/// From the beginning of a transaction to its end on disk.
+const COMMIT_SECONDS: &str = "logmesh_bus_commit_seconds";
 
 /// Something to be written.
 pub(crate) enum Op {
@@ -133,14 +142,21 @@ impl Thread {
     }
 
     fn commit(&self, ops: Vec<Op>) {
+        let (started, bytes) = (Instant::now(), ops.iter().map(Op::size).sum::<usize>());
         let result = self.check_doubt().and_then(|()| self.store.write(|transaction| apply(transaction, &ops)));
         match result {
             Ok((changes, positions)) => {
+                histogram!(COMMIT_SECONDS).record(started.elapsed());
+                counter!(RECORDS_TOTAL).increment(positions.len() as u64);
+                counter!(BYTES_TOTAL).increment(bytes as u64);
                 publish(changes);
                 answer(ops, positions);
                 self.committed.send_modify(|commits| *commits += 1);
             }
-            Err(error) => self.fail(ops, &error),
+            Err(error) => {
+                counter!(FAILURES_TOTAL).increment(1);
+                self.fail(ops, &error);
+            }
         }
     }
 
@@ -291,8 +307,7 @@ impl<'t> Tables<'t> {
         if let Some(old) = old
             && let Some(removed) = self.records.remove((topic, partition, old))?
         {
-            let size = codec::decode(old, removed.value()).map_or(0, |old| old.size());
-            state.bytes = state.bytes.saturating_sub(size as u64);
+            state.bytes = state.bytes.saturating_sub(codec::size_of(removed.value()));
         }
         if record.value.is_empty() {
             self.tombstones.insert((UnixNanos::now().0, topic, partition, offset), ())?;

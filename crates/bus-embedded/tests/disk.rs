@@ -59,6 +59,14 @@ async fn what_is_no_bus_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_crash_left_half_made_is_made_again() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("bus.redb.new"), b"redb\x1a").unwrap();
+    EmbeddedBus::open(folder.path(), Settings::default()).unwrap();
+    assert!(!folder.path().join("bus.redb.new").exists());
+}
+
+#[tokio::test]
 async fn another_format_is_refused() {
     let folder = TempDir::new().unwrap();
     drop(EmbeddedBus::open(folder.path(), Settings::default()).unwrap());
@@ -119,6 +127,22 @@ async fn old_tombstones_go_with_their_keys() {
         records.iter().map(|record| record.offset.0).collect::<Vec<_>>()
     };
     wait_until("the removal of a's tombstone", async || offsets().await == [3]).await;
+}
+
+/// The queue's bound makes appends wait for commits, it never makes them impossible.
+#[tokio::test]
+async fn a_tiny_queue_takes_one_record_at_a_time() {
+    let folder = TempDir::new().unwrap();
+    let settings = Settings { queue_bytes: 1, ..Settings::default() };
+    let bus = open_with_topic(folder.path(), settings, KEEP).await;
+    let mut before = None;
+    for n in 0..20 {
+        let append = bus.append(&topic(), record(100_000)).await.unwrap();
+        assert!(bus.watermarks(&at()).await.unwrap().high.0 >= n, "room was given before the last one was durable");
+        if let Some(before) = before.replace(append) {
+            assert_eq!(before.await.unwrap().offset.0, n - 1);
+        }
+    }
 }
 
 /// A file system of so few MiB; `None` where it can't be mounted (no root).

@@ -11,6 +11,7 @@ mod topics;
 mod write;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use logmesh_bus::Bus;
@@ -29,6 +30,10 @@ pub use settings::Settings;
 
 /// Answers that wait for a Push stream's reader; when it is full, acks wait.
 const ANSWERS: usize = 64;
+
+/// How a failing append is tried again. The bus is near and each stream tries one append at a time, so the longest wait is
+/// short: it is what a recovered bus costs in freshness.
+const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
 
 /// A running gateway.
 #[derive(Clone, Debug)]
@@ -61,7 +66,7 @@ impl Gateway {
         let shared = Shared {
             topics: TopicMaker::new(Arc::clone(&bus), settings.topics.clone(), settings.max_topics),
             bus,
-            retry: RetryPolicy::default(),
+            retry: RETRY,
             room: Arc::new(Semaphore::new(usize::try_from(settings.max_in_flight_total.0)?)),
             streams: Arc::new(Semaphore::new(settings.max_streams)),
             settings,

@@ -54,12 +54,17 @@ async fn register(
     let (requests, stream) = mpsc::channel(1);
     requests.send(RegisterRequest { endpoint: Some(endpoint.clone()) }).await?;
     let mut client = DiscoveryServiceClient::new(logmesh_grpc::channel(server)?);
-    let opened = tokio::select! {
-        opened = tokio::time::timeout(ANSWER_TIMEOUT, client.register(ReceiverStream::new(stream))) => opened,
-        () = token.cancelled() => return Ok(()),
+    let opening = async {
+        let mut answers = client.register(ReceiverStream::new(stream)).await?.into_inner();
+        let ttl = answer(&mut answers).await?;
+        anyhow::Ok((answers, ttl))
     };
-    let mut answers = opened.context("no answer")??.into_inner();
-    let mut ttl = answer(&mut answers).await?;
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(ANSWER_TIMEOUT, opening) => opened,
+        // What is nearly registered is better taken away in order than left to its time.
+        () = async { token.cancelled().await; tokio::time::sleep(LEAVE_TIMEOUT).await } => return Ok(()),
+    };
+    let (mut answers, mut ttl) = opened.context("no answer")??;
     *registered = true;
     info!(%server, id = %endpoint.id, address = %endpoint.address, "registered");
     loop {

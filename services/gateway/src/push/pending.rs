@@ -56,13 +56,16 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
-        let records = match format {
+        let mut records = match format {
             Format::Chunks => vec![codec::encode_chunk(chunk)],
             Format::Events => {
-                let time = chunk.read_time.as_ref().map_or_else(UnixNanos::now, logmesh_proto::time::unix_nanos);
-                document::of_chunk(chunk).iter().map(|document| codec::encode_event(document, time)).collect()
+                let now = UnixNanos::now();
+                document::of_chunk(chunk).iter().map(|document| codec::encode_event(document, now)).collect()
             }
         };
+        // Retention and seeks go by the time of arrival: were it the agent's clock, a host that lives in the year 1970
+        // would see its lines removed from the bus before they are indexed.
+        records.iter_mut().for_each(|record| record.timestamp = None);
         Self {
             stream_id: chunk.stream_id.clone(),
             end_offset: chunk.end_offset,
