@@ -179,6 +179,8 @@ async fn start_services(
         topics: settings.topics.clone(),
         config_servers: vec![server.to_owned()],
         advertise: advertised(settings, server),
+        // The same after a restart on another port: the address of the process that was killed is replaced at once.
+        id: "standalone".to_owned(),
         ..Default::default()
     };
     Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);

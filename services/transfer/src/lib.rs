@@ -50,7 +50,7 @@ impl Default for Settings {
             topics: Topics::default(),
             bulk_bytes: ByteSize(16 << 20),
             bulk_documents: 20_000,
-            bulk_wait: Span(Duration::from_millis(200)),
+            bulk_wait: Span(Duration::from_millis(100)),
             topic_refresh: Span(Duration::from_millis(500)),
         }
     }
