@@ -61,6 +61,8 @@ impl Routes {
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(logmesh_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients can read the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("grpc.reflection.v1.ServerReflection");
         self.names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     }
