@@ -62,9 +62,12 @@ impl Centre {
         (Self { servers, identity, collector, rules, link, standing }, View { link: link_seen, rules: rules_seen })
     }
 
-    /// Runs until the token is cancelled. One server after the other is tried, for ever.
+    /// Runs until the token is cancelled. One server after the other is tried, for ever. When the collector has ended,
+    /// the process is ending too.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
-        self.apply().await?;
+        if self.apply().await.is_err() {
+            return Ok(());
+        }
         let retry = RetryPolicy::default();
         let (mut attempt, mut number) = (0, 0);
         for server in self.servers.clone().iter().cycle() {

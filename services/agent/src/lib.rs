@@ -60,7 +60,8 @@ impl Agent {
             collector.clone(),
             Rules::load(&settings.state_dir),
         );
-        let (gateways, gateways_seen) = watch::channel(Vec::new());
+        let gateways_file = gateways::file_in(&settings.state_dir);
+        let (gateways, gateways_seen) = watch::channel(gateways::load(&gateways_file));
         let (connected, gateway) = watch::channel(false);
         let link = view.link.clone();
         let push = Push {
@@ -70,7 +71,7 @@ impl Agent {
             gateways: gateways_seen,
             connected,
         };
-        tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, tasks.token()));
+        tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, gateways_file, tasks.token()));
         tasks.spawn("agent-push", push.run(tasks.token()));
         tasks.spawn("agent-report", Reporter::new(identity.clone(), collector, view).run(tasks.token()));
         tasks.spawn("agent-centre", centre.run(tasks.token()));

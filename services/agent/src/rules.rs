@@ -199,11 +199,11 @@ fn convert(spec: &RuleSpec, revision: i64) -> Result<TailRule, Violations> {
     let rule = spec.compile()?;
     let Pace { bytes_per_second, lines_per_second } = spec.pace;
     Ok(TailRule {
-        name: rule.name.clone(),
+        name: rule.name,
         revision,
         globs: spec.paths.clone(),
         exclude: spec.exclude.clone(),
-        topic: rule.topic.clone(),
+        topic: rule.topic,
         priority: spec.priority,
         start_at: match spec.start_at {
             StartAt::Beginning => logmesh_tail::StartAt::Beginning,
