@@ -31,6 +31,9 @@ use crate::settings::Settings;
 /// How long everything may take to end, before the process ends all the same. Nothing durable is lost by that.
 const GRACE: Duration = Duration::from_secs(15);
 
+/// What the command line asks unless told otherwise.
+const DEFAULT_SERVER: &str = "127.0.0.1:7400";
+
 /// The rule that `--collect` makes.
 const COLLECT: &str = "rules/collect";
 
@@ -251,24 +254,21 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// What people are told when all runs.
+/// What people are told when all runs: where to look, and three commands that work as they stand.
 fn welcome(addresses: &Addresses, data: &Path) -> String {
-    let server = match addresses.grpc.to_string() {
-        default if default == "127.0.0.1:7400" => String::new(),
-        other => format!(" --server {other}"),
-    };
+    let logmesh = std::env::args().next().unwrap_or_else(|| "logmesh".to_owned());
+    let Addresses { grpc, admin } = addresses;
+    let server = if grpc.to_string() == DEFAULT_SERVER { String::new() } else { format!(" --server {grpc}") };
+    let data = data.display();
     format!(
-        "logmesh is running\n\
-         \x20 gRPC      {grpc}\n\
+        "logmesh is running; Ctrl-C stops it, and started again it goes on where it was\n\
+         \x20 gRPC      {grpc}  (grpcurl -plaintext {grpc} list)\n\
          \x20 metrics   http://{admin}/metrics\n\
          \x20 data      {data}\n\
-         try\n\
-         \x20 logmesh search '*' --limit 5{server}\n\
-         \x20 logmesh tail '*'{server}\n\
-         \x20 logmesh audit{server}\n",
-        grpc = addresses.grpc,
-        admin = addresses.admin,
-        data = data.display(),
+         try, in another terminal\n\
+         \x20 {logmesh} search '*' --limit 5{server}\n\
+         \x20 {logmesh} tail '*'{server}\n\
+         \x20 {logmesh} audit{server}\n"
     )
 }
 
