@@ -22,13 +22,14 @@ pub fn line(run: u32, writer: u32, seq: u64) -> Vec<u8> {
     line
 }
 
-/// Bytes as logs hold them, and as they shouldn't: never a line feed, never a carriage return at the end.
+/// Bytes as logs hold them, and as they shouldn't: never a line feed, never a carriage return at the end, and no NUL, since
+/// a file that begins with one isn't taken for a log.
 fn payload(run: u32, writer: u32, seq: u64) -> Vec<u8> {
     let mut state = (u64::from(run) << 40) ^ (u64::from(writer) << 32) ^ seq;
     let mut printable = |length| (0..length).map(|_| b' ' + (splitmix64(&mut state) % 95) as u8).collect();
     let mut bytes: Vec<u8> = match seq % ROUND {
-        0 => (0..=255).collect(),
-        1 => b"<script>alert(1)</script>\x1b[31m red \x1b[0m\x00 {\"a\": [1, \"".to_vec(),
+        0 => (1..=255).collect(),
+        1 => b"<script>alert(1)</script>\x1b[31m red \x1b[0m\x01 {\"a\": [1, \"".to_vec(),
         2 => "e\u{301}\u{301}\u{301} \u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467} \u{feff}".repeat(8).into_bytes(),
         // Around the size of a page, as buffers are.
         near @ 3..=5 => printable(4_092 + near as usize),

@@ -35,6 +35,21 @@ fn documents_of(mesh: &Mesh, path: &Path) -> Vec<Value> {
     by_path(&documents).remove(&path.display().to_string()).unwrap_or_default().into_iter().cloned().collect()
 }
 
+/// Waits until the agent says of the file that it isn't read, and why.
+#[track_caller]
+fn assert_reported(mesh: &Mesh, name: &str, reason: &str) {
+    let path = mesh.log(name).display().to_string();
+    wait_for(&format!("{reason} for {name}"), PATIENCE, || {
+        let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
+        let rules = agents[0]["rules"].as_array().unwrap();
+        let problems = rules.iter().flat_map(|rule| rule["problems"].as_array().unwrap());
+        match problems.clone().any(|problem| problem["path"] == path.as_str() && problem["reason"] == reason) {
+            true => Ok(()),
+            false => Err(format!("{rules:?}")),
+        }
+    });
+}
+
 /// That the mesh still does its work.
 #[track_caller]
 fn assert_alive(mesh: &mut Mesh) {
@@ -65,12 +80,7 @@ fn an_unreadable_file_is_reported_and_collected_once_it_is_readable() {
     std::fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
     mesh.start();
     assert_alive(&mut mesh);
-    let shown = wait_for("the report of the file", PATIENCE, || {
-        let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
-        let shown = mesh.run(&["agents", "get", agents[0]["id"].as_str().unwrap(), "--json"]).expect(0).stdout;
-        if shown.contains("secret.log") { Ok(shown) } else { Err(shown) }
-    });
-    assert!(shown.contains("UNREADABLE"), "{shown}");
+    assert_reported(&mesh, "secret.log", "UNREADABLE");
     std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
     assert_collected(&mesh, "secret.log");
 }
@@ -107,11 +117,21 @@ fn a_directory_that_matches_is_left_alone() {
 }
 
 #[test]
-fn a_binary_file_comes_back_byte_by_byte() {
+fn a_binary_file_is_refused_and_reported() {
     let mut mesh = Mesh::started();
-    let bytes: Vec<u8> = (0..200_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    std::fs::write(mesh.log("binary.log"), [&bytes[..], b"\n"].concat()).unwrap();
-    assert_collected(&mesh, "binary.log");
+    std::fs::copy(logmesh(), mesh.log("program.log")).unwrap();
+    assert_reported(&mesh, "program.log", "BINARY");
+    assert_alive(&mut mesh);
+    assert_eq!(mesh.count("*"), 1);
+}
+
+#[test]
+fn binary_bytes_in_a_log_come_back_byte_by_byte() {
+    let mut mesh = Mesh::started();
+    let noise = (0..200_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8);
+    let bytes: Vec<u8> = b"a line of text\n".repeat(1_000).into_iter().chain(noise).chain(*b"\n").collect();
+    std::fs::write(mesh.log("noise.log"), bytes).unwrap();
+    assert_collected(&mesh, "noise.log");
     assert_alive(&mut mesh);
 }
 

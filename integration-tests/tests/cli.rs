@@ -120,8 +120,10 @@ fn a_rule_reaches_the_agent_within_moments_and_its_state_is_shown() {
     });
     let agents = json_lines(&mesh.run(&["agents", "list", "--json"]).expect(0).stdout);
     let id = agents[0]["id"].as_str().unwrap();
-    let shown = mesh.run(&["agents", "get", id]).expect(0).stdout;
-    assert!(shown.contains("rules/later") && shown.contains("x.log"), "{shown}");
+    wait_for("the agent's report of the file", PATIENCE, || {
+        let shown = mesh.run(&["agents", "get", id]).expect(0).stdout;
+        if shown.contains("rules/later") && shown.contains("x.log") { Ok(()) } else { Err(shown) }
+    });
     mesh.run(&["agents", "get", "nobody"]).expect(1).says(&["nobody"]);
 }
 

@@ -50,12 +50,12 @@ const CALLS: &[(&str, &str, End)] = &[
     ("logmesh.config.v1.RuleService/ListRules", "{}", Answer("rules/web")),
     (
         "logmesh.config.v1.RuleService/UpdateRule",
-        r#"{"rule": {"name": "rules/web", "priority": 5}, "update_mask": "priority"}"#,
+        r#"{"rule": {"name": "rules/web", "priority": 5}, "update_mask": {"paths": ["priority"]}}"#,
         Answer(r#""priority": 5"#),
     ),
     (
         "logmesh.config.v1.RuleService/UpdateRule",
-        r#"{"rule": {"name": "rules/web", "priority": 6, "etag": "stale"}, "update_mask": "priority"}"#,
+        r#"{"rule": {"name": "rules/web", "priority": 6, "etag": "stale"}, "update_mask": {"paths": ["priority"]}}"#,
         Error("Aborted", ""),
     ),
     ("logmesh.config.v1.RuleService/WatchRules", "{}", Stream("rules/web")),
