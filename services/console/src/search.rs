@@ -9,11 +9,12 @@ use logmesh_index::{Hit, IndexError, IndexReader, Order, Page, PageLimit, Select
 use logmesh_proto::search::v1 as proto;
 use logmesh_proto::search::v1::search_service_server::SearchService;
 use logmesh_proto::time::{std_duration, timestamp};
+use logmesh_types::UnixNanos;
 use logmesh_types::limits::MAX_PAGE_SIZE;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
-use crate::request::{bad_field, query, selection, topics};
+use crate::request::{bad_field, page_token, query, read_page_token, selection, topics};
 use crate::tail::Tails;
 
 /// Hits of a page that doesn't say.
@@ -49,8 +50,13 @@ impl Search {
     }
 
     /// A page of at most so many hits and [`PAGE_BYTES`], but of one hit at least.
-    async fn page(&self, selection: &Selection, order: Order, limit: usize, token: &str) -> Result<Page, Status> {
-        let token = (!token.is_empty()).then_some(token);
+    async fn page(
+        &self,
+        selection: &Selection,
+        order: Order,
+        limit: usize,
+        token: Option<&str>,
+    ) -> Result<Page, Status> {
         let limit = PageLimit { hits: limit, bytes: PAGE_BYTES };
         self.index.search(selection, order, limit, token).await.map_err(status)
     }
@@ -62,8 +68,9 @@ impl SearchService for Search {
 
     async fn search(&self, request: Request<proto::SearchRequest>) -> Result<Response<proto::SearchResponse>, Status> {
         let request = request.into_inner();
-        let selection =
-            selection(&request.query, request.start_time.as_ref(), request.end_time.as_ref(), &request.topics)?;
+        let (now, token) = read_page_token(&request.page_token)?;
+        let (start, end) = (request.start_time.as_ref(), request.end_time.as_ref());
+        let selection = selection(&request.query, start, end, &request.topics, now)?;
         let order = match proto::SortOrder::try_from(request.order) {
             Ok(proto::SortOrder::OldestFirst) => Order::OldestFirst,
             Ok(_) => Order::NewestFirst,
@@ -79,10 +86,10 @@ impl SearchService for Search {
             let total = self.index.count(&selection).await.map_err(status)?;
             return Ok(Response::new(proto::SearchResponse { total, ..Default::default() }));
         }
-        let page = self.page(&selection, order, limit, &request.page_token).await?;
+        let page = self.page(&selection, order, limit, token).await?;
         Ok(Response::new(proto::SearchResponse {
             hits: page.hits.into_iter().map(hit).collect(),
-            next_page_token: page.next_page_token.unwrap_or_default(),
+            next_page_token: page.next_page_token.map(|token| page_token(now, &token)).unwrap_or_default(),
             total: page.total,
         }))
     }
@@ -92,8 +99,8 @@ impl SearchService for Search {
         request: Request<proto::HistogramRequest>,
     ) -> Result<Response<proto::HistogramResponse>, Status> {
         let request = request.into_inner();
-        let selection =
-            selection(&request.query, request.start_time.as_ref(), request.end_time.as_ref(), &request.topics)?;
+        let (start, end) = (request.start_time.as_ref(), request.end_time.as_ref());
+        let selection = selection(&request.query, start, end, &request.topics, UnixNanos::now())?;
         let interval = match &request.interval {
             None => DEFAULT_INTERVAL,
             Some(interval) => std_duration(interval)
@@ -108,7 +115,7 @@ impl SearchService for Search {
 
     async fn tail(&self, request: Request<proto::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
         let request = request.into_inner();
-        let stream = self.tails.open(query(&request.query)?, topics(&request.topics)?).await?;
+        let stream = self.tails.open(query(&request.query, UnixNanos::now())?, topics(&request.topics)?).await?;
         Ok(Response::new(stream))
     }
 }

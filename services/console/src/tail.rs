@@ -129,6 +129,8 @@ impl Tail {
                 self.wait(look_again).await?;
             }
         }
+        // A reader that has caught up is told what it missed, though nothing else comes.
+        send(&self.sender, TailResponse::default(), &mut self.skipped);
         self.look_for_topics(false).await
     }
 
@@ -137,7 +139,14 @@ impl Tail {
         for spec in self.bus.topics().await? {
             let name = spec.name;
             let wanted = !name.is_internal() && (self.topics.is_empty() || self.topics.contains(&name));
-            if !wanted || self.followed.contains_key(&name) {
+            if !wanted {
+                continue;
+            }
+            // Asked for each time: a new topic's types come to be known a moment after its first records.
+            let types: FieldTypes = self.index.field_types(&name).await.unwrap_or_default();
+            let predicate = self.query.resolve(&types);
+            if let Some(followed) = self.followed.get_mut(&name) {
+                followed.predicate = predicate;
                 continue;
             }
             let mut next = Vec::new();
@@ -145,8 +154,7 @@ impl Tail {
                 let at = TopicPartition { topic: name.clone(), partition };
                 next.push(if from_end { self.bus.watermarks(&at).await?.high } else { NextOffset(0) });
             }
-            let types: FieldTypes = self.index.field_types(&name).await.unwrap_or_default();
-            self.followed.insert(name, Followed { predicate: self.query.resolve(&types), next });
+            self.followed.insert(name, Followed { predicate, next });
         }
         Ok(())
     }
@@ -210,7 +218,7 @@ impl Tail {
 
 /// Sends a message if the reader has room for it, else counts its documents as skipped.
 fn send(sender: &mpsc::Sender<Result<TailResponse, Status>>, mut message: TailResponse, skipped: &mut u64) {
-    if message.hits.is_empty() {
+    if message.hits.is_empty() && *skipped == 0 {
         return;
     }
     message.skipped = std::mem::take(skipped);
