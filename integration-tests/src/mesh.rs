@@ -28,6 +28,8 @@ pub struct Mesh {
     pub program: PathBuf,
     /// The user to run as, if it isn't this one.
     pub uid: Option<u32>,
+    /// Whether its log may hold errors.
+    pub errors_expected: bool,
     child: Option<Child>,
     grpc: String,
     admin: String,
@@ -49,6 +51,7 @@ impl Mesh {
             data: folder.join("data"),
             program: logmesh().to_owned(),
             uid: None,
+            errors_expected: false,
             child: None,
             grpc: String::new(),
             admin: String::new(),
@@ -172,13 +175,16 @@ impl Mesh {
         done.stdout.trim().parse().unwrap_or_else(|_| panic!("--count printed {:?}", done.stdout))
     }
 
-    /// Waits until so many documents match the query.
+    /// Waits until so many documents match the query, for as long as their number still changes.
     #[track_caller]
     pub fn wait_count(&self, query: &str, count: u64) {
-        wait_for(&format!("{count} hits of {query}"), PATIENCE, || match self.count(query) {
-            found if found == count => Ok(()),
-            found => Err(format!("{found} hits")),
-        });
+        let mut last = self.count(query);
+        while last != count {
+            last = wait_for(&format!("{count} hits of {query}"), PATIENCE, || match self.count(query) {
+                found if found != last => Ok(found),
+                found => Err(format!("{found} hits, and no change")),
+            });
+        }
     }
 
     /// Waits until nothing is on its way, then gives the last audit; panics if that isn't clean.
@@ -195,6 +201,14 @@ impl Mesh {
         std::fs::read_to_string(self.folder.join("standalone.log")).unwrap_or_default()
     }
 
+    /// The log is part of the contract: an error in it means that something was lost or that somebody must act.
+    fn assert_calm(&self) {
+        let said = self.said();
+        let alarm =
+            said.lines().find(|line| line.contains("panicked") || (!self.errors_expected && line.contains(" ERROR ")));
+        assert!(alarm.is_none(), "{alarm:?} in the log: {said}");
+    }
+
     fn output(&self) -> File {
         let path = self.folder.join("standalone.log");
         OpenOptions::new().create(true).append(true).open(path).expect("a log file can be made")
@@ -208,8 +222,7 @@ impl Drop for Mesh {
             drop(child.wait());
         }
         if !std::thread::panicking() {
-            let said = self.said();
-            assert!(!said.contains("panicked"), "a panic: {said}");
+            self.assert_calm();
         }
     }
 }

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// How often the mesh is killed. `MESH_KILLS` asks for more.
-const KILLS: u32 = 8;
+const KILLS: u32 = 12;
 
 /// How long a writer waits after a few lines, so that kills fall between, into and after batches.
 const BREATH: Duration = Duration::from_millis(20);
