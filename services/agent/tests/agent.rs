@@ -1,5 +1,7 @@
 //! An agent against a centre and gateways in this process, over real connections.
 
+#![allow(clippy::unwrap_used)] // the helpers of a test are a test
+
 mod mesh;
 
 use std::io::Write;
