@@ -367,7 +367,9 @@ impl Collector {
     /// Sleeps until there may be something for [`Collector::poll`], at most `longest`.
     pub fn wait(&mut self, now: Instant, longest: Duration) {
         let mut until = now + longest;
-        until = until.min(self.scan_at);
+        if !self.rules.is_empty() {
+            until = until.min(self.scan_at);
+        }
         if self.has_changes() {
             until = until.min(self.commit_at);
         }
@@ -375,7 +377,7 @@ impl Collector {
             until = until.min(*at);
         }
         for running in self.rules.iter().filter(|running| !running.ready.is_empty()) {
-            let wait = running.bytes.wait().max(running.lines.wait());
+            let wait = running.bytes.wait(now).max(running.lines.wait(now));
             if !wait.is_zero() {
                 until = until.min(now + wait);
             }
@@ -424,11 +426,13 @@ impl Collector {
                 }
             }
             Hint::Named(path) => self.look_at(path, now),
-            Hint::Scan => {
-                let soonest = self.last_scan.map_or(now, |last| last + SCAN_PAUSE);
-                self.scan_at = self.scan_at.min(soonest.max(now));
-            }
+            Hint::Scan => self.scan_soon(now),
         }
+    }
+
+    fn scan_soon(&mut self, now: Instant) {
+        let soonest = self.last_scan.map_or(now, |last| last + SCAN_PAUSE);
+        self.scan_at = self.scan_at.min(soonest.max(now));
     }
 
     fn retry_rejected(&mut self, now: Instant) {

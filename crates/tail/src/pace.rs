@@ -48,12 +48,12 @@ impl Bucket {
         }
     }
 
-    /// How long until something may be taken.
-    pub(crate) fn wait(&self) -> Duration {
-        match self.rate {
-            Some(rate) if self.tokens < rate * SHARE => Duration::from_secs_f64((rate * SHARE - self.tokens) / rate),
-            _ => Duration::ZERO,
-        }
+    /// How long until something may be taken; zero: now.
+    pub(crate) fn wait(&self, now: Instant) -> Duration {
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let missing = rate * SHARE - self.tokens;
+        let full = Duration::from_secs_f64(missing.max(0.0) / rate);
+        full.saturating_sub(now.saturating_duration_since(self.filled))
     }
 
     fn fill(&mut self, now: Instant) {
@@ -89,8 +89,9 @@ mod tests {
         let mut bucket = Bucket::new(Some(100), now);
         bucket.take(300);
         assert_eq!(bucket.available(now), 0);
-        assert_eq!(bucket.wait(), Duration::from_millis(2100));
-        assert!(bucket.available(now + bucket.wait() + Duration::from_millis(1)) > 0);
+        assert_eq!(bucket.wait(now), Duration::from_millis(2100));
+        assert!(bucket.available(now + bucket.wait(now) + Duration::from_millis(1)) > 0);
+        assert_eq!(bucket.wait(now + Duration::from_secs(9)), Duration::ZERO);
     }
 
     #[test]

@@ -100,8 +100,10 @@ pub(crate) struct Record {
     pub stream_birth: i64,
     pub epoch: u32,
     /// Where it lay when last seen.
+    #[serde(with = "path_text")]
     pub path: PathBuf,
     /// The path by which a glob found it.
+    #[serde(with = "path_text")]
     pub matched: PathBuf,
     pub size: u64,
     /// The first byte to collect.
@@ -117,6 +119,36 @@ pub(crate) struct Record {
     pub lost_bytes: u64,
     /// When it was last known to exist.
     pub seen: UnixNanos,
+}
+
+/// A path as text or, where it isn't UTF-8, as its bytes: one odd file name must not make the state unwritable.
+mod path_text {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => serializer.serialize_str(text),
+            None => path.as_os_str().as_bytes().serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Ok(match Text::deserialize(deserializer)? {
+            Text::Text(text) => PathBuf::from(text),
+            Text::Bytes(bytes) => PathBuf::from(OsString::from_vec(bytes)),
+        })
+    }
 }
 
 /// What a new state starts from.

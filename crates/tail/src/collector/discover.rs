@@ -115,10 +115,10 @@ impl Collector {
             self.find_again(number, now);
         }
         if let Some(rule) = self.rules.iter().position(|r| r.compiled.matches(&path).is_some())
-            && let Err(refusal) = self.consider(&path, rule, false, now)
-            && refusal.reason() != "NOT_FOUND"
+            && self.consider(&path, rule, false, now).is_err()
         {
-            self.refuse(rule, path, &refusal);
+            // What stands against it is counted and reported by scans.
+            self.scan_soon(now);
         }
     }
 

@@ -545,3 +545,37 @@ fn a_thread_that_waits_is_woken_by_growth_and_by_its_waker() {
     assert!(start.elapsed() < long, "it was woken, not timed out");
     assert_eq!(bench.take(), texts(&[(2, "2\n")]));
 }
+
+#[test]
+fn any_file_name_will_do() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut bench = Bench::new("*.log");
+    let odd = bench.path("x").with_file_name(std::ffi::OsStr::from_bytes(b"a \xff\n.log"));
+    std::fs::write(&odd, "odd\n").unwrap();
+    bench.append("ä ß.log", "fine\n");
+    assert_eq!(bench.take().len(), 2);
+    bench.poll();
+    bench.restart();
+    assert_eq!(bench.take(), []);
+}
+
+#[test]
+fn without_rules_it_sleeps() {
+    let mut bench = Bench::new("*.log");
+    bench.rules.clear();
+    bench.apply();
+    bench.take();
+    let waker = bench.it().waker();
+    let (set, woken) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        set.send(()).unwrap();
+        waker.wake();
+    });
+    let mut rounds = 0;
+    while woken.try_recv().is_err() {
+        bench.it().wait(Instant::now(), Duration::from_secs(30));
+        rounds += 1;
+    }
+    assert!(rounds < 20, "it woke {rounds} times for nothing");
+}
