@@ -397,8 +397,11 @@ impl Collector {
 
     fn housekeep(&mut self, now: Instant) {
         if now >= self.hints_at {
-            self.hints_at = now + self.settings.linger;
-            for hint in self.watcher.hints() {
+            let hints = self.watcher.hints();
+            if !hints.is_empty() {
+                self.hints_at = now + self.settings.linger;
+            }
+            for hint in hints {
                 self.take_hint(hint, now);
             }
         }

@@ -26,6 +26,9 @@ const NEVER: [&str; 9] = [
     "/run/credentials/**",
 ];
 
+/// How often a file is tried to be opened while folders are being renamed.
+const MAX_TRIES: usize = 16;
+
 /// Why a file isn't read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -187,7 +190,10 @@ impl PathGuard {
         let dir = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| Refusal::from_errno(&path, e))?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         // O_PATH first: opening a pipe or a device has effects of its own, and only a regular file shall be opened.
-        let handle = match rustix::fs::openat2(&dir, rest, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        let open = || rustix::fs::openat2(&dir, rest, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+        // The kernel answers AGAIN when a rename elsewhere kept it from proving that the way stays beneath.
+        let tries = (0..MAX_TRIES).map(|_| open()).find(|result| !matches!(result, Err(Errno::AGAIN)));
+        let handle = match tries.unwrap_or(Err(Errno::AGAIN)) {
             Ok(handle) => handle,
             Err(Errno::XDEV) => return Err(Refusal::NotAllowed(path)),
             Err(errno) => return Err(Refusal::from_errno(&path, errno)),
