@@ -38,7 +38,7 @@ pub enum StartAt {
     /// At its first byte.
     #[default]
     Beginning,
-    /// At its last line.
+    /// After its last line feed: an unfinished last line is read, what lies before it isn't.
     End,
 }
 
