@@ -1,8 +1,8 @@
 //! What the tailer must remember over a crash: one record for each file, in a file that only one process opens.
 //!
 //! A commit is one transaction and is on the disk when it returns. A state that can't be read is set aside under a new
-//! name, with a message, and the tailer begins anew: files are then read again from where their rules say, and the mesh
-//! finds the repeated lines by their ids. Only a state that is in use, or that the disk refuses, keeps it from starting.
+//! name, with a message, and the tailer begins anew: files are then read again from where their rules say, and the
+//! mesh finds the repeated lines by their ids. Only a state that is in use, or that the disk refuses, stops the start.
 
 use std::collections::HashSet;
 use std::fs::File;
