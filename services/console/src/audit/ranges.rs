@@ -46,12 +46,9 @@ impl Ranges {
         &self.0
     }
 
-    /// One range from the first byte to the last; empty if there is none.
-    pub(super) fn hull(&self) -> Self {
-        match (self.0.first(), self.0.last()) {
-            (Some(first), Some(last)) => Self(vec![ByteRange::new(first.start, last.end)]),
-            _ => Self::default(),
-        }
+    /// One range from the first byte to the last; `None` if there is none.
+    pub(super) fn bounds(&self) -> Option<ByteRange> {
+        Some(ByteRange::new(self.0.first()?.start, self.0.last()?.end))
     }
 }
 

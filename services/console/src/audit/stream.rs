@@ -85,12 +85,7 @@ impl Flow {
     fn new(candidate: &Candidate, status: Option<&StreamStatus>, entry: &Entry, known: &[(TopicName, Entry)]) -> Self {
         let done = booked(entry, |book| &book.done);
         let waiting = entry.waiting.without(&done);
-        let expected = match status {
-            Some(status) => Ranges::from_iter([ByteRange::new(status.start_offset, status.acked_offset)]),
-            // Without an agent's word the books tell only that what lies before a done byte was to be done.
-            None => done.hull(),
-        };
-        let mut missing = expected.without(&done).without(&waiting);
+        let mut missing = expected(&done, status).without(&done).without(&waiting);
         // A rule that changed its topic sends the rest of a file there.
         for (_, elsewhere) in known.iter().filter(|(topic, _)| *topic != candidate.topic) {
             missing = missing.without(&booked(elsewhere, |book| &book.done)).without(&elsewhere.waiting);
@@ -102,6 +97,17 @@ impl Flow {
         }
         Self { done, rejected: booked(entry, |book| &book.rejected), on_its_way, missing }
     }
+}
+
+/// What should be done or on its way: all from the first byte that was ever done to the last that is done or was acked.
+/// An agent that lost its state may begin anew behind what it has read: what it skipped lies between.
+fn expected(done: &Ranges, status: Option<&StreamStatus>) -> Ranges {
+    let mut bounds = done.bounds();
+    if let Some(status) = status {
+        let word = ByteRange::new(status.start_offset, status.acked_offset.max(status.start_offset));
+        bounds = Some(bounds.map_or(word, |done| ByteRange::new(done.start.min(word.start), done.end.max(word.end))));
+    }
+    bounds.into_iter().collect()
 }
 
 fn booked(entry: &Entry, part: impl FnOnce(&Book) -> &Vec<ByteRange>) -> Ranges {

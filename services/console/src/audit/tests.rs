@@ -301,6 +301,21 @@ async fn a_stream_that_no_agent_reports_is_audited_by_its_book() {
 }
 
 #[tokio::test]
+async fn what_an_agent_skipped_when_it_lost_its_state_is_a_gap() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.report(stream(1), 40);
+    mesh.reports[0].status.as_mut().unwrap().start_offset = 40;
+    assert_eq!(places(&mesh.audit_one().await.gaps), [(15, 40)], "nothing is acked yet behind the new start");
+
+    let rest = chunk(stream(1), &mesh.topic, 40, NOON);
+    mesh.push(&rest).await;
+    mesh.reports[0].status.as_mut().unwrap().acked_offset = 55;
+    let audit = mesh.audit_one().await;
+    assert_eq!((places(&audit.gaps), audit.on_its_way_bytes), (vec![(15, 40)], 15));
+}
+
+#[tokio::test]
 async fn a_stream_that_changed_its_topic_is_whole() {
     let mut mesh = Mesh::new().await;
     mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
