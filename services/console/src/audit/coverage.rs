@@ -37,11 +37,6 @@ impl Findings {
         all.truncate(MAX_FINDINGS);
         all
     }
-
-    /// The findings.
-    pub(super) fn into_vec(self) -> Vec<Finding> {
-        self.0
-    }
 }
 
 /// The comparison, under way.

@@ -36,6 +36,11 @@ impl Ranges {
         Self(left)
     }
 
+    /// What is in both.
+    pub(super) fn and(&self, other: &Self) -> Self {
+        self.without(&self.without(other))
+    }
+
     /// How many bytes there are.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(ByteRange::len).sum()
@@ -86,6 +91,7 @@ mod tests {
             let (a, b) = (ranges(&a), ranges(&b));
             let left = a.without(&b);
             prop_assert_eq!(bytes(&left), &bytes(&a) - &bytes(&b));
+            prop_assert_eq!(bytes(&a.and(&b)), &bytes(&a) & &bytes(&b));
             prop_assert_eq!(left.bytes(), bytes(&left).len() as u64);
             let both: Ranges = a.as_slice().iter().chain(b.as_slice()).copied().collect();
             prop_assert_eq!(bytes(&both), &bytes(&a) | &bytes(&b));

@@ -1,7 +1,7 @@
 //! The audit of one stream: agent, bus, books and index put side by side.
 
 use logmesh_index::IndexReader;
-use logmesh_proto::audit::v1::StreamAudit;
+use logmesh_proto::audit::v1::{Finding, StreamAudit};
 use logmesh_proto::fleet::v1::StreamStatus;
 use logmesh_record::Book;
 use logmesh_types::{ByteRange, StreamId, TopicName};
@@ -36,7 +36,7 @@ pub(super) async fn audit(
     });
     let mut gaps = coverage.gaps.merge(lost);
     gaps.extend(status.and_then(unread));
-    let doubles = coverage.doubles.into_vec();
+    let doubles = coverage.doubles.merge(elsewhere(&indexed, &candidate.topic, known));
 
     let said = |said: Option<&String>, booked: Option<&String>| {
         said.or(booked).filter(|text| !text.is_empty()).cloned().unwrap_or_default()
@@ -60,14 +60,30 @@ pub(super) async fn audit(
     })
 }
 
-/// Bytes that were cut off the file before the agent could read them: nobody has them any more.
-fn unread(status: &StreamStatus) -> Option<logmesh_proto::audit::v1::Finding> {
-    let finding = logmesh_proto::audit::v1::Finding {
+/// Bytes that were cut off the file before the agent could read them: nobody has them any more. The agent knows how many
+/// they were, and not where: the place is that of its reading.
+fn unread(status: &StreamStatus) -> Option<Finding> {
+    let finding = Finding {
         start_offset: status.read_offset,
-        end_offset: status.read_offset.saturating_add(status.lost_bytes),
-        detail: "gone from the file before the agent could read it".to_owned(),
+        end_offset: status.read_offset,
+        detail: format!("{} bytes were gone before they could be read", status.lost_bytes),
     };
     (status.lost_bytes > 0).then_some(finding)
+}
+
+/// What is indexed in this topic and, as the books say, in another one too.
+fn elsewhere(indexed: &Ranges, topic: &TopicName, known: &[(TopicName, Entry)]) -> Findings {
+    let mut twice: Vec<(ByteRange, &TopicName)> = Vec::new();
+    for (other, entry) in known.iter().filter(|(other, _)| other != topic) {
+        let there = booked(entry, |book| &book.done).without(&booked(entry, |book| &book.rejected));
+        twice.extend(indexed.and(&there).as_slice().iter().map(|range| (*range, other)));
+    }
+    twice.sort();
+    let mut doubles = Findings::default();
+    twice.into_iter().for_each(|(range, other)| {
+        doubles.add(range, || format!("booked as indexed in topic {other} as well"));
+    });
+    doubles
 }
 
 /// Where the bytes of a stream are between file and index.

@@ -335,12 +335,38 @@ async fn a_stream_that_changed_its_topic_is_whole() {
 }
 
 #[tokio::test]
+async fn bytes_that_two_topics_hold_are_a_double_in_both() {
+    let mut mesh = Mesh::new().await;
+    let first = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.transfer(&first).await;
+    mesh.topic = "other".parse().unwrap();
+    mesh.make(&mesh.topic).await;
+    let again = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&again).await;
+    mesh.index(&again, &[0, 1], NOON).await;
+    let mut book = booked(&again);
+    book.reject(ByteRange::new(10, 15));
+    mesh.book(&mesh.topic, &book).await;
+    mesh.commit(&mesh.topic).await;
+    let audits = mesh.audit().await;
+    assert_eq!(audits.len(), 2);
+    for (audit, other) in audits.iter().zip(["other", "logs"]) {
+        assert!(!audit.clean && audit.gaps.is_empty(), "{audit:?}");
+        assert_eq!(places(&audit.doubles), [(0, 10)], "what was rejected is in the index once");
+        assert!(audit.doubles[0].detail.contains(other), "{:?}", audit.doubles);
+    }
+}
+
+#[tokio::test]
 async fn bytes_that_were_cut_off_before_they_were_read_are_a_gap() {
     let mut mesh = Mesh::new().await;
     mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
     mesh.report(stream(1), 15);
     mesh.reports[0].status.as_mut().unwrap().lost_bytes = 7;
-    assert_eq!(places(&mesh.audit_one().await.gaps), [(15, 22)]);
+    let audit = mesh.audit_one().await;
+    assert!(!audit.clean);
+    assert_eq!(places(&audit.gaps), [(15, 15)], "the agent knows how many, and not where");
+    assert!(audit.gaps[0].detail.starts_with("7 bytes were gone"), "{:?}", audit.gaps);
 }
 
 #[tokio::test]
