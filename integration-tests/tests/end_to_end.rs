@@ -102,6 +102,12 @@ fn every_line_is_found_once_over_kills_at_random_instants() {
     for _ in 0..kills {
         sleep(Duration::from_millis(rng.random_range(50..1_500)));
         mesh.kill();
+        if rng.random_ratio(1, 4) {
+            // A start that doesn't come to its end either.
+            mesh.spawn();
+            sleep(Duration::from_millis(rng.random_range(0..300)));
+            mesh.kill();
+        }
         mesh.start();
     }
     let written: Vec<u64> = writers.into_iter().map(Writer::finish).collect();

@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "console",
             "gateway",
+            "glob",
             "grpc",
             "index",
             "index-embedded",
