@@ -2,7 +2,10 @@
 
 use std::convert::Infallible;
 
+use std::time::Duration;
+
 use http::{Request, Response};
+use logmesh_runtime::Readiness;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -11,11 +14,17 @@ use tower::Service;
 
 use crate::server::ServeError;
 
+/// How often health looks at what is ready.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// The services that one server offers. Reflection lists exactly these, and health says of each that it's serving.
 #[derive(Debug, Default)]
 pub struct Routes {
     inner: tonic::service::Routes,
     names: Vec<&'static str>,
+    /// What a service needs to be ready, for those that say so.
+    needs: Vec<(&'static str, &'static str)>,
+    readiness: Option<Readiness>,
 }
 
 impl Routes {
@@ -40,6 +49,28 @@ impl Routes {
         self
     }
 
+    /// Adds a generated server that serves only while this component is ready.
+    pub fn add_with<S>(&mut self, component: &'static str, service: S) -> &mut Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.needs.push((S::NAME, component));
+        self.add(service)
+    }
+
+    /// Health says what this says: of the server as a whole, whether all is ready; of a service, whether the component is
+    /// that it was added with. Without it everything is serving.
+    pub fn follow(&mut self, readiness: Readiness) -> &mut Self {
+        self.readiness = Some(readiness);
+        self
+    }
+
     /// The full names of the services, as they were added.
     pub fn names(&self) -> &[&'static str] {
         &self.names
@@ -52,8 +83,8 @@ impl Routes {
         self.add(service);
         let v1 = self.reflection().build_v1()?;
         let v1alpha = self.reflection().build_v1alpha()?;
-        let health = Health { reporter, served };
-        health.set(ServingStatus::Serving).await;
+        let health = Health { reporter, served, needs: self.needs, readiness: self.readiness };
+        health.show().await;
         Ok((self.inner.add_service(v1).add_service(v1alpha).prepare(), health))
     }
 
@@ -69,16 +100,47 @@ impl Routes {
 }
 
 /// Says what `grpc.health.v1` answers.
+#[derive(Clone)]
 pub(crate) struct Health {
     reporter: HealthReporter,
     served: Vec<&'static str>,
+    needs: Vec<(&'static str, &'static str)>,
+    readiness: Option<Readiness>,
 }
 
 impl Health {
-    /// Sets the status of the server as a whole (the empty name) and of each service.
-    pub(crate) async fn set(&self, status: ServingStatus) {
-        for name in self.served.iter().chain(&[""]) {
-            self.reporter.set_service_status(*name, status).await;
+    /// Keeps the answers true; never resolves.
+    pub(crate) async fn keep(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.show().await;
         }
+    }
+
+    /// Says of the server as a whole (the empty name) and of each service what is so now.
+    async fn show(&self) {
+        let unready: Vec<&str> = match &self.readiness {
+            None => Vec::new(),
+            Some(readiness) => {
+                readiness.snapshot().iter().filter(|(_, ready, _)| !ready).map(|(name, ..)| *name).collect()
+            }
+        };
+        for name in &self.served {
+            let waits = self.needs.iter().any(|(service, component)| service == name && unready.contains(component));
+            self.set(name, !waits).await;
+        }
+        self.set("", self.readiness.as_ref().is_none_or(Readiness::all_ready)).await;
+    }
+
+    /// Says that nothing is served any more.
+    pub(crate) async fn stop(&self) {
+        for name in self.served.iter().chain(&[""]) {
+            self.set(name, false).await;
+        }
+    }
+
+    async fn set(&self, name: &str, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.reporter.set_service_status(name, status).await;
     }
 }

@@ -3,7 +3,6 @@
 use logmesh_runtime::CancellationToken;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic_health::ServingStatus;
 use tracing::warn;
 
 use crate::incoming::incoming;
@@ -33,9 +32,13 @@ pub async fn serve(listener: TcpListener, routes: Routes, token: CancellationTok
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener, limits::MAX_CONNECTIONS), stopped(token.clone(), health));
+        .serve_with_incoming_shutdown(
+            incoming(listener, limits::MAX_CONNECTIONS),
+            stopped(token.clone(), health.clone()),
+        );
     tokio::select! {
         ended = serving => Ok(ended?),
+        () = showing(token.clone(), health) => Ok(()),
         () = overdue(token) => {
             warn!(grace = ?limits::SHUTDOWN_GRACE, "calls still under way were cut off");
             Ok(())
@@ -46,7 +49,16 @@ pub async fn serve(listener: TcpListener, routes: Routes, token: CancellationTok
 /// Resolves when the server is to end, having told whoever watches its health.
 async fn stopped(token: CancellationToken, health: Health) {
     token.cancelled().await;
-    health.set(ServingStatus::NotServing).await;
+    health.stop().await;
+}
+
+/// Keeps health true until the server is to end; never resolves.
+async fn showing(token: CancellationToken, health: Health) {
+    tokio::select! {
+        () = health.keep() => {}
+        () = token.cancelled() => {}
+    }
+    std::future::pending().await
 }
 
 async fn overdue(token: CancellationToken) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use logmesh_proto::config::v1::GetRuleRequest;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
-use logmesh_runtime::{CancellationToken, Tasks};
+use logmesh_runtime::{CancellationToken, Readiness, Tasks};
 use logmesh_types::limits::MAX_GRPC_MESSAGE_BYTES;
 use tokio::net::TcpListener;
 use tonic::Code;
@@ -56,6 +56,22 @@ async fn health_and_reflection_are_there_without_asking() {
 
     let error = RuleServiceClient::new(channel).get_rule(GetRuleRequest::default()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
+    tasks.shutdown();
+    tasks.finish(GRACE).await.unwrap();
+}
+
+#[tokio::test]
+async fn health_follows_what_is_ready() {
+    let (tasks, readiness) = (Tasks::new(), Readiness::new());
+    readiness.set("log", false, "opening");
+    let mut routes = Routes::new();
+    routes.follow(readiness.clone());
+    let mut client = HealthClient::new(channel(&start(&tasks, routes).await).unwrap());
+    let mut watch = client.watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
+    for (ready, status) in [(true, ServingStatus::Serving), (false, ServingStatus::NotServing)] {
+        readiness.set("log", ready, "");
+        while watch.message().await.unwrap().unwrap().status() != status {}
+    }
     tasks.shutdown();
     tasks.finish(GRACE).await.unwrap();
 }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context;
+use logmesh_glob::PathGlob;
 use logmesh_record::Topics;
 use logmesh_runtime::telemetry;
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,16 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Says which setting can't work.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for (name, globs) in [("collect", &self.collect), ("allow", &self.allow)] {
+            for glob in globs {
+                PathGlob::new(glob).with_context(|| format!("{name} {glob:?}"))?;
+            }
+        }
+        logmesh_agent::Settings { labels: self.labels.clone(), ..Default::default() }.check()
+    }
+
     /// The address of the operator's port. Port 0 stays 0: any free one.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.listen_admin.unwrap_or_else(|| {
@@ -73,6 +85,15 @@ fn default_data_dir() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_glob_that_cannot_match_is_refused_by_its_name() {
+        for bad in ["[", "var/log/*.log", "/a/../b"] {
+            let settings = Settings { collect: vec![bad.to_owned()], ..Settings::default() };
+            assert!(settings.check().unwrap_err().to_string().contains("collect"), "{bad}");
+        }
+        assert!(Settings::default().check().is_ok());
+    }
 
     #[test]
     fn the_operator_s_port_follows_the_grpc_port() {

@@ -108,6 +108,7 @@ struct Prepared {
 }
 
 async fn prepare(settings: &Settings) -> anyhow::Result<Prepared> {
+    settings.check()?;
     let grpc = logmesh_runtime::listen("gRPC", settings.listen, settings.insecure).await?;
     let admin = logmesh_runtime::listen("metrics", settings.admin(), settings.insecure).await?;
     let data = DataDir::open(&settings.data_dir)?;
@@ -138,7 +139,7 @@ async fn serve(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     if !settings.collect.is_empty() {
         declare_collect(&settings, &server).await?;
     }
-    start_agent(&settings, data.path(), &server, &tasks)?;
+    start_agent(&settings, data.path(), &server, &readiness, &tasks)?;
 
     data.write("addresses.json", &serde_json::to_vec(&addresses)?)?;
     info!(grpc = %addresses.grpc, admin = %addresses.admin, data = %data.path().display(), "standalone serves");
@@ -176,6 +177,7 @@ async fn start_services(
 ) -> anyhow::Result<Routes> {
     let Stores { config, bus, index } = stores;
     let mut routes = Routes::new();
+    routes.follow(readiness.clone());
     let config = ConfigService::start(config, Default::default(), tasks)?;
     config.add_to(&mut routes);
     let gateway = logmesh_gateway::Settings {
@@ -213,7 +215,13 @@ async fn declare_collect(settings: &Settings, server: &str) -> anyhow::Result<()
     }
 }
 
-fn start_agent(settings: &Settings, data: &Path, server: &str, tasks: &Tasks) -> anyhow::Result<()> {
+fn start_agent(
+    settings: &Settings,
+    data: &Path,
+    server: &str,
+    readiness: &Readiness,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let agent = logmesh_agent::Settings {
         servers: vec![server.to_owned()],
         allow: [&settings.allow[..], &settings.collect[..]].concat(),
@@ -223,7 +231,7 @@ fn start_agent(settings: &Settings, data: &Path, server: &str, tasks: &Tasks) ->
         insecure: settings.insecure,
         ..Default::default()
     };
-    Agent::start(agent, tasks)?;
+    Agent::start(agent, tasks)?.show_readiness(readiness, tasks);
     Ok(())
 }
 

@@ -80,6 +80,7 @@ impl Transfer {
 
     /// Adds the gRPC service.
     pub fn add_to(&self, routes: &mut Routes) {
-        routes.add(TransferServiceServer::new(Service::new(self.bus.clone(), self.shared.clone())));
+        let service = Service::new(self.bus.clone(), self.shared.clone());
+        routes.add_with(worker::COMPONENT, TransferServiceServer::new(service));
     }
 }

@@ -16,7 +16,8 @@ use crate::bulk::{Backends, Bulk, Stop};
 use crate::status::{Partition, Shared};
 use crate::{GROUP, Settings};
 
-const COMPONENT: &str = "transfer";
+/// What it is called where readiness is shown.
+pub(crate) const COMPONENT: &str = "transfer";
 
 /// Why one membership in the consumer group ended.
 enum End {

@@ -6,6 +6,7 @@ use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
 use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, StreamAudit};
 use logmesh_types::{AgentId, TopicName};
 use serde_json::{Value, json};
+use tonic::Status;
 
 use super::output::{Output, bytes};
 use super::{Failure, Outcome, Session, request_within};
@@ -36,6 +37,8 @@ struct Sum {
     faulty: u64,
     gaps: u64,
     doubles: u64,
+    /// Streams that no connected agent reports.
+    unreported: u64,
     documents: u64,
     on_its_way: u64,
     dead_letters: u64,
@@ -49,6 +52,7 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         page_size: PAGE,
         page_token: String::new(),
     };
+    let filter = filter(&wanted);
     let mut sum = Sum::default();
     loop {
         let page = client.audit_fleet(request_within(PAGE_TIMEOUT, wanted.clone())).await?.into_inner();
@@ -62,10 +66,24 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
             break;
         }
     }
+    // A misspelt name must not look like a proof.
+    if let (0, Some(filter)) = (sum.streams, filter) {
+        return Err(Status::not_found(format!("no such {filter} is known: nothing was audited")).into());
+    }
     if !session.out.json {
         session.out.line(&sum.to_line())?;
     }
     if sum.faulty == 0 { Ok(()) } else { Err(Failure::Wanting) }
+}
+
+/// What was asked for, in words; `None` if that is all there is.
+fn filter(wanted: &AuditFleetRequest) -> Option<String> {
+    match (wanted.topic.as_str(), wanted.agent_id.as_str()) {
+        ("", "") => None,
+        (topic, "") => Some(format!("topic ({topic})")),
+        ("", agent) => Some(format!("agent ({agent})")),
+        (topic, agent) => Some(format!("topic and agent ({topic}, {agent})")),
+    }
 }
 
 impl Sum {
@@ -74,6 +92,7 @@ impl Sum {
         self.faulty += u64::from(!stream.clean);
         self.gaps += stream.gaps.len() as u64;
         self.doubles += stream.doubles.len() as u64;
+        self.unreported += u64::from(!stream.agent_reported);
         self.documents += stream.documents;
         self.on_its_way += stream.on_its_way_bytes;
         self.dead_letters += stream.dead_letter_bytes;
@@ -92,6 +111,10 @@ impl Sum {
                 line.push_str(&format!("; {} {what}", bytes(count)));
             }
         }
+        if self.unreported > 0 {
+            let count = self.unreported;
+            line.push_str(&format!("; {count} streams not reported by a connected agent, checked by what is booked"));
+        }
         line
     }
 }
@@ -107,10 +130,17 @@ fn show(stream: &StreamAudit, out: &mut Output) -> Result<(), Failure> {
     out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
     for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
         for one in findings {
-            out.line(&format!("  {kind}  [{}, {})  {}", one.start_offset, one.end_offset, one.detail))?;
+            out.line(&format!("  {kind}  {}  {}", place(one), one.detail))?;
         }
     }
     Ok(())
+}
+
+fn place(one: &Finding) -> String {
+    if one.start_offset == one.end_offset {
+        return format!("at {}", one.start_offset);
+    }
+    format!("[{}, {})", one.start_offset, one.end_offset)
 }
 
 fn to_json(stream: &StreamAudit) -> Value {
@@ -130,6 +160,7 @@ fn to_json(stream: &StreamAudit) -> Value {
         "gaps": stream.gaps.iter().map(finding).collect::<Vec<_>>(),
         "doubles": stream.doubles.iter().map(finding).collect::<Vec<_>>(),
         "clean": stream.clean,
+        "agent_reported": stream.agent_reported,
     })
 }
 
