@@ -1,16 +1,20 @@
 //! Removes what a topic need not keep any longer, in passes of bounded size so that appends never wait long.
+//!
+//! A record that a consumer group has yet to commit stays, however old and however many there are: an acked line must
+//! not go before it is indexed. If that fills the disk, appends fail, and with the acks the files hold the lines.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Cleanup;
-use logmesh_types::UnixNanos;
+use logmesh_types::{TopicName, UnixNanos};
+use metrics::gauge;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use crate::catalog::{PartitionState, Topic};
 use crate::codec;
-use crate::store::{KEYS, PARTITIONS, RECORDS, TIMES, TOMBSTONES};
+use crate::store::{COMMITS, KEYS, PARTITIONS, RECORDS, TIMES, TOMBSTONES};
 
 /// How long to let others write between two passes while there is more to remove.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
@@ -18,6 +22,9 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// The most that one pass removes: records and bytes.
 const PASS_RECORDS: usize = 8_192;
 const PASS_BYTES: usize = 64 << 20;
+
+/// Partitions whose oldest record is due to go, and stays because a consumer group hasn't committed it.
+const HELD_BACK: &str = "logmesh_bus_retention_held_back_partitions";
 
 /// What a pass did.
 pub(crate) struct Pass {
@@ -53,40 +60,75 @@ pub(crate) fn pass(
     let now = UnixNanos::now().0;
     let mut changes = HashMap::new();
     let mut budget = Budget { records: PASS_RECORDS, bytes: PASS_BYTES };
+    let committed = lowest_commits(transaction)?;
+    let names: HashSet<&TopicName> = topics.iter().map(|topic| &topic.name).collect();
+    let mut held_back = 0;
     for topic in topics {
         let Cleanup::Delete { max_age, max_bytes } = topic.cleanup() else { continue };
         let oldest = max_age.map_or(i64::MIN, |age| now.saturating_sub(nanos(age)));
+        // A topic with books is read by transfer, so a partition of it without a commit isn't one that nobody reads.
+        let uncommitted = if names.contains(&topic.name.books()) { 0 } else { u64::MAX };
         for partition in 0..topic.partitions.len() as u32 {
             let mut state = topic.state(partition);
-            if trim(transaction, (topic.id, partition), &mut state, oldest, max_bytes, &mut budget)? {
+            let keep = committed.get(&(topic.id, partition)).copied().unwrap_or(uncommitted);
+            let limits = Limits { oldest, max_bytes, keep };
+            let low = state.low;
+            held_back += u32::from(trim(transaction, (topic.id, partition), &mut state, &limits, &mut budget)?);
+            if state.low > low {
                 transaction.open_table(PARTITIONS)?.insert((topic.id, partition), state.to_row())?;
                 changes.insert((topic.id, partition), (Arc::clone(topic), state));
             }
         }
     }
+    gauge!(HELD_BACK).set(held_back);
     remove_tombstones(transaction, topics, now.saturating_sub(nanos(tombstone_age)), &mut budget, &mut changes)?;
     Ok(Pass { changes, more: budget.is_spent() })
 }
 
-/// Removes a partition's records from its low end while they are older than `oldest` or its bytes more than
-/// `max_bytes` (of which the newest record is exempt); true if any went.
+/// The lowest offset that any group has committed, of each partition that has commits.
+fn lowest_commits(transaction: &WriteTransaction) -> Result<HashMap<(u32, u32), u64>, redb::Error> {
+    let mut lowest = HashMap::new();
+    for entry in transaction.open_table(COMMITS)?.iter()? {
+        let (key, next) = entry?;
+        let (_, topic, partition) = key.value();
+        let least = lowest.entry((topic, partition)).or_insert(u64::MAX);
+        *least = next.value().min(*least);
+    }
+    Ok(lowest)
+}
+
+/// What of a partition may go.
+struct Limits {
+    /// Records of an earlier time may.
+    oldest: i64,
+    /// So may the first ones while there are more bytes than this.
+    max_bytes: Option<u64>,
+    /// From this offset on nothing may.
+    keep: u64,
+}
+
+/// Removes a partition's records from its low end while they are too old or too many (of which the newest record is
+/// exempt); true if the next one would go too, were it committed.
 fn trim(
     transaction: &WriteTransaction,
     (topic, partition): (u32, u32),
     state: &mut PartitionState,
-    oldest: i64,
-    max_bytes: Option<u64>,
+    limits: &Limits,
     budget: &mut Budget,
 ) -> Result<bool, redb::Error> {
     let mut records = transaction.open_table(RECORDS)?;
-    let before = state.low;
+    let mut held_back = false;
     while state.low < state.high && !budget.is_spent() {
-        let too_many = max_bytes.is_some_and(|most| state.bytes > most) && state.low + 1 < state.high;
+        let too_many = limits.max_bytes.is_some_and(|most| state.bytes > most) && state.low + 1 < state.high;
         let Some((time, stored, size)) = look(&records, (topic, partition, state.low))? else {
             state.low += 1;
             continue;
         };
-        if !too_many && time >= oldest {
+        if !too_many && time >= limits.oldest {
+            break;
+        }
+        held_back = state.low >= limits.keep;
+        if held_back {
             break;
         }
         records.remove((topic, partition, state.low))?;
@@ -98,7 +140,7 @@ fn trim(
     while let Some(stale) = first_time(&times, topic, partition, state.low)? {
         times.remove((topic, partition, stale))?;
     }
-    Ok(state.low > before)
+    Ok(held_back)
 }
 
 /// A record's time, its length in the table, and its size as the partition counts it.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use logmesh_bus::{Bus, BusError, Cleanup, NewRecord, NextOffset, TopicPartition, TopicSpec};
+use logmesh_bus::{Bus, BusError, Cleanup, Event, NewRecord, NextOffset, TopicPartition, TopicSpec};
 use logmesh_bus_embedded::{EmbeddedBus, OpenError, Settings};
 use logmesh_types::{TopicName, UnixNanos};
 use tempfile::TempDir;
@@ -106,6 +106,46 @@ async fn retention_removes_the_oldest_by_bytes_and_by_age() {
     wait_until("retention by age", async || bus.watermarks(&at()).await.unwrap().low == NextOffset(102)).await;
     assert!(bus.read(&at(), NextOffset(0), 1).await.unwrap().is_empty());
     assert_eq!(bus.append(&topic(), record(10)).await.unwrap().await.unwrap().offset.0, 102);
+}
+
+async fn commit(bus: &EmbeddedBus, group: &str, next: u64) {
+    let mut consumer = bus.subscribe(group, &[topic()]).await.unwrap();
+    while !matches!(consumer.next().await.unwrap(), Event::Assigned(_)) {}
+    consumer.commit(&[(at(), NextOffset(next))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn retention_waits_for_the_slowest_group_and_for_the_first_commit_where_there_are_books() {
+    let folder = TempDir::new().unwrap();
+    let settings = Settings { retention_interval: Duration::from_millis(20), ..Settings::default() };
+    let bus = open_with_topic(folder.path(), settings, KEEP).await;
+    for name in [topic().books(), "other".parse().unwrap()] {
+        bus.ensure_topic(&TopicSpec { name, partitions: 1, cleanup: KEEP }).await.unwrap();
+    }
+    let other = TopicPartition { topic: "other".parse().unwrap(), partition: 0 };
+    let all = Cleanup::Delete { max_age: Some(Duration::ZERO), max_bytes: None };
+    bus.ensure_topic(&TopicSpec { name: topic(), partitions: 1, cleanup: all }).await.unwrap();
+    bus.ensure_topic(&TopicSpec { name: other.topic.clone(), partitions: 1, cleanup: all }).await.unwrap();
+    for _ in 0..20 {
+        bus.append(&topic(), record(10)).await.unwrap().await.unwrap();
+    }
+    // A pass takes the topics in the order of their names: when `other` is trimmed twice, `t` was looked at.
+    let low = async |at: &TopicPartition| bus.watermarks(at).await.unwrap().low;
+    let pass = async || {
+        for _ in 0..2 {
+            let end = bus.append(&other.topic, record(10)).await.unwrap().await.unwrap().offset.next();
+            wait_until("a pass", async || low(&other).await == end).await;
+        }
+    };
+    pass().await;
+    assert_eq!(low(&at()).await, NextOffset(0), "nothing is committed yet");
+    commit(&bus, "slow", 5).await;
+    commit(&bus, "fast", 15).await;
+    wait_until("retention up to the slow one's", async || low(&at()).await == NextOffset(5)).await;
+    pass().await;
+    assert_eq!(low(&at()).await, NextOffset(5));
+    commit(&bus, "slow", 12).await;
+    wait_until("retention up to the slow one's", async || low(&at()).await == NextOffset(12)).await;
 }
 
 #[tokio::test]

@@ -33,7 +33,9 @@ pub struct TopicSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleanup {
     /// Records younger than `max_age`, and of each partition at most `max_bytes` of keys, values and headers; the
-    /// oldest go first. `None`: for ever.
+    /// oldest go first. `None`: for ever. They may go, they need not: the embedded bus keeps what a group that has
+    /// commits on the partition has yet to commit, and, where the topic `T` has a topic `T.books`, everything until the
+    /// first commit. A group that is given up thus holds records until the disk is full, and then appends fail.
     Delete {
         /// Age after which a record may go.
         max_age: Option<Duration>,
