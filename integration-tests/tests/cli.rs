@@ -158,6 +158,9 @@ fn audit_and_status_and_dead_letters_are_content() {
     assert!(audit.contains("no gap, no double"), "{audit}");
     let streams = json_lines(&mesh.run(&["audit", "--topic", "logs", "--json"]).expect(0).stdout);
     assert_eq!(streams.iter().map(|stream| stream["documents"].as_u64().unwrap()).sum::<u64>(), 10);
+    assert!(streams.iter().all(|stream| stream["agent_reported"].is_boolean()), "{streams:?}");
+    mesh.run(&["audit", "--topic", "nope"]).expect(1).says(&["no such topic"]);
+    mesh.run(&["audit", "--agent", "nobody"]).expect(1).says(&["no such agent"]);
     let status = mesh.run(&["status"]).expect(0).stdout;
     for service in ["config", "gateway", "transfer", "console"] {
         assert!(status.contains(service), "{status}");

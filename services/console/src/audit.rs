@@ -3,6 +3,10 @@
 //! Three parties are compared: what the agent says is durable, what the books on the bus say is done, and what the
 //! index holds. They are read in the order in which a line passes them (agent, bus, books, index), so that a line which
 //! moves on meanwhile is seen at a later place and never taken for a gap. What still looks bad is looked at again.
+//!
+//! A known cost: each page of an audit, and each second look, reads the books of all its topics from their beginning.
+//! They are compacted, about one record for each stream, so that this is cheap beside comparing the documents; a mesh
+//! of very many streams takes large pages.
 
 mod coverage;
 mod ledger;

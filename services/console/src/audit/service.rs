@@ -1,6 +1,6 @@
 //! `logmesh.audit.v1.AuditService`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use logmesh_grpc::{FieldViolation, invalid_argument, not_found};
 use logmesh_index::IndexReader;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, StreamAudit};
+use logmesh_proto::fleet::v1::AgentStream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_types::{AgentId, StreamId, TopicName};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -51,8 +52,9 @@ impl Audit {
         self.places.try_acquire().map_err(|_| AuditError::Busy)
     }
 
-    /// Audits these streams, in their order. What looks bad is looked at again before it's called so.
-    async fn examine(&self, candidates: &[Candidate]) -> Result<Vec<StreamAudit>, AuditError> {
+    /// Audits these streams, in their order. What looks bad is looked at again, with what agents say by then, before
+    /// it's called so.
+    async fn examine(&self, candidates: &[Candidate], filter: &Filter) -> Result<Vec<StreamAudit>, AuditError> {
         let mut audits = self.look(candidates).await?;
         for _ in 0..RECHECKS {
             let bad: Vec<usize> = (0..audits.len()).filter(|place| !audits[*place].clean).collect();
@@ -60,12 +62,25 @@ impl Audit {
                 break;
             }
             tokio::time::sleep(RECHECK_PAUSE).await;
-            let again: Vec<Candidate> = bad.iter().map(|place| candidates[*place].clone()).collect();
+            let mut again: Vec<Candidate> = bad.iter().map(|place| candidates[*place].clone()).collect();
+            self.ask_again(&mut again, filter).await?;
             for (place, audit) in bad.into_iter().zip(self.look(&again).await?) {
                 audits[place] = audit;
             }
         }
         Ok(audits)
+    }
+
+    /// Brings in what agents report now. What is reported no longer keeps its last word: that was a promise.
+    async fn ask_again(&self, candidates: &mut [Candidate], filter: &Filter) -> Result<(), AuditError> {
+        let mut places: HashMap<Key, &mut Option<AgentStream>> =
+            candidates.iter_mut().map(|one| ((one.topic.clone(), one.stream), &mut one.reported)).collect();
+        page::reported(self.fleet.clone(), filter, |key, reported| {
+            if let Some(place) = places.get_mut(&key) {
+                **place = Some(reported);
+            }
+        })
+        .await
     }
 
     async fn look(&self, candidates: &[Candidate]) -> Result<Vec<StreamAudit>, AuditError> {
@@ -106,7 +121,7 @@ impl AuditService for Audit {
         let Some(candidate) = self.find(stream).await? else {
             return Err(not_found("UNKNOWN_STREAM", format!("neither an agent nor the books know a stream {stream}")));
         };
-        let audits = self.examine(&[candidate]).await?;
+        let audits = self.examine(&[candidate], &Filter::default()).await?;
         Ok(Response::new(audits.into_iter().next().unwrap_or_default()))
     }
 
@@ -123,7 +138,7 @@ impl AuditService for Audit {
         let mut page = Page::new(from, size as usize);
         page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
-        let streams = self.examine(&candidates).await?;
+        let streams = self.examine(&candidates, &filter).await?;
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
         Ok(Response::new(AuditFleetResponse { streams, next_page_token }))
     }

@@ -57,6 +57,7 @@ pub(super) async fn audit(
         clean: gaps.is_empty() && doubles.is_empty(),
         gaps,
         doubles,
+        agent_reported: candidate.reported.as_ref().is_some_and(|one| one.agent_online),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The audit against a real bus and index, with agents' words given.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use logmesh_bus::{Bus, TopicPartition, partition_of};
 use logmesh_bus_embedded::EmbeddedBus;
@@ -25,8 +26,13 @@ use tonic::{Code, Request, Response, Status};
 use super::{Audit, TRANSFER_GROUP};
 
 /// Config, as far as the audit asks it: what agents reported.
-#[derive(Clone, Debug)]
-struct Reports(Vec<AgentStream>);
+#[derive(Debug)]
+struct Reports {
+    streams: Vec<AgentStream>,
+    /// What agents report once they were asked: empty if nothing new.
+    later: Vec<AgentStream>,
+    asked: AtomicBool,
+}
 
 #[tonic::async_trait]
 impl FleetService for Reports {
@@ -37,7 +43,9 @@ impl FleetService for Reports {
         let wanted = request.into_inner();
         // Pages of two, so that the audit has to ask for more.
         let from: usize = wanted.page_token.parse().unwrap_or(0);
-        let all: Vec<AgentStream> = (self.0.iter())
+        let asked = from == 0 && self.asked.swap(true, Ordering::Relaxed);
+        let now = if asked && !self.later.is_empty() { &self.later } else { &self.streams };
+        let all: Vec<AgentStream> = (now.iter())
             .filter(|one| wanted.agent_id.is_empty() || one.agent_id == wanted.agent_id)
             .filter(|one| wanted.topic.is_empty() || one.status.as_ref().unwrap().topic == wanted.topic)
             .cloned()
@@ -62,6 +70,7 @@ struct Mesh {
     index: EmbeddedIndex,
     topic: TopicName,
     reports: Vec<AgentStream>,
+    later: Vec<AgentStream>,
     tasks: Tasks,
     _folder: Folder,
 }
@@ -103,6 +112,7 @@ impl Mesh {
             index,
             topic: "logs".parse().unwrap(),
             reports: Vec::new(),
+            later: Vec::new(),
             tasks: Tasks::new(),
             _folder: folder,
         };
@@ -127,7 +137,7 @@ impl Mesh {
             acked_offset: acked,
             ..StreamStatus::default()
         };
-        self.reports.push(AgentStream { agent_id: "web-1".into(), agent_online: false, status: Some(status) });
+        self.reports.push(AgentStream { agent_id: "web-1".into(), agent_online: true, status: Some(status) });
     }
 
     /// Puts a chunk on the bus, as the gateway does.
@@ -178,7 +188,8 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let mut routes = Routes::new();
-        routes.add(FleetServiceServer::new(Reports(self.reports.clone())));
+        let (streams, later) = (self.reports.clone(), self.later.clone());
+        routes.add(FleetServiceServer::new(Reports { streams, later, asked: AtomicBool::new(false) }));
 
         let token = self.tasks.token();
         self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });
@@ -222,7 +233,7 @@ async fn what_is_there_once_is_clean() {
     mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
     mesh.report(stream(1), 15);
     let audit = mesh.audit_one().await;
-    assert!(audit.clean, "{audit:?}");
+    assert!(audit.clean && audit.agent_reported, "{audit:?}");
     assert_eq!((audit.documents, audit.indexed_offset, audit.acked_offset, audit.size), (3, 15, 15, 18));
     assert_eq!((audit.agent_id.as_str(), audit.path.as_str(), audit.topic.as_str()), ("web-1", "/var/log/a", "logs"));
 }
@@ -298,6 +309,7 @@ async fn a_stream_that_no_agent_reports_is_audited_by_its_book() {
     mesh.book(&mesh.topic, &book).await;
     let audit = mesh.audit_one().await;
     assert_eq!(places(&audit.gaps), [(5, 10)], "a hole between what is booked");
+    assert!(!audit.agent_reported);
 }
 
 #[tokio::test]
@@ -332,6 +344,23 @@ async fn a_stream_that_changed_its_topic_is_whole() {
     let audits = mesh.audit().await;
     assert_eq!(audits.iter().map(|one| one.topic.as_str()).collect::<Vec<_>>(), [old.as_str(), "other"]);
     assert!(audits.iter().all(|one| one.clean), "{audits:?}");
+}
+
+#[tokio::test]
+async fn what_looks_bad_is_looked_at_with_the_agents_newest_word() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.report(stream(1), 15);
+    mesh.later = mesh.reports.clone();
+    mesh.reports[0].status.as_mut().unwrap().acked_offset = 30;
+    let audit = mesh.audit_one().await;
+    assert!(audit.clean && audit.acked_offset == 15, "{audit:?}");
+    mesh.reports = std::mem::take(&mut mesh.later);
+    mesh.later = mesh.reports.clone();
+    mesh.reports[0].status.as_mut().unwrap().acked_offset = 30;
+    mesh.later[0].status.as_mut().unwrap().stream_id = stream(2).to_string();
+    let audit = mesh.audit_one().await;
+    assert_eq!(places(&audit.gaps), [(15, 30)], "what an agent no longer reports keeps its last word");
 }
 
 #[tokio::test]

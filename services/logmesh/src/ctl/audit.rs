@@ -52,7 +52,7 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         page_size: PAGE,
         page_token: String::new(),
     };
-    let filter = filter(&wanted);
+    let nothing = nothing_matches(&wanted);
     let mut sum = Sum::default();
     loop {
         let page = client.audit_fleet(request_within(PAGE_TIMEOUT, wanted.clone())).await?.into_inner();
@@ -66,23 +66,30 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
             break;
         }
     }
+    conclude(&sum, nothing, &mut session.out)
+}
+
+/// Shows the sum and judges it. `nothing` is what to say where no stream was found.
+fn conclude(sum: &Sum, nothing: Option<String>, out: &mut Output) -> Outcome {
     // A misspelt name must not look like a proof.
-    if let (0, Some(filter)) = (sum.streams, filter) {
-        return Err(Status::not_found(format!("no such {filter} is known: nothing was audited")).into());
+    if let (0, Some(text)) = (sum.streams, nothing) {
+        return Err(Status::not_found(text).into());
     }
-    if !session.out.json {
-        session.out.line(&sum.to_line())?;
+    if !out.json {
+        out.line(&sum.to_line())?;
     }
     if sum.faulty == 0 { Ok(()) } else { Err(Failure::Wanting) }
 }
 
-/// What was asked for, in words; `None` if that is all there is.
-fn filter(wanted: &AuditFleetRequest) -> Option<String> {
+/// What it means that no stream was found; `None` if all were asked for: an empty mesh is in order.
+fn nothing_matches(wanted: &AuditFleetRequest) -> Option<String> {
     match (wanted.topic.as_str(), wanted.agent_id.as_str()) {
         ("", "") => None,
-        (topic, "") => Some(format!("topic ({topic})")),
-        ("", agent) => Some(format!("agent ({agent})")),
-        (topic, agent) => Some(format!("topic and agent ({topic}, {agent})")),
+        (topic, "") => Some(format!("no such topic is known, or it has no stream yet: {topic}")),
+        ("", agent) => Some(format!("no such agent is known, or it has no stream yet: {agent}")),
+        (topic, agent) => {
+            Some(format!("no such agent or topic is known, or agent {agent} has no stream in topic {topic}"))
+        }
     }
 }
 
@@ -166,4 +173,51 @@ fn to_json(stream: &StreamAudit) -> Value {
 
 fn finding(one: &Finding) -> Value {
     json!({"start_offset": one.start_offset, "end_offset": one.end_offset, "detail": one.detail})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conclusion(streams: &[StreamAudit], topic: &str, agent: &str) -> (Outcome, String) {
+        let wanted = AuditFleetRequest { topic: topic.into(), agent_id: agent.into(), ..Default::default() };
+        let mut sum = Sum::default();
+        streams.iter().for_each(|stream| sum.add(stream));
+        let (mut out, captured) = Output::captured(false, false);
+        let outcome = conclude(&sum, nothing_matches(&wanted), &mut out);
+        (outcome, captured.text())
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_is_no_proof() {
+        let (outcome, text) = conclusion(&[], "", "");
+        assert!(outcome.is_ok() && text.starts_with("0 streams"), "{text}");
+        for (topic, agent, said) in [
+            ("nope", "", "no such topic is known"),
+            ("", "nobody", "no such agent is known"),
+            ("a", "b", "no such agent"),
+        ] {
+            let (outcome, text) = conclusion(&[], topic, agent);
+            assert_eq!(text, "");
+            assert!(matches!(&outcome, Err(Failure::Call(status)) if status.message().contains(said)), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn streams_without_their_agents_word_are_counted() {
+        let told = StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() };
+        let untold = StreamAudit { agent_reported: false, ..told.clone() };
+        let (outcome, text) = conclusion(&[told.clone(), untold], "", "");
+        assert!(outcome.is_ok() && text.contains("; 1 streams not reported by a connected agent"), "{text}");
+        assert!(!conclusion(&[told], "", "").1.contains("not reported"));
+    }
+
+    #[test]
+    fn a_finding_without_a_range_is_a_place() {
+        let lost = Finding { start_offset: 15, end_offset: 15, detail: "7 bytes were gone".into() };
+        let stream = StreamAudit { gaps: vec![lost], ..StreamAudit::default() };
+        let (mut out, captured) = Output::captured(false, false);
+        show(&stream, &mut out).unwrap();
+        assert!(captured.text().contains("gap     at 15  7 bytes were gone"), "{}", captured.text());
+    }
 }
