@@ -9,6 +9,10 @@ use logmesh_types::unit::{ByteSize, Span};
 
 use crate::codec::Format;
 
+/// The consumer group in which all transfer workers of a mesh share its topics: what it has committed is in the index, or
+/// booked as rejected.
+pub const TRANSFER_GROUP: &str = "logmesh-transfer";
+
 /// The settings of one topic.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]

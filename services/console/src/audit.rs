@@ -25,9 +25,6 @@ use tonic::{Code, Status};
 
 pub(crate) use service::Audit;
 
-/// The consumer group of transfer: what it committed is in the index, or booked.
-const TRANSFER_GROUP: &str = "logmesh-transfer";
-
 /// Why an audit could not be made.
 #[derive(Debug, thiserror::Error)]
 enum AuditError {

@@ -25,8 +25,7 @@ use crate::service::Service;
 use crate::status::Shared;
 use crate::worker::Worker;
 
-/// The consumer group in which all transfer workers of a mesh share its topics.
-pub const GROUP: &str = "logmesh-transfer";
+pub use logmesh_record::TRANSFER_GROUP as GROUP;
 
 /// How transfer works.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

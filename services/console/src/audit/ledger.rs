@@ -3,13 +3,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use logmesh_bus::{Bus, NextOffset, Record, TopicPartition, partition_of};
-use logmesh_record::Book;
 use logmesh_record::codec::{self, Content};
+use logmesh_record::{Book, TRANSFER_GROUP};
 use logmesh_types::{ByteRange, StreamId, TopicName};
 use tracing::warn;
 
+use super::AuditError;
 use super::ranges::Ranges;
-use super::{AuditError, TRANSFER_GROUP};
 
 /// Bytes that are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;

@@ -16,14 +16,14 @@ use logmesh_proto::fleet::v1::{
     ListStreamsResponse, StreamStatus,
 };
 use logmesh_proto::ingest::v1::{Chunk, Source};
-use logmesh_record::{Book, Topics, codec, document};
+use logmesh_record::{Book, TRANSFER_GROUP, Topics, codec, document};
 use logmesh_runtime::Tasks;
 use logmesh_testing::Folder;
 use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Audit, TRANSFER_GROUP};
+use super::Audit;
 
 /// Config, as far as the audit asks it: what agents reported.
 #[derive(Debug)]
