@@ -43,6 +43,9 @@ const MAX_IN_FLIGHT_CHUNKS: usize = 8192;
 /// How long a refused chunk waits before it is sent again.
 const RETRY_REJECTED: Duration = Duration::from_secs(30);
 
+/// The time between commits that fail.
+const RETRY_COMMIT: Duration = Duration::from_secs(1);
+
 /// The least time between scans that hints ask for.
 const SCAN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -163,6 +166,8 @@ pub struct Collector {
     /// Records of files that aren't found by a glob are looked for in the next scan.
     search: bool,
     state_error: Option<String>,
+    /// The last commit failed: the next isn't tried before `commit_at`.
+    commit_failed: bool,
     totals: Totals,
     /// Counts what may have changed the status without a byte having been read.
     changes: u64,
@@ -208,6 +213,7 @@ impl Collector {
             hints_at: now,
             search: true,
             state_error: message,
+            commit_failed: false,
             totals: Totals::default(),
             changes: 0,
         };
@@ -340,21 +346,38 @@ impl Collector {
     }
 
     /// Notes that the centre refused a chunk. The stream stands still there, and the chunk is sent again later.
+    ///
+    /// A file that is followed holds no memory meanwhile: it's read again from there. What the centre says of later
+    /// chunks follows from the first refusal, and changes nothing.
     pub fn reject(&mut self, stream: StreamId, range: ByteRange, reason: &str, now: Instant) {
         let Some(flight) = self.flight_mut(stream) else { return };
-        if !flight.sent.iter().any(|sent| sent.chunk.range == range) {
+        let Some(sent) = flight.sent.iter().find(|sent| sent.chunk.range == range) else { return };
+        if flight.rejected_at.is_some_and(|from| from <= range.start) {
             return;
         }
-        flight.rejected_at = Some(flight.rejected_at.map_or(range.start, |from| from.min(range.start)));
-        flight.error = Some(format!("the gateway refused {range}: {reason}"));
+        let path = sent.chunk.source.path.clone();
+        if flight.rejected_at.replace(range.start).is_none() {
+            let error = format!("the gateway refused {range}: {reason}");
+            if flight.error.as_ref() != Some(&error) {
+                tracing::error!(%stream, path, "{error}; the stream stands until it is taken");
+            }
+            flight.error = Some(error);
+        }
         self.changes += 1;
-        self.rejected.insert(stream, now + RETRY_REJECTED);
+        self.rejected.entry(stream).or_insert(now + RETRY_REJECTED);
         self.resend.retain(|chunk| chunk.stream != stream || chunk.range.start < range.start);
+        if let Some(file) = self.by_stream.get(&stream).and_then(|number| self.files.get_mut(number)) {
+            let (bytes, chunks) = file.go_back(range.start);
+            self.totals.in_flight_bytes -= bytes;
+            self.totals.in_flight_chunks -= chunks;
+        }
     }
 
     /// The connection was lost: everything unacked is to be sent again.
     pub fn reconnect(&mut self) {
-        self.rejected.clear();
+        for stream in std::mem::take(&mut self.rejected).into_keys() {
+            self.enqueue_stream(stream);
+        }
         let files = self.files.values_mut().map(|file| &mut file.flight);
         let flights = files.chain(self.draining.values_mut().map(|(_, flight)| flight));
         self.resend.clear();
@@ -374,6 +397,9 @@ impl Collector {
             until = until.min(self.commit_at);
         }
         if let Some((at, _)) = self.timers.first() {
+            until = until.min(*at);
+        }
+        if let Some(at) = self.rejected.values().min() {
             until = until.min(*at);
         }
         for running in self.rules.iter().filter(|running| !running.ready.is_empty()) {
@@ -440,13 +466,23 @@ impl Collector {
 
     fn retry_rejected(&mut self, now: Instant) {
         let due: Vec<_> = self.rejected.iter().filter(|(_, at)| **at <= now).map(|(stream, _)| *stream).collect();
-        for stream in due {
-            self.rejected.remove(&stream);
-            let Some(flight) = self.flight_mut(stream) else { continue };
-            let Some(from) = flight.rejected_at.take() else { continue };
-            let again: Vec<Chunk> =
-                flight.sent.iter().map(|s| s.chunk.clone()).filter(|chunk| chunk.range.start >= from).collect();
-            self.resend.extend(again);
+        due.into_iter().for_each(|stream| self.retry(stream));
+    }
+
+    /// Lets a stream go on that was refused.
+    fn retry(&mut self, stream: StreamId) {
+        self.rejected.remove(&stream);
+        self.enqueue_stream(stream);
+        let Some(flight) = self.flight_mut(stream) else { return };
+        let Some(from) = flight.rejected_at.take() else { return };
+        let again: Vec<Chunk> =
+            flight.sent.iter().map(|s| s.chunk.clone()).filter(|chunk| chunk.range.start >= from).collect();
+        self.resend.extend(again);
+    }
+
+    fn enqueue_stream(&mut self, stream: StreamId) {
+        if let Some(number) = self.by_stream.get(&stream).copied() {
+            self.enqueue(number);
         }
     }
 
@@ -469,6 +505,11 @@ impl Collector {
             || !self.batch.unscanned.is_empty()
     }
 
+    /// Makes all decisions durable, unless that has just failed: for thousands of files it's tried once, not for each.
+    fn make_durable(&mut self, now: Instant) -> bool {
+        !(self.commit_failed && now < self.commit_at) && self.commit(now).is_ok()
+    }
+
     /// Writes all changed records in one transaction.
     fn commit(&mut self, now: Instant) -> Result<(), StateError> {
         let seen = UnixNanos::now();
@@ -478,12 +519,13 @@ impl Collector {
         self.batch.records = live.chain(dormant).collect();
         self.commit_at = now + self.settings.commit_every;
         if let Err(error) = self.state.commit(&self.batch) {
-            self.commit_at = now + Duration::from_secs(1);
+            self.commit_at = now + RETRY_COMMIT;
+            self.commit_failed = true;
             tracing::error!(%error, "positions are not saved: nothing new is begun until they are");
             self.state_error = Some(error.to_string());
             return Err(error);
         }
-        self.state_error = None;
+        (self.state_error, self.commit_failed) = (None, false);
         self.totals.commits += 1;
         self.batch = Batch::default();
         for number in self.dirty.drain() {

@@ -40,6 +40,7 @@ pub(crate) struct Flight {
     pub sent: VecDeque<Sent>,
     /// A chunk that begins here was refused: nothing from here on can be acked until it's sent again.
     pub rejected_at: Option<u64>,
+    /// Why it was refused; kept until something is acked after it was sent again.
     pub error: Option<String>,
 }
 
@@ -52,6 +53,9 @@ impl Flight {
             bytes += sent.chunk.range.len();
             chunks += 1;
             reached = Some((sent.chunk.range.end, sent.guard));
+        }
+        if reached.is_some() && self.rejected_at.is_none() {
+            self.error = None;
         }
         (bytes, chunks, reached)
     }
@@ -127,6 +131,8 @@ pub(crate) struct Followed {
     /// All that may have been sent under the present assignment lies before this.
     pub framed_to: u64,
     pub tail: Tail,
+    /// It was set back to `read`: `tail` is empty, and the bytes before must be found to have this guard first.
+    pub back_to: Option<Guard>,
     pub flight: Flight,
     /// When its size last changed, as far as known.
     pub grown: Instant,
@@ -207,6 +213,19 @@ impl Followed {
         Ok(matches)
     }
 
+    /// Drops what is on its way from `start` on, to be read again; answers how many bytes and chunks it was.
+    ///
+    /// The centre has taken nothing of it, so it may be read under another assignment.
+    pub(crate) fn go_back(&mut self, start: u64) -> (u64, usize) {
+        let keep = self.flight.sent.partition_point(|sent| sent.chunk.range.start < start);
+        let dropped = self.flight.sent.split_off(keep);
+        let Some(first) = dropped.front() else { return (0, 0) };
+        self.unread_since = Some(first.chunk.read_time);
+        self.back_to = Some(self.flight.sent.back().map_or(self.record.guard, |sent| sent.guard));
+        (self.read, self.framed_to, self.tail, self.stalled_at) = (start, start, Tail::EMPTY, None);
+        (dropped.iter().map(|sent| sent.chunk.range.len()).sum(), dropped.len())
+    }
+
     /// Where to begin in a file that is read from its end: the start of its last line.
     pub(crate) fn last_line(file: &File, size: u64) -> io::Result<u64> {
         let from = size.saturating_sub(LAST_LINE_BYTES);
@@ -225,6 +244,7 @@ impl Followed {
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
+        self.back_to = None;
         self.durable = false;
         self.binary = false;
         let old = std::mem::replace(&mut self.stream, Self::stream_of(agent, &self.record));

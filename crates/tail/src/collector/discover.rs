@@ -229,6 +229,7 @@ impl Collector {
             // What was sent before a crash lay in the file, so before its present end.
             framed_to: if is_new { record.acked } else { opened.meta.size },
             tail: Tail::EMPTY,
+            back_to: None,
             flight: Flight::default(),
             grown: now,
             unread_since: None,
@@ -361,6 +362,9 @@ impl Collector {
         } else {
             file.next = Some((wanted, framing));
         }
+        // What was refused of it may be taken now.
+        let stream = file.stream;
+        self.retry(stream);
     }
 
     /// A file isn't where it was: finds out where it is.

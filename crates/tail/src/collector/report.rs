@@ -96,13 +96,13 @@ fn status_of(file: &Followed) -> FileStatus {
         acked: record.acked,
         waiting_since,
         state: state_of(&file.flight, file.deleted || file.away, file.error.is_some()),
-        error: file.flight.error.clone().filter(|_| file.flight.rejected_at.is_some()).or_else(|| file.error.clone()),
+        error: file.flight.error.clone().or_else(|| file.error.clone()),
         lost_bytes: record.lost_bytes,
     }
 }
 
 fn state_of(flight: &Flight, gone: bool, failed: bool) -> FileState {
-    if flight.rejected_at.is_some() || failed {
+    if flight.error.is_some() || failed {
         FileState::Blocked
     } else if gone {
         FileState::Draining

@@ -195,9 +195,69 @@ fn a_refused_chunk_stands_and_is_sent_again() {
     assert!(bench.drain().is_empty());
     bench.pass(Duration::from_secs(31));
     let again = bench.drain();
-    assert_eq!(again.iter().map(|c| c.range).collect::<Vec<_>>(), [first.range, second.range]);
+    assert_eq!(again.iter().map(|c| c.range).collect::<Vec<_>>(), [ByteRange::new(0, 8)]);
     bench.ack(&second);
-    assert_eq!(bench.status("a.log").acked, 8);
+    let status = bench.status("a.log");
+    assert_eq!((status.acked, status.state, status.error), (8, FileState::Active, None));
+}
+
+#[test]
+fn a_refused_stream_holds_up_no_other_and_keeps_its_time_and_reason() {
+    let mut bench = Bench::with("*.log", |settings| settings.max_in_flight_bytes = 16);
+    bench.append("a.log", "one\n");
+    let first = bench.poll().unwrap();
+    bench.append("a.log", "two\n");
+    let second = bench.poll().unwrap();
+    let now = bench.now;
+    bench.it().reject(first.stream, first.range, "TOPIC_REFUSED", now);
+    assert_eq!(bench.it().totals().in_flight_bytes, 0);
+    bench.append("a.log", &"more\n".repeat(9));
+    bench.append("b.log", "b\n");
+    bench.pass(Duration::from_secs(20));
+    assert_eq!(bench.take(), texts(&[(0, "b\n")]));
+    let now = bench.now;
+    bench.it().reject(second.stream, second.range, "AFTER_REJECTED", now);
+    assert!(bench.status("a.log").error.unwrap().contains("TOPIC_REFUSED"));
+    bench.pass(Duration::from_secs(11));
+    assert_eq!(bench.poll().unwrap().range.start, 0, "30 s after the first refusal");
+    assert_eq!(bench.status("a.log").state, FileState::Blocked, "nothing of it was taken yet");
+}
+
+#[test]
+fn a_refused_stream_that_nobody_reads_keeps_its_time_and_reason() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\n");
+    let first = bench.poll().unwrap();
+    bench.append("a.log", "two\n");
+    let second = bench.poll().unwrap();
+    bench.rules.clear();
+    bench.apply();
+    let now = bench.now;
+    bench.it().reject(first.stream, first.range, "TOPIC_REFUSED", now);
+    bench.it().reject(second.stream, second.range, "AFTER_REJECTED", now + Duration::from_secs(20));
+    assert!(bench.status("a.log").error.unwrap().contains("TOPIC_REFUSED"));
+    bench.pass(Duration::from_secs(31));
+    assert_eq!(bench.drain().iter().map(|c| c.range).collect::<Vec<_>>(), [first.range, second.range]);
+}
+
+#[test]
+fn another_topic_frees_a_refused_stream_at_once() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\n");
+    let first = bench.poll().unwrap();
+    bench.ack(&first);
+    bench.append("a.log", "two\nthree\n");
+    let now = bench.now;
+    let second = bench.it().poll(now, 4);
+    let second = second.or_else(|| bench.poll()).unwrap();
+    bench.it().reject(second.stream, second.range, "TOPIC_REFUSED", now);
+    bench.rules[0].topic = "other".parse().unwrap();
+    bench.apply();
+    let again = bench.drain();
+    assert_eq!(
+        again.iter().map(|c| (c.range, c.source.topic.as_str())).collect::<Vec<_>>(),
+        [(ByteRange::new(4, 14), "other")]
+    );
 }
 
 #[test]

@@ -102,8 +102,18 @@ impl Collector {
             return Outcome::Nothing;
         }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
-        if file.binary || !file.try_switch() {
+        if file.binary || file.flight.rejected_at.is_some() || !file.try_switch() {
             return Outcome::Nothing;
+        }
+        if let Some(guard) = file.back_to {
+            match file.seek(file.read, guard) {
+                Ok(true) => file.back_to = None,
+                Ok(false) => {
+                    self.begin_generation(number, "was written anew", now);
+                    return Outcome::Nothing;
+                }
+                Err(error) => return self.failed(number, &error, now),
+            }
         }
         match file.note_head() {
             Ok(true) => {}
@@ -116,7 +126,7 @@ impl Collector {
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
         if !file.durable {
             self.dirty.insert(number);
-            if self.commit(now).is_err() {
+            if !self.make_durable(now) {
                 let again = self.commit_at;
                 self.set_timer(number, again);
                 return Outcome::Nothing;
