@@ -130,8 +130,7 @@ impl Push {
             Some(Response::Credit(credit)) => self.collector.credit(credit.bytes).await?,
             Some(Response::Reject(reject)) => {
                 let range = ByteRange::new(reject.start_offset, reject.end_offset);
-                tracing::error!(stream = %reject.stream_id, %range, reason = %reject.reason, detail = ?reject.detail,
-                    "the gateway refused a chunk; the stream stands until it is taken");
+                tracing::debug!(stream = %reject.stream_id, %range, reason = %reject.reason, "the gateway refused a chunk");
                 let reason = format!("{}: {}", reject.reason, reject.detail);
                 self.collector.reject(reject.stream_id.parse()?, range, reason).await?;
             }
