@@ -61,18 +61,19 @@ pub enum Content {
 #[error("the record can't be read: {0}")]
 pub struct DecodeError(String);
 
-/// The record of a chunk that [`chunk::check`] let through.
+/// The record of a chunk that [`chunk::check`] let through. Its time is that of its arrival: were it the agent's clock, a
+/// host that lives in the year 1970 would see its lines removed from the bus at once.
 pub fn encode_chunk(chunk: &Chunk) -> NewRecord {
     NewRecord {
         key: Bytes::copy_from_slice(chunk.stream_id.as_bytes()),
         value: Bytes::from(chunk.encode_to_vec()),
         headers: vec![(FORMAT.to_owned(), Bytes::from_static(b"chunk"))],
-        timestamp: chunk.read_time.as_ref().map(logmesh_proto::time::unix_nanos),
+        timestamp: None,
     }
 }
 
-/// The record of one document. `time` is what seeks and retention go by.
-pub fn encode_event(document: &Document, time: UnixNanos) -> NewRecord {
+/// The record of one document. Its time is that of its arrival, as a chunk's is.
+pub fn encode_event(document: &Document) -> NewRecord {
     let mut headers = vec![
         (FORMAT.to_owned(), Bytes::from_static(b"event")),
         (DATE.to_owned(), Bytes::copy_from_slice(document.date.as_bytes())),
@@ -85,7 +86,7 @@ pub fn encode_event(document: &Document, time: UnixNanos) -> NewRecord {
         headers.push((RANGE.to_owned(), Bytes::from(format!("{}-{}", range.start, range.end))));
         key = stream.to_string();
     }
-    NewRecord { key: Bytes::from(key), value: document.body.clone(), headers, timestamp: Some(time) }
+    NewRecord { key: Bytes::from(key), value: document.body.clone(), headers, timestamp: None }
 }
 
 /// Reads a record of either format.
@@ -160,7 +161,8 @@ impl DeadLetter {
     pub fn encode(&self) -> NewRecord {
         let mut document = self.document.clone();
         document.body.truncate(MAX_RECORD_BYTES - 16_384);
-        let mut record = encode_event(&document, self.time);
+        let mut record = encode_event(&document);
+        record.timestamp = Some(self.time);
         let reason = &self.reason[..self.reason.floor_char_boundary(8_192)];
         record.headers.push((REASON.to_owned(), Bytes::copy_from_slice(reason.as_bytes())));
         record
@@ -190,7 +192,7 @@ mod tests {
     fn stored(record: NewRecord) -> Record {
         Record {
             offset: Offset(5),
-            timestamp: record.timestamp.unwrap(),
+            timestamp: record.timestamp.unwrap_or(UnixNanos(1)),
             key: record.key,
             value: record.value,
             headers: record.headers,
@@ -204,7 +206,7 @@ mod tests {
         let from_chunk = documents(&topic, 0, &stored(encode_chunk(&original))).unwrap();
         let from_events: Vec<Document> = from_chunk
             .iter()
-            .flat_map(|document| documents(&topic, 0, &stored(encode_event(document, UnixNanos(1)))).unwrap())
+            .flat_map(|document| documents(&topic, 0, &stored(encode_event(document))).unwrap())
             .collect();
         assert_eq!(from_chunk, from_events);
         assert_eq!(from_chunk.len(), 3);
@@ -214,7 +216,7 @@ mod tests {
     fn an_event_without_an_id_takes_its_place_as_one() {
         let topic: TopicName = "logs".parse().unwrap();
         let event = Document { id: None, stream: None, date: "2026-01-31".into(), body: Bytes::from("{}") };
-        let read = documents(&topic, 2, &stored(encode_event(&event, UnixNanos(1)))).unwrap();
+        let read = documents(&topic, 2, &stored(encode_event(&event))).unwrap();
         assert_eq!(read[0].id, Some(DocId::of_position("logs", 2, 5, 0)));
     }
 
@@ -230,7 +232,7 @@ mod tests {
         );
         for date in ["2026-1-31", "../../etc", "2026-02-30", ""] {
             let event = Document { id: None, stream: None, date: date.into(), body: Bytes::from("{}") };
-            assert!(decode(&stored(encode_event(&event, UnixNanos(1)))).is_err(), "{date:?}");
+            assert!(decode(&stored(encode_event(&event))).is_err(), "{date:?}");
         }
     }
 

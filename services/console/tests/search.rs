@@ -75,7 +75,7 @@ impl Server {
     async fn append(&self, message: &str) {
         let event = Event { message: message.to_owned(), ..Event::default() };
         let taken = UnixNanos::now();
-        let record = codec::encode_event(&document::of_event("logs", &event, taken, &Default::default()), taken);
+        let record = codec::encode_event(&document::of_event("logs", &event, taken, &Default::default()));
         self.bus.append(&self.topic, record).await.unwrap().await.unwrap();
     }
 

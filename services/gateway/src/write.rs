@@ -57,7 +57,7 @@ fn records(shared: &Shared, topic: &TopicName, events: &[Event]) -> Result<Vec<l
     let mut records = Vec::with_capacity(events.len());
     for (index, event) in events.iter().enumerate() {
         let document = document::of_event(topic.as_str(), event, taken, types);
-        let mut record = codec::encode_event(&document, taken);
+        let mut record = codec::encode_event(&document);
         if record.key.is_empty() {
             record.key = key.clone();
         }

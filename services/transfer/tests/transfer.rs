@@ -4,23 +4,61 @@
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use logmesh_bus::{Bus, NewRecord, NextOffset, Position, TopicPartition};
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_index::query::Query;
-use logmesh_index::{IndexReader, Order, PageLimit, Selection};
+use logmesh_index::{
+    FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection, Slice,
+};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::ingest::v1::{Chunk, Event, Source};
 use logmesh_record::{Book, Topics, codec, document};
 use logmesh_runtime::{Readiness, Tasks};
 use logmesh_testing::wait_for_async;
 use logmesh_transfer::{GROUP, Settings, Transfer};
-use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 
 const STREAM: &str = "217a55e0e277d86e24b960c80282a1c5";
 const DAY: i64 = 86_400;
+
+/// The embedded index, whose first answers of each kind lack the last document's.
+#[derive(Debug)]
+struct Forgetful {
+    index: Arc<EmbeddedIndex>,
+    wrote: AtomicBool,
+    looked: AtomicBool,
+}
+
+#[async_trait]
+impl IndexWriter for Forgetful {
+    async fn ensure_topic(&self, topic: &TopicName, fields: &FieldTypes) -> Result<(), IndexError> {
+        self.index.ensure_topic(topic, fields).await
+    }
+
+    async fn write(&self, mut docs: Vec<NewDoc>) -> Result<Vec<Outcome>, IndexError> {
+        if !self.wrote.swap(true, Ordering::SeqCst) {
+            docs.pop();
+        }
+        self.index.write(docs).await
+    }
+
+    async fn contains(&self, topic: &TopicName, ids: &[DocId]) -> Result<Vec<bool>, IndexError> {
+        let mut held = self.index.contains(topic, ids).await?;
+        if !self.looked.swap(true, Ordering::SeqCst) {
+            held.pop();
+        }
+        Ok(held)
+    }
+
+    async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
+        self.index.delete_slice(slice).await
+    }
+}
 
 struct Mesh {
     bus: Arc<EmbeddedBus>,
@@ -45,9 +83,13 @@ impl Mesh {
     }
 
     fn start_transfer(&mut self) {
+        self.start_transfer_into(self.index.clone());
+    }
+
+    fn start_transfer_into(&mut self, index: Arc<dyn IndexWriter>) {
         self.tasks = Tasks::new();
         let settings = Settings { topics: Topics::default(), ..Settings::default() };
-        Transfer::start(self.bus.clone(), self.index.clone(), settings, Readiness::new(), &self.tasks);
+        Transfer::start(self.bus.clone(), index, settings, Readiness::new(), &self.tasks);
     }
 
     async fn stop_transfer(&self) {
@@ -163,6 +205,27 @@ async fn booked_bytes_that_the_index_lacks_are_stored_when_they_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_index_gives_no_answer_for_is_asked_again() {
+    let mut mesh = Mesh::start().await;
+    mesh.stop_transfer().await;
+    let forgetful = Forgetful { index: mesh.index.clone(), wrote: false.into(), looked: false.into() };
+    let forgetful = Arc::new(forgetful);
+    mesh.start_transfer_into(forgetful.clone());
+    let first = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\n", 0))).await;
+    mesh.done(&first).await;
+    assert_eq!(mesh.messages().await, ["one", "two"]);
+    // One that a client named is doubtful, so it is looked up first.
+    let event = Event { event_id: "a".to_owned(), message: "three".to_owned(), ..Event::default() };
+    let taken = UnixNanos(1_769_947_200_000_000_000);
+    let built = document::of_event("logs", &event, taken, &Default::default());
+    let second = mesh.append(codec::encode_event(&built)).await;
+    mesh.done(&second).await;
+    assert_eq!(mesh.messages().await, ["one", "two", "three"]);
+    assert!(forgetful.looked.load(Ordering::SeqCst));
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_goes_to_the_dead_letters_and_stops_nothing() {
     let mesh = Mesh::start().await;
     let stray = NewRecord { key: Bytes::from(STREAM), value: Bytes::from("not ours"), ..NewRecord::default() };
@@ -188,7 +251,7 @@ async fn client_events_are_one_by_their_id_and_each_its_own_without() {
     for (id, day) in [("a", 0), ("a", 0), ("a", 1), ("", 0), ("", 0)] {
         let taken = UnixNanos((1_769_860_800 + day * DAY) * 1_000_000_000);
         let built = document::of_event("logs", &event(id), taken, &Default::default());
-        let at = mesh.append(codec::encode_event(&built, taken)).await;
+        let at = mesh.append(codec::encode_event(&built)).await;
         mesh.done(&at).await;
     }
     let mut messages = mesh.messages().await;

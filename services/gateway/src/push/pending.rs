@@ -8,14 +8,14 @@ use futures::future::{BoxFuture, join_all};
 use logmesh_bus::{Bus, BusError, NewRecord, Position};
 use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk};
 use logmesh_record::{Format, codec, document};
+use logmesh_types::TopicName;
 use logmesh_types::limits::MAX_RECORD_BYTES;
-use logmesh_types::{TopicName, UnixNanos};
 use metrics::gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::IN_FLIGHT;
 
-/// Bytes of a chunk that are taken from the room of all connections for as long as this lives.
+/// Bytes of a message that are taken from the room of all connections for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     bytes: usize,
@@ -56,16 +56,10 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
-        let mut records = match format {
+        let records = match format {
             Format::Chunks => vec![codec::encode_chunk(chunk)],
-            Format::Events => {
-                let now = UnixNanos::now();
-                document::of_chunk(chunk).iter().map(|document| codec::encode_event(document, now)).collect()
-            }
+            Format::Events => document::of_chunk(chunk).iter().map(codec::encode_event).collect(),
         };
-        // Retention and seeks go by the time of arrival: were it the agent's clock, a host that lives in the year 1970
-        // would see its lines removed from the bus before they are indexed.
-        records.iter_mut().for_each(|record| record.timestamp = None);
         Self {
             stream_id: chunk.stream_id.clone(),
             end_offset: chunk.end_offset,
