@@ -9,6 +9,10 @@ use logmesh_types::{ByteRange, StreamId, TopicName};
 /// gaps: never the other way round.
 const MAX_REJECTED: usize = 4_096;
 
+/// The most ranges of bytes that are done. Beyond, a range that touches none is left out, and the audit shows it as a gap.
+/// With the rejected ones a book stays below 2 MiB: a range takes at most 59 bytes as JSON.
+const MAX_DONE: usize = 30_000;
+
 /// The book of one stream.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Book {
@@ -27,6 +31,10 @@ pub struct Book {
     /// How many events went to the dead letters.
     #[serde(default)]
     pub rejected_events: u64,
+    /// How often a range was left out of a book that is full. Unless it is 0, a range that isn't booked may be in the
+    /// index all the same.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
 }
 
 /// How a range stands to what is done.
@@ -50,6 +58,7 @@ impl Book {
             done: Vec::new(),
             rejected: Vec::new(),
             rejected_events: 0,
+            left_out: 0,
         }
     }
 
@@ -74,18 +83,18 @@ impl Book {
         }
     }
 
-    /// Books the range as done.
-    pub fn add(&mut self, range: ByteRange) {
-        insert(&mut self.done, range);
+    /// Books the range as done; false if the book is full and the range was left out.
+    pub fn add(&mut self, range: ByteRange) -> bool {
+        let booked = insert(&mut self.done, range, MAX_DONE);
+        self.left_out += u64::from(!booked);
+        booked
     }
 
     /// Books the range of one event as done, and as rejected.
     pub fn reject(&mut self, range: ByteRange) {
         self.add(range);
         self.rejected_events += 1;
-        if self.rejected.len() < MAX_REJECTED {
-            insert(&mut self.rejected, range);
-        }
+        insert(&mut self.rejected, range, MAX_REJECTED);
     }
 
     /// The record of this book, for the topic [`TopicName::books`].
@@ -107,17 +116,25 @@ impl Book {
     }
 }
 
-/// Adds a range to disjoint, sorted ranges and joins what touches.
-fn insert(ranges: &mut Vec<ByteRange>, range: ByteRange) {
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Adds a range to disjoint, sorted ranges and joins what touches; false if there would be more than `most`.
+fn insert(ranges: &mut Vec<ByteRange>, range: ByteRange, most: usize) -> bool {
     if range.is_empty() {
-        return;
+        return true;
     }
     let first = ranges.partition_point(|other| other.end < range.start);
     let last = ranges.partition_point(|other| other.start <= range.end);
+    if first == last && ranges.len() >= most {
+        return false;
+    }
     let joined = ranges[first..last]
         .iter()
         .fold(range, |joined, other| ByteRange::new(joined.start.min(other.start), joined.end.max(other.end)));
     ranges.splice(first..last, [joined]);
+    true
 }
 
 #[cfg(test)]
@@ -158,6 +175,25 @@ mod tests {
         original.reject(ByteRange::new(5, 9));
         assert_eq!(Book::decode(&topic, &original.encode().value).unwrap(), original);
         assert!(Book::decode(&topic, b"{}").is_err());
+    }
+
+    #[test]
+    fn a_full_book_leaves_out_what_touches_nothing_and_stays_below_2_mib() {
+        let far = u64::MAX - 10 * MAX_DONE as u64;
+        let mut book = Book::new(StreamId::from_bytes([1; 16]));
+        book.path = "\u{1}".repeat(logmesh_types::limits::MAX_PATH_BYTES);
+        for n in 0..MAX_DONE as u64 {
+            assert!(book.add(ByteRange::new(far + 10 * n, far + 10 * n + 5)));
+        }
+        for n in 0..=MAX_REJECTED as u64 {
+            book.reject(ByteRange::new(far + 10 * n, far + 10 * n + 5));
+        }
+        assert!(!book.add(ByteRange::new(0, 5)));
+        assert_eq!((book.done.len(), book.rejected.len(), book.left_out), (MAX_DONE, MAX_REJECTED, 1));
+        assert!(book.encode().value.len() < 2 << 20, "{}", book.encode().value.len());
+        assert!(book.add(ByteRange::new(far + 5, far + 10)), "what fills a hole is booked");
+        assert_eq!(book.done.len(), MAX_DONE - 1);
+        assert!(book.add(ByteRange::new(0, 5)));
     }
 
     proptest! {

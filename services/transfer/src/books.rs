@@ -11,6 +11,9 @@ use tracing::warn;
 /// How many bytes of books are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
 
+/// Ranges that were left out of a book since it is full.
+const LEFT_OUT: &str = "logmesh_transfer_book_ranges_left_out_total";
+
 /// The books of one partition.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
@@ -45,7 +48,9 @@ impl Books {
 
     /// Books a range as done, to be written.
     pub(crate) fn add(&mut self, stream: StreamId, range: ByteRange) {
-        self.book(stream).add(range);
+        if !self.book(stream).add(range) {
+            metrics::counter!(LEFT_OUT).increment(1);
+        }
         self.changed.insert(stream);
     }
 

@@ -1,14 +1,15 @@
 //! One bulk: documents of several partitions on their way into the index.
 //!
 //! A document whose bytes aren't booked yet is *certain*: it is written by `create`, and if it is there already it was
-//! written before a crash, into the same slice. One whose bytes are booked, or that a client named, is *doubtful*: it may be
-//! there under another date, so the whole topic is asked for its id before it is written.
+//! written before a crash, into the same slice. One whose bytes are booked (or whose book was too full to say), or that a
+//! client named, is *doubtful*: it may be there under another date, so the whole topic is asked for its id before it is
+//! written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use logmesh_bus::{Bus, NewRecord, NextOffset, Record, TopicPartition};
-use logmesh_index::{IndexWriter, NewDoc, Outcome, Slice};
+use logmesh_index::{IndexError, IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{Content, Coverage, DeadLetter, Document, codec, document};
 use logmesh_runtime::{CancellationToken, RetryPolicy};
@@ -36,7 +37,7 @@ pub(crate) enum Stop {
     #[error(transparent)]
     Bus(#[from] logmesh_bus::BusError),
     #[error(transparent)]
-    Index(#[from] logmesh_index::IndexError),
+    Index(#[from] IndexError),
 }
 
 /// A document and where it came from.
@@ -103,12 +104,14 @@ impl Bulk {
             // Without an id of its own the event is what lies at this place of the bus.
             None => document.id.is_none(),
             Some((stream, range)) => {
-                let coverage = books.book(stream).coverage(range);
+                let book = books.book(stream);
+                let coverage = book.coverage(range);
+                let complete = book.left_out == 0;
                 if coverage == Coverage::Overlap {
                     self.counts.overlaps += 1;
                 }
                 books.add(stream, range);
-                coverage == Coverage::New
+                coverage == Coverage::New && complete
             }
         };
         let entry = Entry { at: at.clone(), document, id };
@@ -178,7 +181,7 @@ async fn create(
     while !left.is_empty() {
         let docs: Vec<NewDoc> = left.iter().map(Entry::to_doc).collect();
         let mut pause = None;
-        match to.index.write(docs).await {
+        match to.index.write(docs).await.and_then(|outcomes| one_for_each(left.len(), outcomes)) {
             Ok(outcomes) => {
                 let mut busy = Vec::new();
                 for (entry, outcome) in left.into_iter().zip(outcomes) {
@@ -207,6 +210,15 @@ async fn create(
     Ok(())
 }
 
+/// The answers, if there are as many as were asked for: what got none would be taken for done. Asking again is harmless.
+fn one_for_each<T>(asked: usize, answers: Vec<T>) -> Result<Vec<T>, IndexError> {
+    if answers.len() == asked {
+        return Ok(answers);
+    }
+    let reason = format!("it gave {} answers for {asked} documents", answers.len());
+    Err(IndexError::Unavailable { reason })
+}
+
 /// The entries whose ids no slice of their topic holds, each id once. Asked after the certain ones were written.
 async fn keep_missing(entries: Vec<Entry>, to: &Backends, counts: &mut Counts) -> Result<Vec<Entry>, Stop> {
     let mut by_topic: BTreeMap<TopicName, Vec<Entry>> = BTreeMap::new();
@@ -219,7 +231,7 @@ async fn keep_missing(entries: Vec<Entry>, to: &Backends, counts: &mut Counts) -
         let ids: Vec<DocId> = entries.iter().map(|entry| entry.id).collect();
         let mut attempt = 0;
         let held = loop {
-            match to.index.contains(&topic, &ids).await {
+            match to.index.contains(&topic, &ids).await.and_then(|held| one_for_each(ids.len(), held)) {
                 Ok(held) => break held,
                 Err(error) if error.retryable() => to.wait(&error, &mut attempt).await?,
                 Err(error) => return Err(error.into()),
