@@ -1,8 +1,26 @@
 //! A chunk: the raw bytes of a range of a stream, and how they are cut into events.
 
-use logmesh_proto::ingest::v1::Chunk;
-use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_EVENTS, MAX_EVENT_BYTES};
-use logmesh_types::{ByteRange, RuleName, StreamId, TopicName};
+use logmesh_proto::ingest::v1::{Chunk, Source};
+use logmesh_proto::time::{timestamp, unix_nanos};
+use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_EVENTS, MAX_EVENT_BYTES, MAX_PATH_BYTES};
+use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
+use prost::Message;
+
+use crate::document;
+
+/// The most bytes that a chunk's source may take, on the wire and, with all that its events have in common, as JSON. Every
+/// document of the chunk gets a copy: 16,384 of them are 128 MiB at most, beside what the lines themselves become. There is
+/// room for the longest path, 16 addresses, and the labels that an agent may have.
+const MAX_SOURCE_BYTES: usize = 8 << 10;
+/// The longest text of a source but its path, in bytes.
+const MAX_SOURCE_TEXT_BYTES: usize = 1 << 10;
+/// The most addresses and labels of a source; agents keep to the same.
+const MAX_SOURCE_ADDRESSES: usize = 16;
+const MAX_SOURCE_LABELS: usize = 64;
+
+/// The earliest read time that is kept, 2000-01-01; the latest is a day after the arrival.
+const EARLIEST: i64 = 946_684_800_000_000_000;
+const DAY: i64 = 86_400_000_000_000;
 
 /// One event of a chunk, borrowed from its buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +72,7 @@ pub fn check(chunk: &Chunk) -> Result<(), ChunkError> {
     if let Err(error) = source.agent_id.parse::<logmesh_types::AgentId>() {
         return named(&error);
     }
+    check_source(chunk, source)?;
     if chunk.read_time.is_none() {
         return refuse("NO_READ_TIME", "the chunk doesn't say when it was read".to_owned());
     }
@@ -69,6 +88,42 @@ pub fn check(chunk: &Chunk) -> Result<(), ChunkError> {
         return refuse("BAD_CHECKSUM", format!("the bytes of {range} do not match their CRC-32C"));
     }
     check_events(chunk)
+}
+
+fn check_source(chunk: &Chunk, source: &Source) -> Result<(), ChunkError> {
+    let bad = |detail: String| refuse("BAD_SOURCE", detail);
+    let path = source.path.len();
+    if path > MAX_PATH_BYTES {
+        return bad(format!("the path has {path} bytes, at most {MAX_PATH_BYTES} are taken"));
+    }
+    let (addresses, labels) = (source.host_ips.len(), source.labels.len());
+    if addresses > MAX_SOURCE_ADDRESSES || labels > MAX_SOURCE_LABELS {
+        let most = format!("at most {MAX_SOURCE_ADDRESSES} and {MAX_SOURCE_LABELS} are taken");
+        return bad(format!("the source has {addresses} addresses and {labels} labels, {most}"));
+    }
+    let texts = [&source.host_name, &source.service].into_iter().chain(&source.host_ips);
+    let mut texts = texts.chain(source.labels.iter().flat_map(|(name, value)| [name, value]));
+    if texts.any(|text| text.len() > MAX_SOURCE_TEXT_BYTES) {
+        return bad(format!("a name, address or label of the source is longer than {MAX_SOURCE_TEXT_BYTES} bytes"));
+    }
+    let size = source.encoded_len().max(document::common_fields(chunk, UnixNanos(0)).len());
+    if size > MAX_SOURCE_BYTES {
+        return bad(format!("the source takes {size} bytes of every document, at most {MAX_SOURCE_BYTES} are allowed"));
+    }
+    Ok(())
+}
+
+/// Moves a read time before the year 2000 or more than a day after `arrival` to there; true if it was moved. The read time
+/// chooses the slice of the index, and a clock that is wrong must not make one for each day of three centuries.
+pub fn clamp_read_time(chunk: &mut Chunk, arrival: UnixNanos) -> bool {
+    let Some(time) = chunk.read_time.as_ref().map(unix_nanos) else { return false };
+    let latest = arrival.0.saturating_add(DAY).max(EARLIEST);
+    let kept = UnixNanos(time.0.clamp(EARLIEST, latest));
+    if kept == time {
+        return false;
+    }
+    chunk.read_time = Some(timestamp(kept));
+    true
 }
 
 fn check_events(chunk: &Chunk) -> Result<(), ChunkError> {
@@ -122,7 +177,6 @@ pub fn events(chunk: &Chunk) -> impl Iterator<Item = EventSlice<'_>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use bytes::Bytes;
-    use logmesh_proto::ingest::v1::Source;
 
     use super::*;
 
@@ -196,5 +250,55 @@ pub(crate) mod tests {
         assert_eq!(check(&chunk(0, b"", &[])).unwrap_err().reason, "BAD_SIZE");
         assert_eq!(check(&chunk(0, &vec![b'\n'; MAX_CHUNK_EVENTS + 1], &[])).unwrap_err().reason, "TOO_MANY_EVENTS");
         assert_eq!(check(&chunk(u64::MAX, b"a\n", &[])).unwrap_err().reason, "BAD_RANGE");
+    }
+
+    #[test]
+    fn a_source_is_bounded_since_every_document_gets_a_copy() {
+        let good = chunk(0, b"a\n", &[]);
+        let reason = |change: &dyn Fn(&mut Source)| {
+            let mut changed = good.clone();
+            change(changed.source.as_mut().unwrap());
+            check(&changed).err().map(|error| error.reason)
+        };
+        let labels = |count: usize, length: usize| {
+            (0..count).map(move |n| (format!("label-{n:02}"), "v".repeat(length))).collect()
+        };
+        let bad = Some("BAD_SOURCE");
+        assert_eq!(reason(&|s| s.path = "p".repeat(MAX_PATH_BYTES + 1)), bad);
+        assert_eq!(reason(&|s| s.host_ips = vec!["192.0.2.1".into(); 17]), bad);
+        assert_eq!(reason(&|s| s.host_name = "h".repeat(1_025)), bad);
+        assert_eq!(reason(&|s| s.labels = labels(65, 1)), bad);
+        assert_eq!(reason(&|s| s.labels = labels(1, 1_025)), bad);
+        assert_eq!(reason(&|s| s.labels = labels(64, 200)), bad);
+        // As JSON each of these takes six bytes.
+        assert_eq!(reason(&|s| s.path = "\u{1}".repeat(MAX_PATH_BYTES)), bad);
+        // All that an agent may say, with the longest path there is.
+        let most = |s: &mut Source| {
+            s.path = "p".repeat(MAX_PATH_BYTES);
+            s.host_name = "h".repeat(64);
+            s.host_ips = vec!["2001:0db8:0000:0000:0000:0000:0000:0001".into(); 16];
+            s.service = "s".repeat(256);
+            s.labels = labels(64, 18);
+        };
+        assert_eq!(reason(&most), None);
+    }
+
+    #[test]
+    fn a_read_time_is_kept_within_reason() {
+        let arrival = UnixNanos(1_769_860_800_000_000_000);
+        let clamped = |seconds: i64| {
+            let mut moved = chunk(0, b"a\n", &[]);
+            moved.read_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+            let told = clamp_read_time(&mut moved, arrival);
+            let kept = moved.read_time.unwrap().seconds;
+            assert_eq!(told, kept != seconds);
+            kept
+        };
+        assert_eq!(clamped(i64::MIN), 946_684_800);
+        assert_eq!(clamped(0), 946_684_800);
+        assert_eq!(clamped(946_684_800), 946_684_800);
+        assert_eq!(clamped(1_769_860_800 + 86_400), 1_769_860_800 + 86_400);
+        assert_eq!(clamped(1_769_860_800 + 86_401), 1_769_860_800 + 86_400);
+        assert_eq!(clamped(i64::MAX), 1_769_860_800 + 86_400);
     }
 }

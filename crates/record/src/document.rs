@@ -51,7 +51,7 @@ pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
 }
 
 /// The fields that every event of the chunk has, from a comma to the closing brace.
-fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
+pub(crate) fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
     let none = Source::default();
     let source = chunk.source.as_ref().unwrap_or(&none);
     let mut fields = Vec::with_capacity(512);

@@ -4,6 +4,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// Chunks by `outcome`: `acked`, `rejected`.
 pub(crate) const CHUNKS: &str = "logmesh_gateway_chunks_total";
+/// Chunks whose read time was moved, since their agent's clock is far off.
+pub(crate) const CLAMPED: &str = "logmesh_gateway_clamped_read_times_total";
 /// Bytes of chunks that were acked.
 pub(crate) const BYTES: &str = "logmesh_gateway_acked_bytes_total";
 /// Events that came by `Write` and are durable.
@@ -20,6 +22,11 @@ pub(crate) const ACK_SECONDS: &str = "logmesh_gateway_ack_seconds";
 /// Describes them to whoever exports them.
 pub(crate) fn describe() {
     describe_counter!(CHUNKS, Unit::Count, "chunks by outcome");
+    describe_counter!(
+        CLAMPED,
+        Unit::Count,
+        "chunks whose read time was before 2000 or over a day ahead, and was moved"
+    );
     describe_counter!(BYTES, Unit::Bytes, "bytes of chunks that are durable on the bus");
     describe_counter!(WRITTEN, Unit::Count, "events of Write that are durable on the bus");
     describe_counter!(RETRIES, Unit::Count, "appends to the bus that failed and were tried again");

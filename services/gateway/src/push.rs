@@ -1,7 +1,7 @@
 //! One Push stream: chunks in, acks out.
 //!
 //! Two halves work side by side. The reader checks chunks and appends them without waiting for the bus; the
-//! [`acker`] waits for each append in turn and answers. What lies between them is bounded by the credit.
+//! [`acker`] waits for each append in turn and answers. What lies between them is bounded by the credit, and by number.
 
 mod acker;
 mod pending;
@@ -15,16 +15,17 @@ use logmesh_proto::ingest::v1::push_response::Response;
 use logmesh_proto::ingest::v1::{Chunk, Credit, GoAway, PushRequest, PushResponse, Reject};
 use logmesh_proto::time::duration;
 use logmesh_record::{Format, chunk};
-use logmesh_types::TopicName;
 use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_types::{TopicName, UnixNanos};
 use metrics::{counter, gauge};
+use prost::Message;
 use rand::Rng;
 use tokio::sync::{Mutex, mpsc};
 use tonic::{Status, Streaming};
 use tracing::{debug, warn};
 
 use crate::Shared;
-use crate::metrics::{CHUNKS, STREAMS};
+use crate::metrics::{CHUNKS, CLAMPED, STREAMS};
 use crate::topics::TopicError;
 
 use pending::Pending;
@@ -33,6 +34,12 @@ pub(crate) use pending::InFlight;
 
 /// The most streams of files that one Push stream may have rejected chunks of.
 const MAX_REJECTED: usize = 10_000;
+
+/// The most chunks of one stream that wait for their acks; the credit alone would let millions of one byte in.
+const MAX_PENDING: usize = 8_192;
+
+/// What a chunk counts for beyond its message in the room of all connections: what is kept of it until it is acked.
+const CHUNK_COST: usize = 1_024;
 
 /// The end of a session, with what to tell the agent if it is still there.
 type End = Option<Status>;
@@ -55,7 +62,7 @@ impl Session {
     /// Serves the stream until the agent ends it, is gone, or was asked to go and had its time.
     pub(crate) async fn run(&self, chunks: Streaming<PushRequest>) {
         gauge!(STREAMS).increment(1.0);
-        let (pending, to_ack) = mpsc::unbounded_channel();
+        let (pending, to_ack) = mpsc::channel(MAX_PENDING);
         let work = async { tokio::try_join!(self.read(chunks, pending), self.ack(to_ack)) };
         tokio::select! {
             () = self.answers.closed() => debug!("the agent is gone"),
@@ -104,27 +111,28 @@ impl Session {
     }
 
     /// Takes chunks until the agent has no more.
-    async fn read(
-        &self,
-        mut chunks: Streaming<PushRequest>,
-        pending: mpsc::UnboundedSender<Pending>,
-    ) -> Result<(), End> {
+    async fn read(&self, mut chunks: Streaming<PushRequest>, pending: mpsc::Sender<Pending>) -> Result<(), End> {
         self.grant(self.shared.settings.max_in_flight.0).await?;
         let (mut received, mut rejected) = (0, HashMap::new());
         while let Some(request) = chunks.message().await.map_err(|_| None)? {
-            let Some(chunk) = request.chunk else { continue };
+            let Some(mut chunk) = request.chunk else { continue };
             received += chunk.data.len() as u64;
             if received > self.granted.load(Ordering::SeqCst) {
                 let message = "more bytes were sent than the credit allowed";
                 return Err(Some(logmesh_grpc::resource_exhausted("CREDIT_EXCEEDED", message)));
             }
-            let in_flight = InFlight::new(&self.shared.room, chunk.data.len()).await;
+            if chunk::clamp_read_time(&mut chunk, UnixNanos::now()) {
+                counter!(CLAMPED).increment(1);
+            }
+            let in_flight = InFlight::new(&self.shared.room, chunk.encoded_len() + CHUNK_COST).await;
             match self.take(&chunk, &rejected, in_flight).await {
                 Ok(mut item) => {
                     rejected.remove(&chunk.stream_id);
+                    // A place first: waiting for one with the lock held would be for ever, since a retry wants the lock.
+                    let place = pending.reserve().await.map_err(|_| None)?;
                     let _order = self.order.lock().await;
                     item.append(&*self.shared.bus).await;
-                    pending.send(item).map_err(|_| None)?;
+                    place.send(item);
                 }
                 Err(refusal) => self.reject(&chunk, refusal, &mut rejected).await?,
             }

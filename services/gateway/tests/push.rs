@@ -175,6 +175,46 @@ async fn one_append_that_fails_is_not_overtaken_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_of_one_byte_wait_too_once_there_are_many() {
+    let server = Server::start(Settings::default()).await;
+    let mut push = server.push().await;
+    push.open().await;
+    server.bus.held.send_replace(true);
+    for n in 0..9_000 {
+        push.send(chunk(1, n, "\n"));
+    }
+    // The queue's and the one that the acker waits for.
+    while server.bus.appends.load(Ordering::SeqCst) < 8_193 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::select! {
+        answer = push.answer() => panic!("answered {answer:?} while the bus holds everything"),
+        () = tokio::time::sleep(Duration::from_millis(100)) => {}
+    }
+    assert_eq!(server.bus.appends.load(Ordering::SeqCst), 8_193);
+    server.bus.held.send_replace(false);
+    for n in 0..9_000 {
+        assert_eq!(push.ack().await.end_offset, n + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_far_off_makes_no_slices_of_its_own() {
+    let server = Server::start(Settings::default()).await;
+    let mut push = server.push().await;
+    for (offset, seconds) in [(0, 0), (2, 9_000_000_000)] {
+        let read_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+        push.send(Chunk { read_time, ..chunk(1, offset, "a\n") });
+        push.ack().await;
+    }
+    let times: Vec<i64> =
+        server.records("logs").await.iter().map(|(_, r)| stored_chunk(r).read_time.unwrap().seconds).collect();
+    let tomorrow = logmesh_types::UnixNanos::now().0 / 1_000_000_000 + 86_400;
+    assert_eq!(times[0], 946_684_800);
+    assert!((tomorrow - 60..=tomorrow).contains(&times[1]), "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutting_down_sends_a_go_away_and_the_last_acks() {
     let server = Server::start(Settings::default()).await;
     let mut push = server.push().await;

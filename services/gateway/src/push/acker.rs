@@ -6,7 +6,7 @@ use std::ops::Range;
 use logmesh_bus::{BusError, Position};
 use logmesh_proto::ingest::v1::push_response::Response;
 use metrics::{counter, histogram};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 use tracing::warn;
 
 use super::pending::Pending;
@@ -15,7 +15,7 @@ use crate::metrics::{ACK_SECONDS, BYTES, CHUNKS, RETRIES};
 
 impl Session {
     /// Acks chunks in their order as they become durable, until the reader has ended and all are acked.
-    pub(super) async fn ack(&self, mut to_ack: UnboundedReceiver<Pending>) -> Result<(), End> {
+    pub(super) async fn ack(&self, mut to_ack: Receiver<Pending>) -> Result<(), End> {
         while let Some(mut head) = to_ack.recv().await {
             match head.appended().await {
                 Ok(position) => self.ack_one(head, &position).await?,
@@ -36,12 +36,7 @@ impl Session {
 
     /// Tries a chunk again, and behind it all that were appended since, until every one of them is durable. The reader
     /// stands still meanwhile; a later chunk may thus be on the bus twice, but never only before an earlier one.
-    async fn retry(
-        &self,
-        head: Pending,
-        mut error: BusError,
-        to_ack: &mut UnboundedReceiver<Pending>,
-    ) -> Result<(), End> {
+    async fn retry(&self, head: Pending, mut error: BusError, to_ack: &mut Receiver<Pending>) -> Result<(), End> {
         let _order = self.order.lock().await;
         let mut queue = VecDeque::from([head]);
         queue.extend(std::iter::from_fn(|| to_ack.try_recv().ok()));

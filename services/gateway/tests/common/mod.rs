@@ -22,7 +22,7 @@ use logmesh_runtime::Tasks;
 use logmesh_types::{TopicName, UnixNanos};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -39,6 +39,8 @@ pub(crate) struct Breakable {
     pub(crate) refuse: AtomicUsize,
     /// Appends so far.
     pub(crate) appends: AtomicUsize,
+    /// While true, no append comes to its end.
+    pub(crate) held: watch::Sender<bool>,
 }
 
 #[async_trait]
@@ -58,7 +60,11 @@ impl Bus for Breakable {
             let error = BusError::Unavailable { reason: "broken by the test".to_owned() };
             return Ok(Box::pin(async { Err(error) }));
         }
-        self.inner.append(topic, record).await
+        let (append, mut held) = (self.inner.append(topic, record).await?, self.held.subscribe());
+        Ok(Box::pin(async move {
+            drop(held.wait_for(|held| !held).await);
+            append.await
+        }))
     }
     async fn read(&self, at: &TopicPartition, from: NextOffset, max_bytes: usize) -> Result<Vec<Record>, BusError> {
         self.inner.read(at, from, max_bytes).await
@@ -96,6 +102,7 @@ impl Server {
             broken: AtomicBool::new(false),
             refuse: AtomicUsize::new(0),
             appends: AtomicUsize::new(0),
+            held: watch::Sender::new(false),
         });
         let tasks = Tasks::new();
         let gateway = Gateway::start(bus.clone(), settings, &tasks).unwrap();
