@@ -6,11 +6,13 @@
 pub mod id;
 pub mod limits;
 pub mod name;
+pub mod ranges;
 pub mod time;
 pub mod unit;
 
 pub use id::{AgentId, DocId, StreamId};
 pub use name::{NameError, RuleName, TopicName};
+pub use ranges::Ranges;
 pub use time::UnixNanos;
 pub use unit::{ByteSize, Span};
 

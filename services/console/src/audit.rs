@@ -11,7 +11,6 @@
 mod coverage;
 mod ledger;
 mod page;
-mod ranges;
 mod service;
 mod stream;
 

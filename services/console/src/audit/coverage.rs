@@ -3,9 +3,7 @@
 
 use logmesh_index::EventSpan;
 use logmesh_proto::audit::v1::Finding;
-use logmesh_types::ByteRange;
-
-use super::ranges::Ranges;
+use logmesh_types::{ByteRange, Ranges};
 
 /// The most findings of a kind that are listed for a stream.
 const MAX_FINDINGS: usize = 100;

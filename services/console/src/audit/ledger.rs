@@ -5,11 +5,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use logmesh_bus::{Bus, NextOffset, Record, TopicPartition, partition_of};
 use logmesh_record::codec::{self, Content};
 use logmesh_record::{Book, TRANSFER_GROUP};
-use logmesh_types::{ByteRange, StreamId, TopicName};
+use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 use tracing::warn;
 
 use super::AuditError;
-use super::ranges::Ranges;
 
 /// Bytes that are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;

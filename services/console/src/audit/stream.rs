@@ -4,13 +4,12 @@ use logmesh_index::IndexReader;
 use logmesh_proto::audit::v1::{Finding, StreamAudit};
 use logmesh_proto::fleet::v1::StreamStatus;
 use logmesh_record::Book;
-use logmesh_types::{ByteRange, StreamId, TopicName};
+use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 
 use super::AuditError;
 use super::coverage::{Coverage, Findings};
 use super::ledger::{Entry, Ledger};
 use super::page::Candidate;
-use super::ranges::Ranges;
 
 /// Documents that are asked of the index at a time.
 const SPANS: usize = 10_000;
