@@ -53,7 +53,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             queue_bytes: 64 << 20,
-            cache_bytes: 128 << 20,
+            cache_bytes: 32 << 20,
             retention_interval: Duration::from_secs(60),
             release_timeout: Duration::from_secs(30),
             tombstone_age: Duration::from_secs(24 * 3600),
