@@ -10,6 +10,13 @@ use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES};
 use logmesh_types::{AgentId, ByteSize};
 use serde::{Deserialize, Serialize};
 
+/// The most labels, and the most bytes that they may take as JSON: every document carries them, and a gateway refuses
+/// chunks that say too much of where they come from.
+const MAX_LABELS: usize = 64;
+const MAX_LABELS_BYTES: usize = 2 << 10;
+/// The longest key or value of a label, in bytes.
+const MAX_LABEL_BYTES: usize = 1 << 10;
+
 /// The settings of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -63,6 +70,15 @@ impl Settings {
         for key in self.labels.keys() {
             ensure!(!["host", "os", "ip"].contains(&key.as_str()), "label {key:?} is set by the agent itself");
         }
+        let (count, size) = (self.labels.len(), serde_json::to_vec(&self.labels)?.len());
+        ensure!(
+            count <= MAX_LABELS && size <= MAX_LABELS_BYTES,
+            "labels has {count} labels of {size} bytes in all; at most {MAX_LABELS} of {MAX_LABELS_BYTES} bytes go"
+        );
+        for (key, value) in &self.labels {
+            let length = key.len().max(value.len());
+            ensure!(length <= MAX_LABEL_BYTES, "label {key:?} has {length} bytes, more than {MAX_LABEL_BYTES}");
+        }
         let least = 2 * MAX_CHUNK_BYTES as u64;
         ensure!(self.max_in_flight.0 >= least, "max_in_flight must be at least {}", ByteSize(least));
         Ok(())
@@ -103,5 +119,18 @@ mod tests {
     fn labels_of_its_own_are_refused() {
         let settings = Settings { labels: BTreeMap::from([("ip".into(), "1.2.3.4".into())]), ..Settings::default() };
         assert!(settings.check().unwrap_err().to_string().contains("\"ip\""));
+    }
+
+    #[test]
+    fn labels_that_a_gateway_would_refuse_are_refused() {
+        let check = |count: usize, length: usize| {
+            let labels = (0..count).map(|n| (format!("l{n:02}"), "v".repeat(length))).collect();
+            Settings { labels, ..Settings::default() }.check()
+        };
+        check(64, 20).unwrap();
+        check(1, 1_024).unwrap();
+        for (count, length) in [(65, 1), (64, 30), (1, 1_025)] {
+            assert!(check(count, length).unwrap_err().to_string().contains("label"), "{count} {length}");
+        }
     }
 }
