@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use logmesh_bus::NewRecord;
-use logmesh_types::{ByteRange, StreamId, TopicName};
+use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 
 /// The most ranges of rejected bytes that one book lists. Beyond, they are only counted, and the audit shows them as
 /// gaps: never the other way round.
@@ -22,12 +22,11 @@ pub struct Book {
     pub agent: String,
     /// The file's path, as last seen.
     pub path: String,
-    /// The bytes that are done (indexed, rejected or filtered): disjoint, not adjacent, by start. One range unless
-    /// something is missing.
-    pub done: Vec<ByteRange>,
+    /// The bytes that are done (indexed, rejected or filtered). One range unless something is missing.
+    pub done: Ranges,
     /// The bytes among them that went to the dead letters.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rejected: Vec<ByteRange>,
+    #[serde(default, skip_serializing_if = "Ranges::is_empty")]
+    pub rejected: Ranges,
     /// How many events went to the dead letters.
     #[serde(default)]
     pub rejected_events: u64,
@@ -55,8 +54,8 @@ impl Book {
             stream,
             agent: String::new(),
             path: String::new(),
-            done: Vec::new(),
-            rejected: Vec::new(),
+            done: Ranges::default(),
+            rejected: Ranges::default(),
             rejected_events: 0,
             left_out: 0,
         }
@@ -64,19 +63,20 @@ impl Book {
 
     /// The offset up to which everything from the first byte on is done: 0 if nothing is.
     pub fn watermark(&self) -> u64 {
-        self.done.first().map_or(0, |range| range.end)
+        self.done.as_slice().first().map_or(0, |range| range.end)
     }
 
     /// The first byte that was collected.
     pub fn start(&self) -> u64 {
-        self.done.first().map_or(0, |range| range.start)
+        self.done.as_slice().first().map_or(0, |range| range.start)
     }
 
     /// How the range stands to what is done.
     pub fn coverage(&self, range: ByteRange) -> Coverage {
         // The first range that ends after the start is the only one that can hold the start.
-        let at = self.done.partition_point(|done| done.end <= range.start);
-        match self.done.get(at) {
+        let done = self.done.as_slice();
+        let at = done.partition_point(|done| done.end <= range.start);
+        match done.get(at) {
             Some(done) if done.start <= range.start && range.end <= done.end => Coverage::Done,
             Some(done) if done.start < range.end => Coverage::Overlap,
             _ => Coverage::New,
@@ -85,7 +85,7 @@ impl Book {
 
     /// Books the range as done; false if the book is full and the range was left out.
     pub fn add(&mut self, range: ByteRange) -> bool {
-        let booked = insert(&mut self.done, range, MAX_DONE);
+        let booked = self.done.insert_within(range, MAX_DONE);
         self.left_out += u64::from(!booked);
         booked
     }
@@ -94,7 +94,7 @@ impl Book {
     pub fn reject(&mut self, range: ByteRange) {
         self.add(range);
         self.rejected_events += 1;
-        insert(&mut self.rejected, range, MAX_REJECTED);
+        self.rejected.insert_within(range, MAX_REJECTED);
     }
 
     /// The record of this book, for the topic [`TopicName::books`].
@@ -120,23 +120,6 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Adds a range to disjoint, sorted ranges and joins what touches; false if there would be more than `most`.
-fn insert(ranges: &mut Vec<ByteRange>, range: ByteRange, most: usize) -> bool {
-    if range.is_empty() {
-        return true;
-    }
-    let first = ranges.partition_point(|other| other.end < range.start);
-    let last = ranges.partition_point(|other| other.start <= range.end);
-    if first == last && ranges.len() >= most {
-        return false;
-    }
-    let joined = ranges[first..last]
-        .iter()
-        .fold(range, |joined, other| ByteRange::new(joined.start.min(other.start), joined.end.max(other.end)));
-    ranges.splice(first..last, [joined]);
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -154,7 +137,7 @@ mod tests {
     #[test]
     fn adjacent_ranges_become_one() {
         let book = book(&[(10, 20), (30, 40), (20, 30)]);
-        assert_eq!(book.done, [ByteRange::new(10, 40)]);
+        assert_eq!(book.done.as_slice(), [ByteRange::new(10, 40)]);
         assert_eq!((book.start(), book.watermark()), (10, 40));
     }
 
@@ -175,6 +158,11 @@ mod tests {
         original.reject(ByteRange::new(5, 9));
         assert_eq!(Book::decode(&topic, &original.encode().value).unwrap(), original);
         assert!(Book::decode(&topic, b"{}").is_err());
+        let text = String::from_utf8(original.encode().value.to_vec()).unwrap();
+        assert!(text.contains(r#""done":[{"start":0,"end":9}],"rejected":[{"start":5,"end":9}]"#), "{text}");
+        let touching =
+            text.replace(r#""done":[{"start":0,"end":9}]"#, r#""done":[{"start":5,"end":9},{"start":0,"end":5}]"#);
+        assert_eq!(Book::decode(&topic, touching.as_bytes()).unwrap(), original, "read as the set of its bytes");
     }
 
     #[test]
@@ -189,10 +177,13 @@ mod tests {
             book.reject(ByteRange::new(far + 10 * n, far + 10 * n + 5));
         }
         assert!(!book.add(ByteRange::new(0, 5)));
-        assert_eq!((book.done.len(), book.rejected.len(), book.left_out), (MAX_DONE, MAX_REJECTED, 1));
+        assert_eq!(
+            (book.done.as_slice().len(), book.rejected.as_slice().len(), book.left_out),
+            (MAX_DONE, MAX_REJECTED, 1)
+        );
         assert!(book.encode().value.len() < 2 << 20, "{}", book.encode().value.len());
         assert!(book.add(ByteRange::new(far + 5, far + 10)), "what fills a hole is booked");
-        assert_eq!(book.done.len(), MAX_DONE - 1);
+        assert_eq!(book.done.as_slice().len(), MAX_DONE - 1);
         assert!(book.add(ByteRange::new(0, 5)));
     }
 
@@ -209,7 +200,7 @@ mod tests {
                 let range = ByteRange::new(at as u64, at as u64 + 1);
                 prop_assert_eq!(book.coverage(range), if *done { Coverage::Done } else { Coverage::New });
             }
-            prop_assert!(book.done.windows(2).all(|pair| pair[0].end < pair[1].start));
+            prop_assert!(book.done.as_slice().windows(2).all(|pair| pair[0].end < pair[1].start));
         }
     }
 }

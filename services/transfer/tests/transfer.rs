@@ -155,7 +155,7 @@ async fn a_chunk_is_indexed_booked_and_committed() {
     assert_eq!(mesh.messages().await, ["one", "two"]);
     let books = mesh.books(at.partition).await;
     assert_eq!(books.len(), 1);
-    assert_eq!(books[0].done, [ByteRange::new(0, 8)]);
+    assert_eq!(books[0].done.as_slice(), [ByteRange::new(0, 8)]);
     assert_eq!((books[0].agent.as_str(), books[0].path.as_str()), ("web-1", "/var/log/app.log"));
     mesh.stop_transfer().await;
 }

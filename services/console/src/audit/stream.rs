@@ -126,8 +126,8 @@ fn expected(done: &Ranges, status: Option<&StreamStatus>) -> Ranges {
     bounds.into_iter().collect()
 }
 
-fn booked(entry: &Entry, part: impl FnOnce(&Book) -> &Vec<ByteRange>) -> Ranges {
-    entry.book.as_ref().map(|book| part(book).iter().copied().collect()).unwrap_or_default()
+fn booked(entry: &Entry, part: impl FnOnce(&Book) -> &Ranges) -> Ranges {
+    entry.book.as_ref().map(|book| part(book).clone()).unwrap_or_default()
 }
 
 /// Reads where the documents of a stream lie and compares that with what should be there.
