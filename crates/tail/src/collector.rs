@@ -128,6 +128,18 @@ struct Running {
     refused: usize,
 }
 
+/// Chunks of a stream that nobody reads any more.
+#[derive(Debug)]
+struct Draining {
+    /// The file's record.
+    record: u64,
+    /// The record has gone on to another generation: acks only make the number of its bytes on their way less.
+    former: bool,
+    /// The stream's first byte to collect.
+    start: u64,
+    flight: Flight,
+}
+
 /// Follows files. See the module's text.
 #[derive(Debug)]
 pub struct Collector {
@@ -143,8 +155,7 @@ pub struct Collector {
     by_key: HashMap<FileKey, u64>,
     by_path: HashMap<PathBuf, u64>,
     by_stream: HashMap<StreamId, u64>,
-    /// Chunks of streams that nobody reads any more, with the record that their acks still concern.
-    draining: HashMap<StreamId, (Option<u64>, Flight)>,
+    draining: HashMap<StreamId, Draining>,
     /// Records of files that aren't followed.
     dormant: HashMap<u64, Record>,
     dormant_by_inode: HashMap<u64, Vec<u64>>,
@@ -165,6 +176,8 @@ pub struct Collector {
     hints_at: Instant,
     /// Records of files that aren't found by a glob are looked for in the next scan.
     search: bool,
+    /// The state was lost: what the first scan finds was followed already, perhaps, and is read from its start.
+    state_lost: bool,
     state_error: Option<String>,
     /// The last commit failed: the next isn't tried before `commit_at`.
     commit_failed: bool,
@@ -212,6 +225,7 @@ impl Collector {
             last_scan: None,
             hints_at: now,
             search: true,
+            state_lost: message.is_some(),
             state_error: message,
             commit_failed: false,
             totals: Totals::default(),
@@ -222,7 +236,9 @@ impl Collector {
         let seen_at_least = UnixNanos::now().0.saturating_sub(grace.as_nanos() as i64);
         for record in loaded.records {
             let seen = UnixNanos(record.seen.0.max(seen_at_least));
-            collector.put_to_sleep(Record { seen, ..record });
+            let mut record = Record { seen, ..record };
+            collector.count_former(&mut record);
+            collector.put_to_sleep(record);
         }
         Ok(collector)
     }
@@ -319,15 +335,39 @@ impl Collector {
                     self.check_end(number, now);
                 }
             }
-        } else if let Some((record, flight)) = self.draining.get_mut(&stream) {
-            let (record, (bytes, chunks, reached)) = (*record, flight.ack(end));
-            if flight.sent.is_empty() {
+        } else if let Some(draining) = self.draining.get_mut(&stream) {
+            let (number, former) = (draining.record, draining.former);
+            let (bytes, chunks, reached) = draining.flight.ack(end);
+            if draining.flight.sent.is_empty() {
                 self.draining.remove(&stream);
             }
             self.settle(bytes, chunks);
-            if let (Some(number), Some((offset, guard))) = (record, reached) {
-                self.ack_dormant(number, offset, guard);
+            match reached {
+                Some(_) if former => self.ack_former(number, bytes, now),
+                Some((offset, guard)) => self.ack_dormant(number, offset, guard),
+                None => {}
             }
+        }
+    }
+
+    fn ack_former(&mut self, number: u64, bytes: u64, now: Instant) {
+        let live = self.files.get_mut(&number).map(|file| &mut file.record);
+        if let Some(record) = live.or_else(|| self.dormant.get_mut(&number)) {
+            record.former = record.former.saturating_sub(bytes);
+            self.dirty.insert(number);
+            self.check_end(number, now);
+        }
+    }
+
+    /// What was on its way of a former generation when the process ended can't be read again.
+    fn count_former(&mut self, record: &mut Record) {
+        let lost = std::mem::take(&mut record.former);
+        if lost > 0 {
+            let path = record.path.display();
+            tracing::error!(%path, lost, "file was truncated, and the process ended before its former bytes were acked: they may be lost");
+            record.lost_bytes += lost;
+            self.totals.lost_bytes += lost;
+            self.dirty.insert(record.number);
         }
     }
 
@@ -379,7 +419,7 @@ impl Collector {
             self.enqueue_stream(stream);
         }
         let files = self.files.values_mut().map(|file| &mut file.flight);
-        let flights = files.chain(self.draining.values_mut().map(|(_, flight)| flight));
+        let flights = files.chain(self.draining.values_mut().map(|draining| &mut draining.flight));
         self.resend.clear();
         for flight in flights {
             flight.rejected_at = None;
@@ -489,7 +529,7 @@ impl Collector {
     fn flight_mut(&mut self, stream: StreamId) -> Option<&mut Flight> {
         match self.by_stream.get(&stream) {
             Some(number) => self.files.get_mut(number).map(|file| &mut file.flight),
-            None => self.draining.get_mut(&stream).map(|(_, flight)| flight),
+            None => self.draining.get_mut(&stream).map(|draining| &mut draining.flight),
         }
     }
 

@@ -27,6 +27,13 @@ const PACED_BYTES: u64 = 64 * 1024;
 /// How far back the start of the last line is sought when a file is read from its end.
 const LAST_LINE_BYTES: u64 = 64 * 1024;
 
+/// A chunk has at most so many bytes, unless its only event is longer. With its lengths and labels it then stays below
+/// 1 MiB, where the embedded bus, which rounds values up to powers of two, would take 2 MiB to keep it.
+const FULL_CHUNK_BYTES: u64 = 960 << 10;
+
+/// The steps in which the bound on what may have been sent is raised: a commit for so many bytes costs little.
+const SENT_STEP: u64 = 16 << 20;
+
 /// A chunk that isn't acked, and the guard for its end.
 #[derive(Debug)]
 pub(crate) struct Sent {
@@ -193,6 +200,15 @@ impl Followed {
         Ok(true)
     }
 
+    /// Raises the bound on what may have been sent, where the next chunk may pass it.
+    pub(crate) fn note_sending(&mut self) {
+        let next = self.read + MAX_EVENT_BYTES as u64;
+        if self.record.sent_to.is_none_or(|bound| bound < next) {
+            self.record.sent_to = Some(self.read + SENT_STEP);
+            self.durable = false;
+        }
+    }
+
     /// True if the file still begins as it did.
     pub(crate) fn has_head(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
@@ -241,6 +257,8 @@ impl Followed {
         self.record.epoch = self.record.epoch.wrapping_add(1);
         self.record.lost_bytes += lost;
         (self.record.start, self.record.acked, self.record.size) = (0, 0, 0);
+        self.record.former += self.flight.sent.iter().map(|sent| sent.chunk.range.len()).sum::<u64>();
+        self.record.sent_to = Some(0);
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
@@ -295,7 +313,7 @@ impl Followed {
         let full = available.min(MAX_EVENT_BYTES as u64);
         let allowed = full.min(limits.credit);
         // A slow pace needn't read a whole chunk to take its first lines; a long event still gets its due.
-        let paced = allowed.min(limits.bytes.max(PACED_BYTES));
+        let paced = allowed.min(limits.bytes.max(PACED_BYTES)).min(FULL_CHUNK_BYTES);
         let mut turn = self.frame_from(&self.read_ahead(file, paced)?, cut, limits);
         if matches!(turn, Turn::Nothing) && paced < allowed {
             turn = self.frame_from(&self.read_ahead(file, allowed)?, cut, limits);
@@ -329,7 +347,7 @@ impl Followed {
         }
         let end = if cut == Some(self.read + data.len() as u64) { End::Cut } else { End::Open };
         let room = Room {
-            bytes: usize::try_from(limits.bytes).unwrap_or(usize::MAX),
+            bytes: limits.bytes.min(FULL_CHUNK_BYTES) as usize,
             events: limits.lines.min(MAX_CHUNK_EVENTS as u64) as usize,
         };
         let framed = frame(&self.framing, &data, end, room);

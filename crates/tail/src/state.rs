@@ -117,6 +117,18 @@ pub(crate) struct Record {
     pub cuts: Vec<u64>,
     pub assignment: Assignment,
     pub lost_bytes: u64,
+    /// Bytes that weren't read when the file couldn't be found any more: lost, unless it's found again.
+    #[serde(default)]
+    pub missing: u64,
+    /// Bytes of former generations that are on their way: lost, if the process ends before they're acked.
+    #[serde(default)]
+    pub former: u64,
+    /// All that was ever sent of it lies before this, on disk before it's sent. `None`: not known.
+    #[serde(default)]
+    pub sent_to: Option<u64>,
+    /// The same to the byte, known to the process that sent it.
+    #[serde(skip)]
+    pub framed_to: Option<u64>,
     /// When it was last known to exist.
     pub seen: UnixNanos,
 }
@@ -338,6 +350,10 @@ mod tests {
                 service: None,
             },
             lost_bytes: 0,
+            missing: 1,
+            former: 2,
+            sent_to: Some(11),
+            framed_to: None,
             seen: UnixNanos(5),
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use logmesh_types::UnixNanos;
 
-use super::{Collector, Running};
+use super::{Collector, Draining, Running};
 use crate::follow::{Flight, Followed, Tail};
 use crate::framing::Framing;
 use crate::pathguard::{FileKey, Meta, Opened, Refusal, meta_at, meta_of, real_path};
@@ -55,6 +55,7 @@ impl Collector {
                 self.batch.scanned.push(key);
             }
         }
+        self.state_lost = false;
         self.expire();
         for file in self.files.values() {
             walk.folders.extend(file.names.iter().filter_map(|name| name.parent()).map(Path::to_owned));
@@ -78,7 +79,7 @@ impl Collector {
             let compiled = &running.compiled;
             for glob in &compiled.globs {
                 let first = !self.scanned.contains(&(compiled.rule.name.to_string(), glob.as_str().to_owned()));
-                let from_end = compiled.rule.start_at == StartAt::End && first;
+                let from_end = compiled.rule.start_at == StartAt::End && first && !self.state_lost;
                 for root in self.guard.roots_for(glob) {
                     walk.run(glob, &root, &mut |folder| self.watcher.watch(folder), &mut |path| {
                         if compiled.excludes(&path) {
@@ -205,7 +206,7 @@ impl Collector {
         let resumed = self.wake_up(opened.meta.key);
         let is_new = resumed.is_none();
         let mut record = match resumed {
-            Some(record) => Record { key: opened.meta.key, path: path.to_owned(), ..record },
+            Some(record) => Record { key: opened.meta.key, path: path.to_owned(), missing: 0, ..record },
             None => self.new_record(&opened, path, rule, from_end)?,
         };
         // A rule that owned the file under its former name keeps it.
@@ -216,6 +217,9 @@ impl Collector {
         });
         let framing = Framing::new(&record.assignment.framing).unwrap_or(Framing::Lines);
         let number = record.number;
+        // What was sent before a crash lay in the file, so before its present end.
+        let bound = record.sent_to.map_or(opened.meta.size, |bound| bound.min(opened.meta.size));
+        let framed_to = record.framed_to.take().unwrap_or(if is_new { record.acked } else { bound });
         let size_before = std::mem::replace(&mut record.size, opened.meta.size);
         let file = Followed {
             stream: Followed::stream_of(&self.settings.agent, &record),
@@ -226,8 +230,7 @@ impl Collector {
             file: None,
             real: opened.real.clone(),
             read: record.acked,
-            // What was sent before a crash lay in the file, so before its present end.
-            framed_to: if is_new { record.acked } else { opened.meta.size },
+            framed_to,
             tail: Tail::EMPTY,
             back_to: None,
             flight: Flight::default(),
@@ -257,6 +260,7 @@ impl Collector {
         // Now, so that the heads of many new files are made durable by one commit. An error comes again at its turn.
         if let Some(file) = self.files.get_mut(&number) {
             file.note_head().ok();
+            file.note_sending();
         }
         self.dirty.insert(number);
         self.enqueue(number);
@@ -271,7 +275,7 @@ impl Collector {
     /// Sets the read position: after what is on its way, or at the acked offset, if the file still is what it was.
     fn position(&mut self, number: u64, size_before: u64, now: Instant) {
         let Some(file) = self.files.get_mut(&number) else { return };
-        let flight = self.draining.remove(&file.stream).map(|(_, flight)| flight).unwrap_or_default();
+        let flight = self.draining.remove(&file.stream).map(|draining| draining.flight).unwrap_or_default();
         let (offset, guard) = match flight.sent.back() {
             Some(sent) => (sent.chunk.range.end, sent.guard),
             None => (file.record.acked, file.record.guard),
@@ -306,6 +310,10 @@ impl Collector {
             cuts: Vec::new(),
             assignment: self.rules[rule].assignment(),
             lost_bytes: 0,
+            missing: 0,
+            former: 0,
+            sent_to: None,
+            framed_to: None,
             seen: UnixNanos::now(),
         };
         // The same inode and birth on two file systems: the later one gets a birth of its own.
@@ -403,17 +411,27 @@ impl Collector {
         }
     }
 
-    /// A file that wasn't open is gone for good; what wasn't read of it is lost.
+    /// A file that wasn't open is gone; what wasn't read of it is lost.
     fn lose(&mut self, number: u64, now: Instant) {
-        if let Some(file) = self.files.get(&number) {
-            let lost = if file.binary { 0 } else { file.unread() };
-            self.totals.lost_bytes += lost;
-            if lost > 0 {
-                let path = file.record.path.display();
-                tracing::error!(%path, lost, from = file.read, "file is gone before its last bytes were read: they are lost");
-            }
-        }
         self.release(number, now);
+        self.miss(number);
+    }
+
+    /// Counts what wasn't read of a file that can't be found. It's taken back if the file is found after all.
+    fn miss(&mut self, number: u64) {
+        let Some(record) = self.dormant.get_mut(&number) else { return };
+        let stream = Followed::stream_of(&self.settings.agent, record);
+        let on_its_way = self.draining.get(&stream).and_then(|draining| draining.flight.sent.back());
+        let read = on_its_way.map_or(record.acked, |sent| sent.chunk.range.end);
+        let lost = record.size.saturating_sub(read);
+        if lost > record.missing {
+            let path = record.path.display();
+            tracing::error!(%path, lost, from = read, "file is gone before its last bytes were read: they are lost");
+            self.totals.lost_bytes += lost - record.missing;
+            record.missing = lost;
+            self.changes += 1;
+            self.dirty.insert(number);
+        }
     }
 
     /// Looks for files that have a record and that no glob found: renamed while nobody watched.
@@ -426,8 +444,11 @@ impl Collector {
             };
             let Some(folder) = record.path.parent() else { continue };
             let names = folders.entry(folder.to_owned()).or_insert_with(|| inodes_in(folder));
-            let Some(path) = names.get(&record.key.inode).cloned() else { continue };
             let key = record.key;
+            let Some(path) = names.get(&key.inode).cloned() else {
+                self.miss(number);
+                continue;
+            };
             if meta_at(&path).is_ok_and(|meta| meta.key == key)
                 && let Ok(opened) = self.guard.open(&path)
                 && opened.meta.key == key
@@ -455,7 +476,7 @@ impl Collector {
     pub(super) fn release(&mut self, number: u64, _now: Instant) {
         let Some((mut record, stream, flight, binary)) = self.unfollow(number) else { return };
         if !flight.sent.is_empty() {
-            self.draining.insert(stream, (Some(number), flight));
+            self.draining.insert(stream, Draining { record: number, former: false, start: record.start, flight });
         }
         if !binary {
             record.seen = UnixNanos::now();
@@ -482,7 +503,8 @@ impl Collector {
         if let Some(at) = file.timer {
             self.timers.remove(&(at, number));
         }
-        Some((file.record, file.stream, file.flight, file.binary))
+        let record = Record { framed_to: Some(file.framed_to), ..file.record };
+        Some((record, file.stream, file.flight, file.binary))
     }
 }
 

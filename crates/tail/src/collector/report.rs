@@ -4,30 +4,53 @@ use logmesh_types::RuleName;
 
 use super::Collector;
 use crate::follow::{Flight, Followed};
+use crate::state::Record;
 use crate::status::{FileState, FileStatus, RuleStatus, Totals};
 
 impl Collector {
-    /// Each stream that is followed, and those whose last chunks aren't acked yet.
+    /// Each stream that is followed, those whose last chunks aren't acked yet, and files that are gone with a loss.
     pub fn status(&self) -> Vec<FileStatus> {
         let files = self.files.values().filter(|file| !file.binary).map(status_of);
-        let draining = self.draining.iter().filter_map(|(stream, (_, flight))| {
+        let draining = self.draining.iter().filter_map(|(stream, draining)| {
+            let flight = &draining.flight;
+            let of_record = self.dormant.get(&draining.record).filter(|_| !draining.former);
             let (first, last) = (flight.sent.front()?, flight.sent.back()?);
             Some(FileStatus {
                 stream: *stream,
                 path: first.chunk.source.path.clone().into(),
                 rule: first.chunk.source.rule.clone(),
                 topic: first.chunk.source.topic.clone(),
-                start: 0,
+                start: draining.start,
                 size: last.chunk.range.end,
                 read: last.chunk.range.end,
                 acked: first.chunk.range.start,
                 waiting_since: Some(first.chunk.read_time),
                 state: state_of(flight, true, false),
                 error: flight.error.clone(),
-                lost_bytes: 0,
+                lost_bytes: of_record.map_or(0, lost_of),
             })
         });
-        files.chain(draining).collect()
+        let lost = self.dormant.values().filter(|record| lost_of(record) > 0).map(|record| self.status_of_lost(record));
+        let lost = lost.filter(|status| !self.draining.contains_key(&status.stream));
+        files.chain(draining).chain(lost).collect()
+    }
+
+    /// Nothing more comes of a file that is gone: it ends where it is acked.
+    fn status_of_lost(&self, record: &Record) -> FileStatus {
+        FileStatus {
+            stream: Followed::stream_of(&self.settings.agent, record),
+            path: record.path.clone(),
+            rule: record.assignment.rule.clone(),
+            topic: record.assignment.topic.clone(),
+            start: record.start,
+            size: record.acked,
+            read: record.acked,
+            acked: record.acked,
+            waiting_since: None,
+            state: FileState::Draining,
+            error: None,
+            lost_bytes: lost_of(record),
+        }
     }
 
     /// Each rule that runs.
@@ -77,6 +100,10 @@ impl Collector {
     pub fn state_error(&self) -> Option<&str> {
         self.state_error.as_deref()
     }
+}
+
+fn lost_of(record: &Record) -> u64 {
+    record.lost_bytes + record.missing
 }
 
 fn status_of(file: &Followed) -> FileStatus {

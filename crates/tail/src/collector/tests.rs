@@ -639,3 +639,159 @@ fn without_rules_it_sleeps() {
     }
     assert!(rounds < 20, "it woke {rounds} times for nothing");
 }
+
+#[test]
+fn what_drains_keeps_its_start() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "old\n");
+    bench.rules = vec![TailRule { start_at: StartAt::End, ..rule(bench.dir.path(), "e", "*.log") }];
+    bench.apply();
+    assert_eq!(bench.take(), []);
+    bench.append("a.log", "new\n");
+    bench.poll().unwrap();
+    bench.rules.clear();
+    bench.apply();
+    let status = bench.status("a.log");
+    assert_eq!((status.start, status.acked, status.size), (4, 4, 8));
+}
+
+#[test]
+fn what_was_deleted_unread_is_told_until_it_is_found_again() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\n");
+    bench.append("b.log", "b\n");
+    assert_eq!(bench.take().len(), 2);
+    bench.append("a.log", "two\n");
+    let sent = bench.drain();
+    assert_eq!(sent.len(), 1);
+    bench.pass(Duration::from_secs(1));
+    bench.poll();
+    bench.collector = None;
+    let elsewhere = bench.dir.path().join("elsewhere");
+    std::fs::rename(bench.path("a.log"), &elsewhere).unwrap();
+    std::fs::remove_file(bench.path("b.log")).unwrap();
+    bench.restart();
+    bench.poll();
+    let status = bench.status("a.log");
+    assert_eq!(
+        (status.stream, status.lost_bytes, status.lag(), status.state),
+        (sent[0].stream, 4, 0, FileState::Draining)
+    );
+    assert_eq!(bench.it().totals().lost_bytes, 4, "and nothing of b.log, which was read");
+    bench.restart();
+    bench.poll();
+    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (4, 0), "it is counted once");
+    std::fs::rename(&elsewhere, bench.path("a.log")).unwrap();
+    bench.scan();
+    assert_eq!(bench.take(), texts(&[(4, "two\n")]));
+    assert_eq!(bench.status("a.log").lost_bytes, 0);
+}
+
+#[test]
+fn a_closed_file_that_is_deleted_unread_is_told() {
+    let mut bench = Bench::with("*.log", |settings| settings.max_open_files = 1);
+    bench.append("a.log", "one\n");
+    assert_eq!(bench.take().len(), 1);
+    bench.append("a.log", "begun");
+    bench.take();
+    bench.append("b.log", "b\n");
+    assert_eq!(bench.take().len(), 1);
+    std::fs::remove_file(bench.path("a.log")).unwrap();
+    bench.scan();
+    bench.take();
+    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (5, 5));
+}
+
+#[test]
+fn unacked_bytes_of_a_truncated_file_are_lost_by_a_crash() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\ntwo\n");
+    let before = bench.poll().unwrap();
+    std::fs::write(bench.path("a.log"), "x\n").unwrap();
+    let after = bench.poll().unwrap();
+    assert_eq!(after.range.start, 0);
+    bench.restart();
+    bench.poll().unwrap();
+    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (8, 8));
+    bench.restart();
+    let again = bench.poll().unwrap();
+    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (8, 0), "it is counted once");
+    bench.ack(&again);
+    // What is acked in time isn't lost.
+    std::fs::write(bench.path("a.log"), "").unwrap();
+    bench.drain();
+    bench.append("a.log", "yyyy\n");
+    let sent = bench.drain();
+    std::fs::write(bench.path("a.log"), "z\n").unwrap();
+    assert_eq!((sent.len(), bench.drain().len()), (1, 1));
+    sent.iter().for_each(|chunk| bench.ack(chunk));
+    bench.poll();
+    bench.restart();
+    bench.poll();
+    assert_eq!((before.range.len(), bench.status("a.log").lost_bytes), (8, 8));
+}
+
+#[test]
+fn with_a_lost_state_files_are_read_from_their_beginning() {
+    let mut bench = Bench::new("*.log");
+    bench.rules = vec![TailRule { start_at: StartAt::End, ..rule(bench.dir.path(), "e", "*.log") }];
+    bench.apply();
+    bench.poll();
+    bench.append("a.log", "one\n");
+    assert_eq!(bench.take().len(), 1);
+    bench.collector = None;
+    std::fs::write(bench.dir.path().join("state/tail.redb"), "not a database".repeat(1000)).unwrap();
+    bench.append("a.log", "two\n");
+    bench.restart();
+    assert_eq!(bench.take(), texts(&[(0, "one\ntwo\n")]));
+    // Later rules begin at the end again.
+    bench.pass(Duration::from_secs(1));
+    std::fs::write(bench.path("b.txt"), "old\n").unwrap();
+    bench.poll();
+    let dir = bench.dir.path().to_owned();
+    bench.rules.push(TailRule { start_at: StartAt::End, ..rule(&dir, "f", "*.txt") });
+    bench.apply();
+    assert_eq!(bench.take(), []);
+}
+
+#[test]
+fn a_file_that_goes_to_another_rule_goes_to_its_topic() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "1\n");
+    bench.take();
+    let other = TailRule { topic: "other".parse().unwrap(), ..rule(bench.dir.path(), "b", "*.log") };
+    bench.rules.clear();
+    bench.apply();
+    bench.append("a.log", "2\n");
+    bench.rules.push(other);
+    bench.apply();
+    let chunk = bench.poll().unwrap();
+    assert_eq!((chunk.range.start, chunk.source.topic.as_str()), (2, "other"));
+}
+
+#[test]
+fn after_a_restart_only_what_may_have_been_sent_goes_to_the_former_topic() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", &"0123456789abcde\n".repeat(20 << 16));
+    let first = bench.poll().unwrap();
+    bench.ack(&first);
+    bench.poll();
+    bench.rules[0].topic = "other".parse().unwrap();
+    bench.restart();
+    let mut ends = HashMap::new();
+    while let Some(chunk) = bench.poll() {
+        bench.ack(&chunk);
+        ends.insert(chunk.source.topic.as_str().to_owned(), chunk.range.end);
+    }
+    assert!((16 << 20..18 << 20).contains(&ends["t"]), "{ends:?}");
+    assert_eq!(ends["other"], 20 << 20);
+}
+
+#[test]
+fn chunks_leave_room_for_what_is_stored_with_them() {
+    let mut bench = Bench::new("*.log");
+    let long = format!("{}\n", "x".repeat(1_000_000));
+    bench.append("a.log", &format!("{}{long}{}", format!("{}\n", "l".repeat(63)).repeat(1 << 14), "short\n".repeat(9)));
+    let lengths: Vec<u64> = bench.drain().iter().map(|chunk| chunk.range.len()).collect();
+    assert_eq!(lengths, [960 << 10, 64 << 10, long.len() as u64, 54]);
+}

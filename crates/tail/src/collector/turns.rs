@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use logmesh_types::UnixNanos;
 
-use super::Collector;
+use super::{Collector, Draining};
 use crate::chunk::Chunk;
 use crate::follow::{Limits, Turn};
 use crate::pathguard::meta_of;
@@ -124,6 +124,7 @@ impl Collector {
             Err(error) => return self.failed(number, &error, now),
         }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
+        file.note_sending();
         if !file.durable {
             self.dirty.insert(number);
             if !self.make_durable(now) {
@@ -185,6 +186,8 @@ impl Collector {
             file.grown = now;
             file.record.size = meta.size;
             self.changes += 1;
+            // So that what isn't read can be counted, if it's gone after a crash.
+            self.dirty.insert(number);
         }
         if file.unread() > 0 && file.unread_since.is_none() {
             file.unread_since = Some(UnixNanos::now());
@@ -195,6 +198,7 @@ impl Collector {
     /// The file's bytes are others than before: from here on it is another stream.
     pub(super) fn begin_generation(&mut self, number: u64, why: &str, now: Instant) {
         let Some(file) = self.files.get_mut(&number) else { return };
+        let start = file.record.start;
         let (old, flight, lost) = file.next_generation(&self.settings.agent);
         let path = file.record.path.display();
         if lost > 0 {
@@ -206,7 +210,7 @@ impl Collector {
         self.by_stream.remove(&old);
         self.by_stream.insert(file.stream, number);
         if !flight.sent.is_empty() {
-            self.draining.insert(old, (None, flight));
+            self.draining.insert(old, Draining { record: number, former: true, start, flight });
         }
         self.totals.truncations += 1;
         self.totals.lost_bytes += lost;
@@ -334,7 +338,7 @@ impl Collector {
     /// Lets go of a file that is gone, when all of it is acked.
     pub(super) fn check_end(&mut self, number: u64, now: Instant) {
         let Some(file) = self.files.get(&number) else { return };
-        if !(file.deleted || file.away) || file.unread() > 0 || !file.flight.sent.is_empty() {
+        if !(file.deleted || file.away) || file.unread() > 0 || !file.flight.sent.is_empty() || file.record.former > 0 {
             return;
         }
         let meta = file.file.as_ref().and_then(|handle| meta_of(handle).ok());
@@ -345,7 +349,9 @@ impl Collector {
         let idle = now.saturating_duration_since(file.grown);
         if file.deleted && idle >= DELETED_GRACE {
             // Its name is gone; if it has another, it may be found again by that.
-            if meta.is_some_and(|meta| meta.links == 0) { self.forget(number) } else { self.release(number, now) }
+            // What was lost of it is told for as long as its record is kept.
+            let forget = meta.is_some_and(|meta| meta.links == 0) && file.record.lost_bytes == 0;
+            if forget { self.forget(number) } else { self.release(number, now) }
         } else if file.away && !file.deleted && idle >= self.settings.away_after {
             self.release(number, now);
         } else {
