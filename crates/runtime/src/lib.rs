@@ -4,6 +4,7 @@
 //! Nothing here knows a service, gRPC or a backend.
 
 pub mod admin;
+pub mod files;
 pub mod listen;
 pub mod readiness;
 pub mod retry;

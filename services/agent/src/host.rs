@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::Context;
+use logmesh_runtime::files;
 use logmesh_types::AgentId;
 
 use crate::settings::Settings;
@@ -58,11 +59,12 @@ fn derived_id(machine_id: &Path, state_dir: &Path) -> anyhow::Result<AgentId> {
     if text.is_empty() || text == "uninitialized" {
         let path = state_dir.join("agent-id");
         text = match std::fs::read_to_string(&path) {
-            Ok(kept) => kept,
-            Err(_) => {
+            // An empty one was never kept: all agents with it would share one id.
+            Ok(kept) if !kept.trim().is_empty() => kept,
+            _ => {
                 let drawn = random_text()?;
                 std::fs::create_dir_all(state_dir)
-                    .and_then(|()| std::fs::write(&path, &drawn))
+                    .and_then(|()| files::replace(&path, drawn.as_bytes()))
                     .with_context(|| format!("cannot keep the agent's id in {}", path.display()))?;
                 drawn
             }

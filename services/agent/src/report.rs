@@ -10,6 +10,8 @@ use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
 use logmesh_tail::{FileState, FileStatus};
 use metrics::{counter, gauge};
+use prost::Message;
+use tonic::{Code, Status};
 
 use crate::centre::{Link, View};
 use crate::collect::{Handle, Snapshot};
@@ -24,8 +26,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Streams in one message: it stays well below 4 MiB with paths of usual length.
-const MAX_STREAMS: usize = 4096;
+/// Bytes of one message at most: well below what the centre decodes.
+const PART_BYTES: usize = 2 << 20;
+
+/// What an entry costs beyond its own bytes: its tag and its length.
+const ENTRY_BYTES: usize = 8;
+
+/// Streams that are taken back one by one; when more are gone a full report is shorter.
+const MAX_REMOVED: usize = 4096;
 
 /// See the module.
 pub(crate) struct Reporter {
@@ -59,7 +67,14 @@ impl Reporter {
             if let Some(current) = current
                 && let Err(error) = self.report(&current, snapshot).await
             {
-                tracing::debug!(error = format!("{error:#}"), "the report was not taken; all is told again");
+                let refused = error.downcast_ref::<Status>().is_some_and(|status| status.code() == Code::OutOfRange);
+                match refused {
+                    // The same will be refused again: somebody must know.
+                    true => tracing::warn!(error = format!("{error:#}"), "the centre refuses the report"),
+                    false => {
+                        tracing::debug!(error = format!("{error:#}"), "the report was not taken; all is told again")
+                    }
+                }
                 self.told = Told::default();
             }
             tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(PAUSE) => {} }
@@ -82,7 +97,7 @@ impl Reporter {
         let removed: Vec<String> = self.told.streams.keys().filter(|id| !streams.contains_key(*id)).cloned().collect();
         // A rule that is no more isn't named by a delta: only a full report lets it go.
         let full = self.told.link != link.number
-            || removed.len() > MAX_STREAMS
+            || removed.len() > MAX_REMOVED
             || self.told.rules.keys().any(|name| !rules.contains_key(name));
         if full {
             self.told = Told::default();
@@ -106,33 +121,47 @@ impl Reporter {
         removed: Vec<String>,
     ) -> anyhow::Result<bool> {
         let mut client = AgentConfigServiceClient::new(link.channel.clone());
-        let mut request = ReportStatusRequest {
+        let first = ReportStatusRequest {
             agent_id: self.identity.id.to_string(),
             session: self.identity.session.clone(),
             full,
-            rules,
-            streams: Vec::new(),
             removed_streams: removed,
+            ..Default::default()
         };
-        let mut parts = streams.chunks(MAX_STREAMS);
-        let mut part = parts.next();
-        loop {
-            request.streams = part.map(<[StreamStatus]>::to_vec).unwrap_or_default();
-            let next = ReportStatusRequest {
-                agent_id: request.agent_id.clone(),
-                session: request.session.clone(),
-                ..ReportStatusRequest::default()
-            };
-            let answer = client.report_status(std::mem::replace(&mut request, next));
-            if tokio::time::timeout(ANSWER_TIMEOUT, answer).await??.into_inner().want_full {
+        for part in parts(first, rules, streams) {
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.report_status(part));
+            if answer.await??.into_inner().want_full {
                 return Ok(true);
             }
-            part = parts.next();
-            if part.is_none() {
-                return Ok(false);
-            }
         }
+        Ok(false)
     }
+}
+
+/// The report in messages of at most [`PART_BYTES`], unless one entry alone is larger. What comes after the first adds to
+/// it.
+fn parts(first: ReportStatusRequest, rules: Vec<RuleStatus>, streams: Vec<StreamStatus>) -> Vec<ReportStatusRequest> {
+    let more =
+        ReportStatusRequest { agent_id: first.agent_id.clone(), session: first.session.clone(), ..Default::default() };
+    let mut size = first.encoded_len();
+    let (mut parts, mut part) = (Vec::new(), first);
+    let mut room = |bytes: usize, part: &mut ReportStatusRequest| {
+        if size + bytes > PART_BYTES {
+            parts.push(std::mem::replace(part, more.clone()));
+            size = more.encoded_len();
+        }
+        size += bytes;
+    };
+    for rule in rules {
+        room(rule.encoded_len() + ENTRY_BYTES, &mut part);
+        part.rules.push(rule);
+    }
+    for stream in streams {
+        room(stream.encoded_len() + ENTRY_BYTES, &mut part);
+        part.streams.push(stream);
+    }
+    parts.push(part);
+    parts
 }
 
 /// The values that aren't the same in `before`.
@@ -209,4 +238,25 @@ fn measure(snapshot: &Snapshot) {
     counter!("logmesh_agent_lost_bytes").absolute(totals.lost_bytes);
     counter!("logmesh_agent_truncations").absolute(totals.truncations);
     counter!("logmesh_agent_state_commits").absolute(totals.commits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_report_is_cut_and_whole() {
+        let stream = |number: usize| StreamStatus {
+            stream_id: format!("{number:032x}"),
+            path: format!("/{}", "x".repeat(4_000)),
+            ..Default::default()
+        };
+        let first = ReportStatusRequest { agent_id: "a".into(), full: true, ..Default::default() };
+        let streams: Vec<StreamStatus> = (0..2_000).map(stream).collect();
+        let parts = parts(first, vec![RuleStatus::default()], streams.clone());
+        assert!(parts.len() > 3 && parts.iter().all(|part| part.encoded_len() <= PART_BYTES));
+        assert!(parts.iter().enumerate().all(|(place, part)| part.full == (place == 0) && part.agent_id == "a"));
+        assert_eq!(parts.iter().flat_map(|part| part.streams.clone()).collect::<Vec<_>>(), streams);
+        assert_eq!(parts.iter().map(|part| part.rules.len()).sum::<usize>(), 1);
+    }
 }

@@ -5,14 +5,13 @@
 //! what was collected before; it's checked against the host's own settings again like any other.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::fleet::v1::{Delta, RuleError, RuleState};
 use logmesh_rules::{Pace, RuleSpec, StartAt, Violations};
+use logmesh_runtime::files;
 use logmesh_tail::{FramingSpec, TailRule};
 use logmesh_types::UnixNanos;
 use serde::{Deserialize, Serialize};
@@ -145,18 +144,7 @@ impl Rules {
         if std::fs::read(&self.path).is_ok_and(|before| before == text) {
             return Ok(());
         }
-        let new = self.path.with_extension("json.new");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)?;
-            match self.path.parent() {
-                Some(folder) => File::open(folder)?.sync_all(),
-                None => Ok(()),
-            }
-        };
-        write().with_context(|| format!("cannot keep the rules in {}", self.path.display()))
+        files::replace(&self.path, &text).with_context(|| format!("cannot keep the rules in {}", self.path.display()))
     }
 }
 

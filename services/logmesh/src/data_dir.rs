@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use logmesh_runtime::files;
 use rustix::fs::{FlockOperation, flock};
 
 /// The layout that this build reads and writes. A change that an older build would misread raises it.
@@ -55,7 +56,7 @@ impl DataDir {
                 other => failed(other.into()),
             });
         }
-        write_durably(&path, "version", VERSION.as_bytes()).map_err(failed)?;
+        files::replace(&path.join("version"), VERSION.as_bytes()).map_err(failed)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -66,7 +67,8 @@ impl DataDir {
 
     /// Replaces a small file, whole or not at all.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
-        write_durably(&self.path, name, content).map_err(|source| DataDirError::Io { path: self.path.clone(), source })
+        files::replace(&self.path.join(name), content)
+            .map_err(|source| DataDirError::Io { path: self.path.clone(), source })
     }
 }
 
@@ -86,14 +88,6 @@ fn check_version(path: &Path) -> Result<(), DataDirError> {
         }
         Err(source) => Err(DataDirError::Io { path: path.to_owned(), source }),
     }
-}
-
-fn write_durably(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let temporary = folder.join(format!("{name}.new"));
-    std::fs::write(&temporary, content)?;
-    File::open(&temporary)?.sync_all()?;
-    std::fs::rename(&temporary, folder.join(name))?;
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
