@@ -68,6 +68,8 @@ pub fn init(settings: &Settings) -> anyhow::Result<MetricsHandle> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would be said on stderr, and where that is what failed (`2>&1 | head`), saying it panics.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match settings.format {
         Format::Text => builder.try_init(),
