@@ -14,8 +14,8 @@ pub use channel::{AddressError, channel};
 pub use routes::Routes;
 pub use server::{ServeError, serve};
 pub use status::{
-    FieldViolation, aborted, already_exists, describe, failed_precondition, internal, invalid_argument, not_found,
-    permission_denied, reason, resource_exhausted, unavailable,
+    FieldViolation, aborted, already_exists, bad_field, describe, failed_precondition, internal, invalid_argument,
+    not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
 };
 
 #[cfg(test)]

@@ -49,23 +49,14 @@ impl Routes {
         self
     }
 
-    /// Adds a generated server that serves only while this component is ready.
-    pub fn add_with<S>(&mut self, component: &'static str, service: S) -> &mut Self
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Future: Send + 'static,
-    {
-        self.needs.push((S::NAME, component));
-        self.add(service)
+    /// The service that was added last serves only while this component is ready.
+    pub fn needs(&mut self, component: &'static str) -> &mut Self {
+        self.needs.extend(self.names.last().map(|service| (*service, component)));
+        self
     }
 
     /// Health says what this says: of the server as a whole, whether all is ready; of a service, whether the component is
-    /// that it was added with. Without it everything is serving.
+    /// that it needs. Without it everything is serving.
     pub fn follow(&mut self, readiness: Readiness) -> &mut Self {
         self.readiness = Some(readiness);
         self

@@ -11,6 +11,9 @@ use tracing::error;
 
 pub use tonic_types::FieldViolation;
 
+/// The entries of a page that doesn't say, as the protos promise.
+const DEFAULT_PAGE: usize = 100;
+
 /// The domain of our reasons.
 const DOMAIN: &str = "logmesh";
 
@@ -21,6 +24,20 @@ pub fn invalid_argument(reason: &str, message: impl Into<String>, violations: &[
         details.set_bad_request(violations);
     }
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// The request can never succeed, for the sake of one field: [`invalid_argument`] with its one violation.
+pub fn bad_field(reason: &str, field: &str, error: impl Display) -> Status {
+    let text = error.to_string();
+    invalid_argument(reason, format!("{field}: {text}"), &[FieldViolation::new(field, text)])
+}
+
+/// How many entries a page shall hold, of which there may be `most`; 0 leaves it to us. `None` if it is negative.
+pub fn page_size(asked: i32, most: usize) -> Option<usize> {
+    match usize::try_from(asked).ok()? {
+        0 => Some(DEFAULT_PAGE),
+        asked => Some(asked.min(most)),
+    }
 }
 
 /// There's no such thing.

@@ -1,5 +1,7 @@
 //! Errors as gRPC statuses.
 
+use std::fmt::Display;
+
 use logmesh_grpc::{FieldViolation, aborted, failed_precondition, internal, invalid_argument, unavailable};
 use logmesh_rules::Violations;
 use logmesh_store::StoreError;
@@ -19,10 +21,8 @@ pub(crate) fn store(error: StoreError) -> Status {
 }
 
 /// A request with one bad field.
-pub(crate) fn bad_field(field: &str, description: impl Into<String>) -> Status {
-    let description = description.into();
-    let message = format!("{field}: {description}");
-    invalid_argument("INVALID_FIELD", message, &[FieldViolation::new(field, description)])
+pub(crate) fn bad_field(field: &str, description: impl Display) -> Status {
+    logmesh_grpc::bad_field("INVALID_FIELD", field, description)
 }
 
 /// A rule that isn't right; fields are named by their path in the request, `rule.paths[0]`.

@@ -8,9 +8,8 @@ pub(crate) const MAX_RULES_BYTES: usize = 3 << 20;
 /// A page of a list ends at this size, for the same reason.
 pub(crate) const MAX_PAGE_BYTES: usize = 2 << 20;
 
-/// The largest page of a list, and the page when none is asked for, as the protos say.
+/// The largest page of a list, as the protos say.
 pub(crate) const MAX_PAGE: usize = 1000;
-pub(crate) const DEFAULT_PAGE: usize = 100;
 
 /// Labels of one agent, and the longest value in bytes (`ip` may hold many addresses).
 pub(crate) const MAX_LABELS: usize = 64;

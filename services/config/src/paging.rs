@@ -6,15 +6,11 @@ use prost::Message;
 use tonic::Status;
 
 use crate::error::bad_field;
-use crate::limits::{DEFAULT_PAGE, MAX_PAGE, MAX_PAGE_BYTES};
+use crate::limits::{MAX_PAGE, MAX_PAGE_BYTES};
 
 /// How many entries the caller wants.
 pub(crate) fn page_size(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(asked) => Ok(asked.min(MAX_PAGE)),
-        Err(_) => Err(bad_field("page_size", "must not be negative")),
-    }
+    logmesh_grpc::page_size(asked, MAX_PAGE).ok_or_else(|| bad_field("page_size", "must not be negative"))
 }
 
 /// A page, and the token of the next one; empty if this is the last.
@@ -52,7 +48,7 @@ mod tests {
 
     #[test]
     fn sizes_are_bounded() {
-        assert_eq!(page_size(0).unwrap(), DEFAULT_PAGE);
+        assert_eq!(page_size(0).unwrap(), 100);
         assert_eq!(page_size(i32::MAX).unwrap(), MAX_PAGE);
         assert_eq!(page_size(-1).unwrap_err().code(), tonic::Code::InvalidArgument);
     }

@@ -12,8 +12,7 @@ use tonic::Status;
 
 /// A refusal that names the field.
 pub(crate) fn bad_field(field: &str, error: impl Display) -> Status {
-    let text = error.to_string();
-    invalid_argument("BAD_REQUEST", format!("{field}: {text}"), &[FieldViolation::new(field, text)])
+    logmesh_grpc::bad_field("BAD_REQUEST", field, error)
 }
 
 /// The query; a fault is refused with its place, and shown with a caret under it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
-use logmesh_grpc::{internal, resource_exhausted, unavailable};
+use logmesh_grpc::{internal, page_size, resource_exhausted, unavailable};
 use logmesh_index::{Hit, IndexError, IndexReader, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
 use logmesh_proto::search::v1::search_service_server::SearchService;
@@ -16,9 +16,6 @@ use tonic::{Request, Response, Status};
 
 use crate::request::{bad_field, page_token, query, read_page_token, selection, topics};
 use crate::tail::Tails;
-
-/// Hits of a page that doesn't say.
-const DEFAULT_PAGE: usize = 100;
 
 /// Bytes of documents in one page: the message stays below what clients decode, unless its only hit is larger.
 const PAGE_BYTES: usize = 3 << 20;
@@ -76,11 +73,8 @@ impl SearchService for Search {
             Ok(_) => Order::NewestFirst,
             Err(_) => return Err(bad_field("order", "it is none of the orders")),
         };
-        let limit = match usize::try_from(request.page_size) {
-            Ok(0) => DEFAULT_PAGE,
-            Ok(size) => size.min(MAX_PAGE_SIZE),
-            Err(_) => return Err(bad_field("page_size", "it must not be negative")),
-        };
+        let limit = page_size(request.page_size, MAX_PAGE_SIZE)
+            .ok_or_else(|| bad_field("page_size", "it must not be negative"))?;
         let _place = self.place()?;
         if request.count_only {
             let total = self.index.count(&selection).await.map_err(status)?;

@@ -43,7 +43,8 @@ pub(crate) enum Stop {
 /// A document and where it came from.
 #[derive(Debug)]
 struct Entry {
-    at: TopicPartition,
+    /// Shared by all documents of a record.
+    at: Arc<TopicPartition>,
     document: Document,
     id: DocId,
 }
@@ -79,6 +80,7 @@ impl Bulk {
     /// Takes a record in, and books its bytes in memory.
     pub(crate) fn add(&mut self, at: &TopicPartition, record: &Record, books: &mut Books) {
         self.offsets.insert(at.clone(), (record.offset.next(), record.timestamp));
+        let at = &Arc::new(at.clone());
         match codec::decode(record) {
             Ok(Content::Chunk(chunk)) => {
                 let documents = document::of_chunk(&chunk);
@@ -96,7 +98,7 @@ impl Bulk {
         }
     }
 
-    fn add_document(&mut self, at: &TopicPartition, record: &Record, document: Document, books: &mut Books) {
+    fn add_document(&mut self, at: &Arc<TopicPartition>, record: &Record, document: Document, books: &mut Books) {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
@@ -226,7 +228,6 @@ async fn keep_missing(entries: Vec<Entry>, to: &Backends, counts: &mut Counts) -
         by_topic.entry(entry.at.topic.clone()).or_default().push(entry);
     }
     let mut missing = Vec::new();
-    let mut seen = HashSet::new();
     for (topic, entries) in by_topic {
         let ids: Vec<DocId> = entries.iter().map(|entry| entry.id).collect();
         let mut attempt = 0;
@@ -237,8 +238,9 @@ async fn keep_missing(entries: Vec<Entry>, to: &Backends, counts: &mut Counts) -
                 Err(error) => return Err(error.into()),
             }
         };
+        let mut seen = HashSet::new();
         for (entry, held) in entries.into_iter().zip(held) {
-            if held || !seen.insert((topic.clone(), entry.id)) {
+            if held || !seen.insert(entry.id) {
                 counts.repeats += 1;
             } else {
                 missing.push(entry);
@@ -258,6 +260,7 @@ async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Resu
             let append = to.bus.append(&topic, record.clone()).await;
             pending.push((topic, record, append));
         }
+        let mut failed = None;
         left = Vec::new();
         for (topic, record, append) in pending {
             let stored = match append {
@@ -267,11 +270,15 @@ async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Resu
             match stored {
                 Ok(()) => {}
                 Err(error) if error.retryable() => {
-                    to.wait(&error, &mut attempt).await?;
+                    failed = Some(error);
                     left.push((topic, record));
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+        // Once for all that failed together.
+        if let Some(error) = failed {
+            to.wait(&error, &mut attempt).await?;
         }
     }
     Ok(())
@@ -297,6 +304,6 @@ impl Entry {
 
     fn into_letter(self, reason: String) -> (TopicPartition, DeadLetter) {
         let document = Document { id: Some(self.id), ..self.document };
-        (self.at, DeadLetter { document, reason, time: UnixNanos::now() })
+        (TopicPartition::clone(&self.at), DeadLetter { document, reason, time: UnixNanos::now() })
     }
 }

@@ -80,6 +80,6 @@ impl Transfer {
     /// Adds the gRPC service.
     pub fn add_to(&self, routes: &mut Routes) {
         let service = Service::new(self.bus.clone(), self.shared.clone());
-        routes.add_with(worker::COMPONENT, TransferServiceServer::new(service));
+        routes.add(TransferServiceServer::new(service)).needs(worker::COMPONENT);
     }
 }

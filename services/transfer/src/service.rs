@@ -15,6 +15,9 @@ use crate::status::Shared;
 /// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
 const PAGE_BYTES: usize = 2 << 20;
 
+/// The most dead letters of a page.
+const MAX_PAGE: usize = 1_000;
+
 #[derive(Debug)]
 pub(crate) struct Service {
     bus: Arc<dyn Bus>,
@@ -91,7 +94,8 @@ impl TransferService for Service {
     ) -> Result<Response<proto::ListDeadLettersResponse>, Status> {
         let request = request.into_inner();
         let topic: TopicName = request.topic.parse().map_err(|error| field_error("topic", &error))?;
-        let limit = page_size(request.page_size)?;
+        let limit = logmesh_grpc::page_size(request.page_size, MAX_PAGE)
+            .ok_or_else(|| field_error("page_size", &"it must not be negative"))?;
         let (partition, next) = match request.page_token.as_str() {
             "" => (0, NextOffset(0)),
             token => parse_token(token).ok_or_else(|| field_error("page_token", &"it is none that this list gave"))?,
@@ -99,14 +103,6 @@ impl TransferService for Service {
         let (dead_letters, next) = self.letters(&topic, partition, next, limit).await.map_err(bus_status)?;
         let next_page_token = next.map_or_else(String::new, |(partition, next)| format!("{partition}.{}", next.0));
         Ok(Response::new(proto::ListDeadLettersResponse { dead_letters, next_page_token }))
-    }
-}
-
-fn page_size(size: i32) -> Result<usize, Status> {
-    match usize::try_from(size) {
-        Err(_) => Err(field_error("page_size", &"it must not be negative")),
-        Ok(0) => Ok(100),
-        Ok(size) => Ok(size.min(1_000)),
     }
 }
 
@@ -130,12 +126,7 @@ fn to_proto(topic: &TopicName, letter: DeadLetter) -> proto::DeadLetter {
 }
 
 fn field_error(field: &str, error: &dyn std::fmt::Display) -> Status {
-    let description = error.to_string();
-    logmesh_grpc::invalid_argument(
-        "BAD_REQUEST",
-        format!("{field}: {description}"),
-        &[logmesh_grpc::FieldViolation::new(field, description)],
-    )
+    logmesh_grpc::bad_field("BAD_REQUEST", field, error)
 }
 
 fn bus_status(error: BusError) -> Status {

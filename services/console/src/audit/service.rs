@@ -1,11 +1,12 @@
 //! `logmesh.audit.v1.AuditService`.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Bus;
-use logmesh_grpc::{FieldViolation, invalid_argument, not_found};
+use logmesh_grpc::{bad_field, not_found, page_size};
 use logmesh_index::IndexReader;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, StreamAudit};
@@ -21,9 +22,8 @@ use super::ledger::Ledger;
 use super::page::{self, Candidate, Filter, Key, Page};
 use super::stream;
 
-/// Streams of a page that doesn't say, and the most of one.
-const DEFAULT_PAGE: i32 = 100;
-const MAX_PAGE: i32 = 1_000;
+/// The most streams of a page.
+const MAX_PAGE: usize = 1_000;
 
 /// Audits under way at a time: each reads much from bus and index, which searches need too.
 const MAX_AUDITS: usize = 4;
@@ -128,14 +128,10 @@ impl AuditService for Audit {
     async fn audit_fleet(&self, request: Request<AuditFleetRequest>) -> Result<Response<AuditFleetResponse>, Status> {
         let request = request.into_inner();
         let filter = filter(&request)?;
-        let size = match request.page_size {
-            0 => DEFAULT_PAGE,
-            size if size < 0 => return Err(bad("page_size", "is negative")),
-            size => size.min(MAX_PAGE),
-        };
+        let size = page_size(request.page_size, MAX_PAGE).ok_or_else(|| bad("page_size", "is negative"))?;
         let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
         let _place = self.place()?;
-        let mut page = Page::new(from, size as usize);
+        let mut page = Page::new(from, size);
         page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
         let streams = self.examine(&candidates, &filter).await?;
@@ -159,8 +155,6 @@ fn read_token(token: &str) -> Result<Key, Status> {
     key.ok_or_else(|| bad("page_token", "is not one that AuditFleet gave"))
 }
 
-fn bad(field: &str, description: impl ToString) -> Status {
-    let description = description.to_string();
-    let message = format!("{field}: {description}");
-    invalid_argument("INVALID_REQUEST", message, &[FieldViolation::new(field, description)])
+fn bad(field: &str, description: impl Display) -> Status {
+    bad_field("INVALID_REQUEST", field, description)
 }
