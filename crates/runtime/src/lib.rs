@@ -11,10 +11,12 @@ pub mod retry;
 pub mod settings;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 pub use listen::{ListenError, check_exposure, listen};
 pub use readiness::Readiness;
 pub use retry::RetryPolicy;
 pub use settings::SettingsError;
 pub use tasks::Tasks;
+pub use tls::Tls;
 pub use tokio_util::sync::CancellationToken;
