@@ -1,6 +1,7 @@
-//! What tests share: waiting for a condition, and folders that stay when a test fails. A dev-dependency only.
+//! What tests share: waiting for a condition, folders that stay when a test fails, and real servers. A dev-dependency only.
 
 mod folder;
+pub mod servers;
 mod wait;
 
 pub use folder::Folder;
