@@ -1,22 +1,26 @@
-//! gRPC for all of logmesh: servers with every limit set, reflection and health; channels that notice a silent peer; and
-//! one way to say what was wrong.
+//! gRPC for all of logmesh: servers with every limit set, reflection and health; channels that notice a silent peer; calls
+//! passed on to another server; and one way to say what was wrong.
 //!
 //! Nothing here knows what a service does.
 
 mod channel;
 mod incoming;
 pub mod limits;
+mod registration;
 mod routes;
 mod server;
 mod status;
+mod upstream;
 
 pub use channel::{AddressError, channel};
+pub use registration::Registration;
 pub use routes::Routes;
 pub use server::{ServeError, serve};
 pub use status::{
     FieldViolation, aborted, already_exists, bad_field, describe, failed_precondition, internal, invalid_argument,
     not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
 };
+pub use upstream::{Choice, Upstream};
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use tonic_health::server::HealthReporter;
 use tower::Service;
 
 use crate::server::ServeError;
+use crate::upstream::{PassedOn, Upstream};
 
 /// How often health looks at what is ready.
 const LOOK: Duration = Duration::from_millis(250);
@@ -23,9 +24,12 @@ pub struct Routes {
     inner: tonic::service::Routes,
     names: Vec<&'static str>,
     /// What a service needs to be ready, for those that say so.
-    needs: Vec<(&'static str, &'static str)>,
+    needs: Vec<(&'static str, Need)>,
     readiness: Option<Readiness>,
 }
+
+/// A component that a service needs, in the readiness that knows it; `None`: the server's own.
+type Need = (Option<Readiness>, &'static str);
 
 impl Routes {
     /// No service yet.
@@ -51,7 +55,15 @@ impl Routes {
 
     /// The service that was added last serves only while this component is ready.
     pub fn needs(&mut self, component: &'static str) -> &mut Self {
-        self.needs.extend(self.names.last().map(|service| (*service, component)));
+        self.needs.extend(self.names.last().map(|service| (*service, (None, component))));
+        self
+    }
+
+    /// Passes the calls of the generated server `S` on to servers elsewhere. It serves while one of them does.
+    pub fn pass_on<S: NamedService + 'static>(&mut self, to: &Upstream) -> &mut Self {
+        self.add(PassedOn::<S>::new(to.clone()));
+        let (readiness, component) = to.readiness();
+        self.needs.push((S::NAME, (Some(readiness.clone()), component)));
         self
     }
 
@@ -95,7 +107,7 @@ impl Routes {
 pub(crate) struct Health {
     reporter: HealthReporter,
     served: Vec<&'static str>,
-    needs: Vec<(&'static str, &'static str)>,
+    needs: Vec<(&'static str, Need)>,
     readiness: Option<Readiness>,
 }
 
@@ -110,17 +122,16 @@ impl Health {
 
     /// Says of the server as a whole (the empty name) and of each service what is so now.
     async fn show(&self) {
-        let unready: Vec<&str> = match &self.readiness {
-            None => Vec::new(),
-            Some(readiness) => {
-                readiness.snapshot().iter().filter(|(_, ready, _)| !ready).map(|(name, ..)| *name).collect()
-            }
-        };
         for name in &self.served {
-            let waits = self.needs.iter().any(|(service, component)| service == name && unready.contains(component));
+            let waits = self.needs.iter().any(|(service, need)| service == name && self.lacks(need));
             self.set(name, !waits).await;
         }
         self.set("", self.readiness.as_ref().is_none_or(Readiness::all_ready)).await;
+    }
+
+    fn lacks(&self, (readiness, component): &Need) -> bool {
+        let known = readiness.as_ref().or(self.readiness.as_ref()).map(Readiness::snapshot).unwrap_or_default();
+        known.iter().any(|(name, ready, _)| name == component && !ready)
     }
 
     /// Says that nothing is served any more.

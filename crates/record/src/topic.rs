@@ -19,8 +19,8 @@ pub const TRANSFER_GROUP: &str = "logmesh-transfer";
 pub struct TopicSettings {
     /// How many partitions it is made with. Fixed for its life.
     pub partitions: u32,
-    /// What lies in it.
-    pub format: Format,
+    /// What lies in it; unset: `chunks`, or what the backend's mesh is made for ([`Topics::or_format`]).
+    pub format: Option<Format>,
     /// How long the bus keeps its records.
     pub retention_age: Span,
     /// How many bytes of each partition the bus keeps.
@@ -34,7 +34,7 @@ impl Default for TopicSettings {
     fn default() -> Self {
         Self {
             partitions: 4,
-            format: Format::Chunks,
+            format: None,
             retention_age: Span(std::time::Duration::from_secs(7 * 86_400)),
             retention_bytes: ByteSize(8 << 30),
             fields: FieldTypes::new(),
@@ -53,6 +53,19 @@ pub struct Topics {
 }
 
 impl Topics {
+    /// The same, with this format for the topics whose settings name none.
+    pub fn or_format(mut self, format: Format) -> Self {
+        for settings in self.named.values_mut().chain([&mut self.default]) {
+            settings.format.get_or_insert(format);
+        }
+        self
+    }
+
+    /// The topic's format.
+    pub fn format(&self, topic: &TopicName) -> Format {
+        self.get(topic).format.unwrap_or(Format::Chunks)
+    }
+
     /// The settings of this topic.
     pub fn get(&self, topic: &TopicName) -> &TopicSettings {
         self.named.get(topic).unwrap_or(&self.default)

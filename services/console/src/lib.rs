@@ -1,9 +1,10 @@
 //! The console: search, live tail and audit, for people and programs.
 //!
 //! It keeps nothing: [`search`] asks the index, [`tail`] reads the bus, [`audit`] compares both with what agents told the
-//! config service.
+//! config service. Run alone it's the mesh's front door as well: [`front`] passes every other service on.
 
 mod audit;
+mod front;
 mod request;
 mod search;
 mod tail;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use logmesh_bus::Bus;
-use logmesh_grpc::Routes;
+use logmesh_grpc::{Choice, Routes, Upstream};
 use logmesh_index::IndexReader;
 use logmesh_proto::audit::v1::audit_service_server::AuditServiceServer;
 use logmesh_proto::search::v1::search_service_server::SearchServiceServer;
@@ -22,8 +23,10 @@ use logmesh_runtime::Tasks;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The config service, `host:port`: it knows what agents report.
-    pub config_server: String,
+    /// Config services, `host:port`: they know what agents report and which servers there are. The mesh's own setting, which
+    /// others need too: never part of this section.
+    #[serde(skip)]
+    pub config_servers: Vec<String>,
     /// Searches that run at a time; more are refused.
     pub max_searches: usize,
     /// Live tails at a time; more are refused.
@@ -32,7 +35,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { config_server: "127.0.0.1:7401".to_owned(), max_searches: 32, max_tails: 256 }
+        Self { config_servers: vec!["127.0.0.1:7401".to_owned()], max_searches: 32, max_tails: 256 }
     }
 }
 
@@ -41,6 +44,8 @@ impl Default for Settings {
 pub struct Console {
     search: search::Search,
     audit: audit::Audit,
+    config: Upstream,
+    tasks: Tasks,
 }
 
 impl Console {
@@ -51,12 +56,21 @@ impl Console {
         settings: &Settings,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
-        let config = logmesh_grpc::channel(&settings.config_server).context("console: config_server")?;
+        let config = Upstream::new("config", Choice::First);
+        config.set_servers(&settings.config_servers).context("config_servers")?;
+        tasks.spawn("console-config", config.clone().follow(tasks.token()));
         let tails = tail::Tails::new(bus.clone(), index.clone(), settings.max_tails, tasks.clone());
         Ok(Self {
             search: search::Search::new(index.clone(), settings.max_searches, tails),
-            audit: audit::Audit::new(bus, index, config),
+            audit: audit::Audit::new(bus, index, config.clone()),
+            config,
+            tasks: tasks.clone(),
         })
+    }
+
+    /// Passes all services of the mesh that aren't its own on to those who serve them.
+    pub fn add_front_door_to(&self, routes: &mut Routes) {
+        front::open(&self.config, &self.tasks, routes);
     }
 
     /// Adds the services to a server.

@@ -5,7 +5,6 @@
 
 mod metrics;
 mod push;
-mod register;
 mod settings;
 mod topics;
 mod write;
@@ -56,13 +55,10 @@ pub(crate) struct Shared {
 }
 
 impl Gateway {
-    /// Checks the settings and begins to register with the config services. The bus need not be reachable yet.
+    /// Checks the settings. The bus need not be reachable yet.
     pub fn start(bus: Arc<dyn Bus>, settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         settings.check()?;
         metrics::describe();
-        if !settings.config_servers.is_empty() {
-            tasks.spawn("gateway-registration", register::run(settings.clone(), tasks.token()));
-        }
         let shared = Shared {
             topics: TopicMaker::new(Arc::clone(&bus), settings.topics.clone(), settings.max_topics),
             bus,

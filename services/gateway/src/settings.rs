@@ -5,23 +5,18 @@ use std::time::Duration;
 use anyhow::ensure;
 use logmesh_record::Topics;
 use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES, MAX_RECORD_BYTES};
-use logmesh_types::{AgentId, ByteSize, Span};
+use logmesh_types::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
 /// The settings of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What topics are; transfer and console need the same.
+    /// What topics are. The mesh's own setting, which transfer needs too: never part of this section.
+    #[serde(skip)]
     pub topics: Topics,
     /// Topics that may be made, internal ones not counted: a misled agent must not fill the bus with them.
     pub max_topics: usize,
-    /// Config services to register with, `host:port`; one of them is used at a time. None: nobody finds this gateway.
-    pub config_servers: Vec<String>,
-    /// Where agents find this gateway, `host:port`.
-    pub advertise: String,
-    /// The gateway's id among all gateways; empty: from `advertise`.
-    pub id: String,
     /// Unacked bytes that one connection may have under way.
     pub max_in_flight: ByteSize,
     /// Unacked bytes of all connections together.
@@ -40,9 +35,6 @@ impl Default for Settings {
         Self {
             topics: Topics::default(),
             max_topics: 1_000,
-            config_servers: Vec::new(),
-            advertise: "127.0.0.1:7402".to_owned(),
-            id: String::new(),
             max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
             max_in_flight_total: ByteSize(256 << 20),
             max_streams: 12_000,
@@ -68,24 +60,7 @@ impl Settings {
             ensure!(!topic.is_internal(), "topic {topic} belongs to logmesh itself and can't be set");
         }
         ensure!(self.topics.default.partitions > 0, "a topic must have at least 1 partition");
-        for server in &self.config_servers {
-            logmesh_grpc::channel(server)?;
-        }
-        ensure!(
-            self.config_servers.is_empty() || self.endpoint_id().parse::<AgentId>().is_ok(),
-            "id {:?} is not 1 to 64 of a-z, 0-9, '.', '_' and '-'",
-            self.endpoint_id()
-        );
         Ok(())
-    }
-
-    /// The id to register under.
-    pub(crate) fn endpoint_id(&self) -> String {
-        if !self.id.is_empty() {
-            return self.id.clone();
-        }
-        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
-        self.advertise.chars().map(plain).collect::<String>().trim_matches('-').to_owned()
     }
 }
 
@@ -98,15 +73,5 @@ mod tests {
         Settings::default().check().unwrap();
         let settings = Settings { max_in_flight: ByteSize(5), ..Settings::default() };
         assert!(settings.check().unwrap_err().to_string().contains("max_in_flight"));
-        let settings = Settings { config_servers: vec!["nowhere".to_owned()], ..Settings::default() };
-        assert!(settings.check().unwrap_err().to_string().contains("nowhere"));
-    }
-
-    #[test]
-    fn the_id_comes_from_the_address() {
-        let id = |advertise: &str| Settings { advertise: advertise.to_owned(), ..Settings::default() }.endpoint_id();
-        assert_eq!(id("127.0.0.1:7402"), "127.0.0.1-7402");
-        assert_eq!(id("[::1]:7402"), "1--7402");
-        assert_eq!(id("Gate.example:1"), "gate.example-1");
     }
 }

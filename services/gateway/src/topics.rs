@@ -51,7 +51,7 @@ impl TopicMaker {
             return Ok(format);
         }
         self.make(topic).await?;
-        let format = self.settings.get(topic).format;
+        let format = self.settings.format(topic);
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(topic.clone(), format);
         Ok(format)
     }

@@ -260,7 +260,7 @@ async fn streams_and_topics_have_a_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_of_events_gets_a_record_for_each() {
-    let default = TopicSettings { format: Format::Events, partitions: 2, ..TopicSettings::default() };
+    let default = TopicSettings { format: Some(Format::Events), partitions: 2, ..TopicSettings::default() };
     let topics = Topics { default, ..Topics::default() };
     let server = Server::start(Settings { topics, ..Settings::default() }).await;
     let mut push = server.push().await;

@@ -1,5 +1,6 @@
 //! `logmesh`: the one command. `standalone` runs every service in one process; the others are the command line.
 
+mod address;
 mod ctl;
 mod data_dir;
 mod settings;

@@ -9,9 +9,6 @@ use logmesh_record::Topics;
 use logmesh_runtime::telemetry;
 use serde::{Deserialize, Serialize};
 
-/// How far the port of `/metrics` lies above the gRPC port, unless it is set.
-const ADMIN_PORT_OFFSET: u16 = 100;
-
 /// Everything that standalone can be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -63,12 +60,9 @@ impl Settings {
         logmesh_agent::Settings { labels: self.labels.clone(), ..Default::default() }.check()
     }
 
-    /// The address of the operator's port. Port 0 stays 0: any free one.
+    /// The address of the operator's port.
     pub(crate) fn admin(&self) -> SocketAddr {
-        self.listen_admin.unwrap_or_else(|| {
-            let port = if self.listen.port() == 0 { 0 } else { self.listen.port().saturating_add(ADMIN_PORT_OFFSET) };
-            SocketAddr::new(self.listen.ip(), port)
-        })
+        self.listen_admin.unwrap_or_else(|| crate::address::admin(self.listen))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `logmesh standalone`: every service in one process, on embedded stores, talking over its own gRPC port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_config::ConfigService;
 use logmesh_console::Console;
 use logmesh_gateway::Gateway;
-use logmesh_grpc::Routes;
+use logmesh_grpc::{Registration, Routes};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{Rule, UpdateRuleRequest};
@@ -24,6 +24,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::info;
 
+use crate::address::{advertised, host_name, reachable};
 use crate::ctl::{self, Exit};
 use crate::data_dir::DataDir;
 use crate::settings::Settings;
@@ -180,18 +181,14 @@ async fn start_services(
     routes.follow(readiness.clone());
     let config = ConfigService::start(config, Default::default(), tasks)?;
     config.add_to(&mut routes);
-    let gateway = logmesh_gateway::Settings {
-        topics: settings.topics.clone(),
-        config_servers: vec![server.to_owned()],
-        advertise: advertised(settings, server),
-        // The same after a restart on another port: the address of the process that was killed is replaced at once.
-        id: "standalone".to_owned(),
-        ..Default::default()
-    };
+    let gateway = logmesh_gateway::Settings { topics: settings.topics.clone(), ..Default::default() };
     Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);
+    // The same id after a restart on another port: the address of the process that was killed is replaced at once.
+    let registration = Registration::new("gateway", &advertised(settings.listen, server)).with_id("standalone");
+    tasks.spawn("registration", registration.keep(vec![server.to_owned()], tasks.token()));
     let transfer = logmesh_transfer::Settings { topics: settings.topics.clone(), ..Default::default() };
     Transfer::start(bus.clone(), index.clone(), transfer, readiness.clone(), tasks).add_to(&mut routes);
-    let console = logmesh_console::Settings { config_server: server.to_owned(), ..Default::default() };
+    let console = logmesh_console::Settings { config_servers: vec![server.to_owned()], ..Default::default() };
     Console::start(bus, index, &console, tasks)?.add_to(&mut routes);
     config.loaded().await.context("cannot read the rules from the store")?;
     readiness.set("config", true, "");
@@ -235,33 +232,6 @@ fn start_agent(
     Ok(())
 }
 
-/// The address by which this process reaches itself.
-fn reachable(listen: SocketAddr) -> String {
-    let ip = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, listen.port()).to_string()
-}
-
-/// The address at which agents find the gateway: on all interfaces, this host's name is what other hosts can reach.
-fn advertised(settings: &Settings, server: &str) -> String {
-    if settings.listen.ip().is_unspecified() {
-        format!("{}:{}", host_name(), port_of(server))
-    } else {
-        server.to_owned()
-    }
-}
-
-fn port_of(server: &str) -> &str {
-    server.rsplit_once(':').map_or(server, |(_, port)| port)
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
 /// What people are told when all runs: where to look, and three commands that work as they stand.
 fn welcome(addresses: &Addresses, data: &Path) -> String {
     let logmesh = std::env::args().next().unwrap_or_else(|| "logmesh".to_owned());
@@ -278,18 +248,4 @@ fn welcome(addresses: &Addresses, data: &Path) -> String {
          \x20 {logmesh} tail '*'{server}\n\
          \x20 {logmesh} audit{server}\n"
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unspecified_address_is_reached_over_loopback() {
-        for (listen, reached) in
-            [("127.0.0.1:7400", "127.0.0.1:7400"), ("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1")]
-        {
-            assert_eq!(reachable(listen.parse().unwrap()), reached);
-        }
-    }
 }

@@ -31,7 +31,8 @@ pub use logmesh_record::TRANSFER_GROUP as GROUP;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What topics are; gateway and console need the same.
+    /// What topics are. The mesh's own setting, which the gateway needs too: never part of this section.
+    #[serde(skip)]
     pub topics: Topics,
     /// A bulk is written when its documents reach this size,
     pub bulk_bytes: ByteSize,

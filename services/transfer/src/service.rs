@@ -10,7 +10,9 @@ use logmesh_record::DeadLetter;
 use logmesh_types::TopicName;
 use tonic::{Request, Response, Status};
 
+use crate::GROUP;
 use crate::status::Shared;
+use crate::worker::topics_with_books;
 
 /// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
 const PAGE_BYTES: usize = 2 << 20;
@@ -27,6 +29,29 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(bus: Arc<dyn Bus>, shared: Arc<Shared>) -> Self {
         Self { bus, shared }
+    }
+
+    /// How far the group is with a partition, whichever worker holds it: the bus knows.
+    async fn partition(&self, at: TopicPartition) -> Result<proto::PartitionStatus, BusError> {
+        let marks = self.bus.watermarks(&at).await?;
+        let committed = self.bus.committed(GROUP, &at).await?.unwrap_or(marks.low);
+        let held = self.shared.state().partitions.get(&at).copied();
+        let mut fresh = held.and_then(|held| held.fresh);
+        if fresh.is_none() && committed > marks.low {
+            // One record is read, however large the batches that it lies among.
+            let last = self.bus.read(&at, NextOffset(committed.0 - 1), 1).await?;
+            fresh = last.first().map(|record| record.timestamp);
+        }
+        Ok(proto::PartitionStatus {
+            topic: at.topic.into(),
+            partition: at.partition,
+            committed_offset: committed.0,
+            end_offset: marks.high.0,
+            lag_records: marks.high.0.saturating_sub(committed.0),
+            fresh_time: fresh.map(timestamp),
+            streams: held.map_or(0, |held| held.streams as u64),
+            held: held.is_some(),
+        })
     }
 
     /// Dead letters from a place on, and the place after the last; `None` at the end of the topic.
@@ -67,23 +92,16 @@ impl TransferService for Service {
         &self,
         _: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        let (partitions, counts, error) = {
+        let (counts, error) = {
             let state = self.shared.state();
-            (state.partitions.clone(), state.counts, state.error.clone())
+            (state.counts, state.error.clone())
         };
         let mut answer = proto::GetStatusResponse { partitions: Vec::new(), counts: Some(counts), error };
-        for (at, partition) in partitions {
-            let end = self.bus.watermarks(&at).await.map_err(bus_status)?.high.0;
-            let committed = partition.committed.map_or(0, |next| next.0);
-            answer.partitions.push(proto::PartitionStatus {
-                topic: at.topic.into(),
-                partition: at.partition,
-                committed_offset: committed,
-                end_offset: end,
-                lag_records: end.saturating_sub(committed),
-                fresh_time: partition.fresh.map(timestamp),
-                streams: partition.streams as u64,
-            });
+        for topic in topics_with_books(self.bus.as_ref()).await.map_err(bus_status)? {
+            for partition in 0..topic.partitions {
+                let at = TopicPartition { topic: topic.name.clone(), partition };
+                answer.partitions.push(self.partition(at).await.map_err(bus_status)?);
+            }
         }
         Ok(Response::new(answer))
     }

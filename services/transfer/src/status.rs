@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
-use logmesh_bus::{NextOffset, TopicPartition};
+use logmesh_bus::TopicPartition;
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_types::UnixNanos;
 
@@ -25,8 +25,6 @@ pub(crate) struct State {
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Partition {
-    /// What was committed last.
-    pub(crate) committed: Option<NextOffset>,
     /// The timestamp of the newest record that is done.
     pub(crate) fresh: Option<UnixNanos>,
     /// Streams in the books.

@@ -1,10 +1,10 @@
 //! The worker's loop: read, fill a bulk, write it, commit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition};
+use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition, TopicSpec};
 use logmesh_index::IndexWriter;
 use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::TopicName;
@@ -104,10 +104,8 @@ impl Worker {
         }
     }
 
-    /// The topics that have books: those of others on the same bus are none of ours.
     async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
-        let all: Vec<TopicName> = self.to.bus.topics().await?.into_iter().map(|spec| spec.name).collect();
-        Ok(all.iter().filter(|topic| !topic.is_internal() && all.contains(&topic.books())).cloned().collect())
+        Ok(topics_with_books(self.to.bus.as_ref()).await?.into_iter().map(|spec| spec.name).collect())
     }
 
     async fn work(
@@ -156,9 +154,8 @@ impl Worker {
     async fn assigned(&self, partitions: &[TopicPartition], holding: &mut Holding) -> Result<(), Stop> {
         for at in partitions {
             let books = Books::load(self.to.bus.as_ref(), at).await?;
-            let committed = self.to.bus.committed(GROUP, at).await?;
             info!(topic = %at.topic, partition = at.partition, streams = books.len(), "holds a partition");
-            let status = Partition { committed, fresh: None, streams: books.len() };
+            let status = Partition { fresh: None, streams: books.len() };
             self.to.shared.state().partitions.insert(at.clone(), status);
             holding.books.insert(at.clone(), books);
         }
@@ -210,13 +207,21 @@ impl Worker {
         metrics::counter!("logmesh_transfer_bytes_total").increment(bytes as u64);
         tracing::debug!(documents, bytes, millis = took.as_millis() as u64, "wrote a bulk");
         let mut state = self.to.shared.state();
-        for (at, (next, time)) in done {
+        for (at, (_, time)) in done {
             let streams = holding.books.get(&at).map_or(0, Books::len);
-            let status = Partition { committed: Some(next), fresh: Some(time), streams };
+            let status = Partition { fresh: Some(time), streams };
             state.partitions.insert(at, status);
         }
         Ok(())
     }
+}
+
+/// The topics that have books: those of others on the same bus are none of ours.
+pub(crate) async fn topics_with_books(bus: &dyn Bus) -> Result<Vec<TopicSpec>, BusError> {
+    let all = bus.topics().await?;
+    let names: HashSet<TopicName> = all.iter().map(|spec| spec.name.clone()).collect();
+    let ours = all.into_iter().filter(|spec| !spec.name.is_internal() && names.contains(&spec.name.books()));
+    Ok(ours.collect())
 }
 
 /// What a member holds: the books of its partitions, and the bulk being filled.

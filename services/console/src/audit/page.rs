@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use logmesh_bus::{Bus, TopicPartition};
+use logmesh_grpc::Upstream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{AgentStream, ListStreamsRequest};
 use logmesh_types::{StreamId, TopicName};
-use tonic::transport::Channel;
 
 use super::{AuditError, ledger};
 
@@ -81,7 +81,7 @@ pub(super) async fn collect(
     page: &mut Page,
     filter: &Filter,
     bus: &dyn Bus,
-    fleet: FleetServiceClient<Channel>,
+    fleet: FleetServiceClient<Upstream>,
 ) -> Result<(), AuditError> {
     reported(fleet, filter, |key, stream| page.offer(key, Some(stream))).await?;
     for topic in ledger::topics(bus).await? {
@@ -106,7 +106,7 @@ pub(super) async fn collect(
 
 /// Hands out the streams that agents report.
 pub(super) async fn reported(
-    mut fleet: FleetServiceClient<Channel>,
+    mut fleet: FleetServiceClient<Upstream>,
     filter: &Filter,
     mut take: impl FnMut(Key, AgentStream),
 ) -> Result<(), AuditError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Bus;
-use logmesh_grpc::{bad_field, not_found, page_size};
+use logmesh_grpc::{Upstream, bad_field, not_found, page_size};
 use logmesh_index::IndexReader;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, StreamAudit};
@@ -14,7 +14,6 @@ use logmesh_proto::fleet::v1::AgentStream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_types::{AgentId, StreamId, TopicName};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::AuditError;
@@ -37,13 +36,13 @@ const RECHECK_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Audit {
     bus: Arc<dyn Bus>,
     index: Arc<dyn IndexReader>,
-    fleet: FleetServiceClient<Channel>,
+    fleet: FleetServiceClient<Upstream>,
     places: Arc<Semaphore>,
 }
 
 impl Audit {
     /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
-    pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexReader>, config: Channel) -> Self {
+    pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexReader>, config: Upstream) -> Self {
         let fleet = FleetServiceClient::new(config);
         Self { bus, index, fleet, places: Arc::new(Semaphore::new(MAX_AUDITS)) }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use logmesh_bus::{Bus, TopicPartition, partition_of};
 use logmesh_bus_embedded::EmbeddedBus;
-use logmesh_grpc::{Routes, channel, serve};
+use logmesh_grpc::{Choice, Routes, Upstream, serve};
 use logmesh_index::{IndexWriter, NewDoc, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
@@ -24,6 +24,12 @@ use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
 
 use super::Audit;
+
+fn config_at(address: &str) -> Upstream {
+    let config = Upstream::new("config", Choice::First);
+    config.set_servers(&[address.to_owned()]).unwrap();
+    config
+}
 
 /// Config, as far as the audit asks it: what agents reported.
 #[derive(Debug)]
@@ -194,7 +200,7 @@ impl Mesh {
         let token = self.tasks.token();
         self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });
         let bus: Arc<dyn Bus> = self.bus.clone();
-        Audit::new(bus, Arc::new(self.index.clone()), channel(&address).unwrap())
+        Audit::new(bus, Arc::new(self.index.clone()), config_at(&address))
     }
 
     async fn audit(&self) -> Vec<StreamAudit> {
@@ -444,7 +450,7 @@ async fn without_config_the_audit_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let service = Audit::new(mesh.bus.clone(), Arc::new(mesh.index.clone()), channel(&nobody).unwrap());
+    let service = Audit::new(mesh.bus.clone(), Arc::new(mesh.index.clone()), config_at(&nobody));
     let error = service.audit_fleet(Request::new(AuditFleetRequest::default())).await.unwrap_err();
     assert_eq!(
         (error.code(), logmesh_grpc::reason(&error).as_deref()),

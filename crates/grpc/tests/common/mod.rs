@@ -1,14 +1,10 @@
-//! Registration with a config service that comes late, falls silent and goes.
+//! A discovery service that tells the test what it's asked.
 
-#![allow(clippy::unwrap_used, reason = "these are tests")]
-
-mod common;
+#![allow(dead_code, reason = "not every test uses everything")]
 
 use std::time::Duration;
 
-use common::{PATIENCE, Server};
 use futures::stream::BoxStream;
-use logmesh_gateway::Settings;
 use logmesh_grpc::Routes;
 use logmesh_proto::discovery::v1::discovery_service_server::{DiscoveryService, DiscoveryServiceServer};
 use logmesh_proto::discovery::v1::{RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse};
@@ -17,6 +13,9 @@ use logmesh_runtime::{CancellationToken, Tasks};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells the test what comes: an address, a sign of life, or the end.
 #[derive(Clone)]
@@ -55,11 +54,12 @@ impl DiscoveryService for Registry {
         &self,
         _: Request<WatchEndpointsRequest>,
     ) -> Result<Response<Self::WatchEndpointsStream>, Status> {
-        Err(Status::unimplemented("not needed"))
+        Err(Status::unimplemented("nothing is known here"))
     }
 }
 
-async fn serve(listener: TcpListener, tasks: &Tasks) -> mpsc::UnboundedReceiver<Option<String>> {
+/// Serves it until the tasks end.
+pub(crate) async fn serve(listener: TcpListener, tasks: &Tasks) -> mpsc::UnboundedReceiver<Option<String>> {
     let (seen, events) = mpsc::unbounded_channel();
     let mut routes = Routes::new();
     let token = tasks.token();
@@ -68,29 +68,7 @@ async fn serve(listener: TcpListener, tasks: &Tasks) -> mpsc::UnboundedReceiver<
     events
 }
 
-async fn next(events: &mut mpsc::UnboundedReceiver<Option<String>>) -> Option<String> {
+/// What comes next; panics if nothing does.
+pub(crate) async fn next(events: &mut mpsc::UnboundedReceiver<Option<String>>) -> Option<String> {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("nothing in time").expect("the server is there")
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_registers_keeps_alive_moves_and_leaves() {
-    let listeners = [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
-    let config_servers = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    let [first, second] = listeners;
-    let first_tasks = Tasks::new();
-    let mut at_first = serve(first, &first_tasks).await;
-    let advertise = "gate.example:7402".to_owned();
-    let gateway = Server::start(Settings { config_servers, advertise, ..Settings::default() }).await;
-    assert_eq!(next(&mut at_first).await.as_deref(), Some("gate.example:7402"));
-    assert_eq!(next(&mut at_first).await.as_deref(), Some(""), "a sign of life");
-
-    let second_tasks = Tasks::new();
-    let mut at_second = serve(second, &second_tasks).await;
-    first_tasks.shutdown();
-    assert_eq!(next(&mut at_second).await.as_deref(), Some("gate.example:7402"));
-
-    gateway.tasks.shutdown();
-    while next(&mut at_second).await.is_some() {}
-    gateway.tasks.finish(PATIENCE).await.unwrap();
-    second_tasks.shutdown();
 }

@@ -1,4 +1,4 @@
-//! Registers the gateway with one of the config services, and stays registered.
+//! Registers a server with one of the config services, so that others find it.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{info, warn};
 
-use crate::Settings;
+use crate::channel::channel;
 
 /// How long a config service may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,24 +24,45 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_TTL: Duration = Duration::from_secs(15);
 const MIN_TTL: Duration = Duration::from_millis(300);
 
-/// Keeps the gateway registered until the token is cancelled. One server after the other is tried, for ever.
-pub(crate) async fn run(settings: Settings, token: CancellationToken) -> anyhow::Result<()> {
-    let endpoint =
-        Endpoint { kind: "gateway".to_owned(), id: settings.endpoint_id(), address: settings.advertise.clone() };
-    let retry = RetryPolicy::default();
-    let mut attempt = 0;
-    for server in settings.config_servers.iter().cycle() {
-        let mut registered = false;
-        match register(server, &endpoint, &token, &mut registered).await {
-            Ok(()) => return Ok(()),
-            Err(error) => warn!(%server, error = format!("{error:#}"), "not registered; trying again"),
-        }
-        attempt = if registered { 0 } else { attempt + 1 };
-        if !retry.pause(attempt, &token).await {
-            return Ok(());
-        }
+/// What a server declares of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    endpoint: Endpoint,
+}
+
+impl Registration {
+    /// A server of this kind (`gateway`, `transfer`, `console`) that others reach at `address`, `host:port`. Its id among
+    /// all of its kind is made from the address, so that a server that comes back takes its own place.
+    pub fn new(kind: &str, address: &str) -> Self {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
+        let id = address.chars().map(plain).collect::<String>().trim_matches('-').to_owned();
+        Self { endpoint: Endpoint { kind: kind.to_owned(), id, address: address.to_owned() } }
     }
-    Ok(())
+
+    /// The same with an id of its own: 1 to 64 of `a-z`, `0-9`, `.`, `_` and `-`.
+    pub fn with_id(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.endpoint.id);
+        self
+    }
+
+    /// Keeps the server registered with one of the config services until the token is cancelled. One after the other is
+    /// tried, for ever; none of them: nobody finds this server.
+    pub async fn keep(self, config_servers: Vec<String>, token: CancellationToken) -> anyhow::Result<()> {
+        let retry = RetryPolicy::default();
+        let mut attempt = 0;
+        for server in config_servers.iter().cycle() {
+            let mut registered = false;
+            match register(server, &self.endpoint, &token, &mut registered).await {
+                Ok(()) => return Ok(()),
+                Err(error) => warn!(%server, error = format!("{error:#}"), "not registered; trying again"),
+            }
+            attempt = if registered { 0 } else { attempt + 1 };
+            if !retry.pause(attempt, &token).await {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Registers with one server and keeps it alive; returns when the token is cancelled and the endpoint was taken away.
@@ -53,7 +74,7 @@ async fn register(
 ) -> anyhow::Result<()> {
     let (requests, stream) = mpsc::channel(1);
     requests.send(RegisterRequest { endpoint: Some(endpoint.clone()) }).await?;
-    let mut client = DiscoveryServiceClient::new(logmesh_grpc::channel(server)?);
+    let mut client = DiscoveryServiceClient::new(channel(server)?);
     let opening = async {
         let mut answers = client.register(ReceiverStream::new(stream)).await?.into_inner();
         let ttl = answer(&mut answers).await?;
@@ -88,4 +109,18 @@ async fn answer(answers: &mut Streaming<RegisterResponse>) -> anyhow::Result<Dur
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, answers.message()).await.context("no answer")??;
     let answer = answer.ok_or_else(|| anyhow!("the server ended the registration"))?;
     Ok(answer.ttl.as_ref().and_then(std_duration).unwrap_or(DEFAULT_TTL).max(MIN_TTL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_comes_from_the_address() {
+        let id = |address: &str| Registration::new("gateway", address).endpoint.id;
+        assert_eq!(id("127.0.0.1:7402"), "127.0.0.1-7402");
+        assert_eq!(id("[::1]:7402"), "1--7402");
+        assert_eq!(id("Gate.example:1"), "gate.example-1");
+        assert_eq!(Registration::new("gateway", "a:1").with_id("b").endpoint.id, "b");
+    }
 }
