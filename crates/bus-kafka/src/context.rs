@@ -1,0 +1,67 @@
+//! What clients report on their own, passed on to `tracing`, and how Kafka's errors become the bus's.
+
+use logmesh_bus::{BusError, TopicPartition};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tracing::{debug, error, warn};
+
+/// Logs, and does nothing else.
+#[derive(Debug)]
+pub(crate) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        report(&error, reason);
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            error!(facility, message, "kafka client")
+        }
+        // Which a broker that is away causes as well: whoever needs it says so.
+        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => warn!(facility, message, "kafka client"),
+        _ => debug!(facility, message, "kafka client"),
+    }
+}
+
+pub(crate) fn report(error: &KafkaError, reason: &str) {
+    debug!(%error, reason, "kafka client");
+}
+
+/// The bus's error for what went wrong with a partition.
+pub(crate) fn at_partition(error: &KafkaError, at: &TopicPartition) -> BusError {
+    match error.rdkafka_error_code() {
+        Some(code) if is_unknown(code) => unknown(at),
+        _ => unavailable(error),
+    }
+}
+
+/// True if Kafka has no such topic or partition.
+pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition
+    )
+}
+
+pub(crate) fn unknown(at: &TopicPartition) -> BusError {
+    BusError::UnknownPartition { topic: at.topic.clone(), partition: at.partition }
+}
+
+pub(crate) fn unavailable(error: &KafkaError) -> BusError {
+    BusError::Unavailable { reason: format!("Kafka: {error}") }
+}
+
+pub(crate) fn stopping() -> BusError {
+    BusError::Unavailable { reason: "the process is shutting down".to_owned() }
+}

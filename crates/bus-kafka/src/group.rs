@@ -1,0 +1,126 @@
+//! A member of a consumer group.
+//!
+//! Each member has a thread ([`member`]) that alone speaks with its Kafka client: it fetches, commits and takes part in
+//! rebalances, so none of these can race. What its reader is to be told lies in [`inbox`], bounded in bytes.
+
+mod inbox;
+mod member;
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use logmesh_bus::{BusError, Consumer, Event, NextOffset, TopicPartition};
+use logmesh_types::TopicName;
+use tokio::sync::oneshot;
+
+use crate::context::{stopping, unavailable};
+use crate::settings::Settings;
+use inbox::Inbox;
+use member::{Command, Member};
+
+/// Counts the members that were dropped and are about to leave their groups.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leaving {
+    count: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl Leaving {
+    fn change(&self, by: isize) {
+        let mut count = self.count.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = count.saturating_add_signed(by);
+        self.count.1.notify_all();
+    }
+
+    /// Waits until all have left, or for so long: a process that ends earlier keeps its partitions until they are
+    /// missed.
+    pub(crate) fn wait(&self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        let mut count = self.count.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            count = self.count.1.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// See [`Consumer`].
+pub(crate) struct GroupConsumer {
+    group: String,
+    inbox: Arc<Inbox>,
+    commands: mpsc::Sender<Command>,
+    leaving: Leaving,
+}
+
+impl fmt::Debug for GroupConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupConsumer").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+impl GroupConsumer {
+    pub(crate) fn join(
+        settings: &Settings,
+        group: &str,
+        topics: &[TopicName],
+        leaving: Leaving,
+    ) -> Result<Self, BusError> {
+        let inbox = Arc::new(Inbox::new(settings));
+        let (commands, inputs) = mpsc::channel();
+        let member = Member::join(settings, group, topics, Arc::clone(&inbox), inputs);
+        let member = member.map_err(|error| unavailable(&error))?;
+        let left = leaving.clone();
+        let work = move || {
+            member.run();
+            left.change(-1);
+        };
+        let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(work);
+        thread.map_err(|error| BusError::Unavailable { reason: format!("no thread for a consumer: {error}") })?;
+        Ok(Self { group: group.to_owned(), inbox, commands, leaving })
+    }
+
+    /// Has the thread do something, and waits until it is done.
+    async fn tell(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), BusError>>) -> Command,
+    ) -> Result<(), BusError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| stopping())?;
+        self.inbox.wake_member();
+        answer.await.map_err(|_| stopping())?
+    }
+}
+
+#[async_trait]
+impl Consumer for GroupConsumer {
+    async fn next(&mut self) -> Result<Event, BusError> {
+        self.inbox.next().await
+    }
+
+    async fn commit(&mut self, offsets: &[(TopicPartition, NextOffset)]) -> Result<(), BusError> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        self.tell(|reply| Command::Commit { offsets: offsets.to_vec(), reply }).await
+    }
+
+    async fn seek(&mut self, at: &TopicPartition, from: NextOffset) -> Result<(), BusError> {
+        self.tell(|reply| Command::Seek { at: at.clone(), from, reply }).await
+    }
+
+    async fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), BusError> {
+        self.tell(|reply| Command::Release { partitions: partitions.to_vec(), reply }).await
+    }
+}
+
+impl Drop for GroupConsumer {
+    fn drop(&mut self) {
+        // The thread sees that nobody can tell it anything any more, and leaves.
+        self.leaving.change(1);
+        self.inbox.close();
+    }
+}

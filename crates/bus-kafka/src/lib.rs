@@ -1,0 +1,173 @@
+//! The bus on Apache Kafka, 3.6 or newer, through librdkafka.
+//!
+//! One producer writes everything ([`producer`]), a few consumers read without a group ([`read`]), each member of a
+//! group has a client and a thread of its own ([`group`]), and one client asks about topics ([`topics`]) and offsets
+//! ([`ends`]). Calls that block run on tokio's blocking threads or threads of their own. Kafka that is away makes calls
+//! fail with [`BusError::Unavailable`] within their time-outs; the same clients find it again by themselves. See
+//! docs/decisions/0005-kafka-client.md.
+
+mod context;
+mod ends;
+mod group;
+mod producer;
+mod read;
+mod settings;
+mod topics;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use logmesh_bus::{
+    Append, Bus, BusError, Consumer, NewRecord, NextOffset, Record, TopicPartition, TopicSpec, Watermarks, partition_of,
+};
+use logmesh_types::{TopicName, UnixNanos, limits};
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError;
+
+use context::{Quiet, unknown};
+use ends::Ends;
+use group::{GroupConsumer, Leaving};
+use producer::Producer;
+use read::Readers;
+use topics::Topics;
+
+pub use settings::{Compression, Mechanism, Sasl, Settings};
+
+/// How long [`KafkaBus::ping`] may take.
+const PING: Duration = Duration::from_secs(5);
+
+/// How long dropping the bus waits for its consumers to leave their groups.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// Why there can't be a bus with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A setting can't work.
+    #[error("{0:#}")]
+    Setting(anyhow::Error),
+    /// librdkafka refused them.
+    #[error("the kafka client refuses its settings: {0}")]
+    Client(KafkaError),
+}
+
+/// A [`Bus`] on Kafka. Dropping the last handle fails what isn't durable yet, and waits up to three seconds for dropped
+/// consumers to leave their groups.
+pub struct KafkaBus {
+    settings: Arc<Settings>,
+    topics: Topics,
+    ends: Arc<Ends>,
+    producer: Producer,
+    readers: Arc<Readers>,
+    leaving: Leaving,
+}
+
+impl fmt::Debug for KafkaBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaBus").field("brokers", &self.settings.brokers).finish_non_exhaustive()
+    }
+}
+
+impl KafkaBus {
+    /// A bus with these settings. It doesn't wait for Kafka: what is asked of it does.
+    pub fn new(settings: Settings) -> Result<Self, SettingsError> {
+        settings.check().map_err(SettingsError::Setting)?;
+        let settings = Arc::new(settings);
+        let asking: BaseConsumer<Quiet> =
+            settings.asking().create_with_context(Quiet).map_err(SettingsError::Client)?;
+        let asking = Arc::new(asking);
+        Ok(Self {
+            topics: Topics::new(&settings, Arc::clone(&asking)).map_err(SettingsError::Client)?,
+            ends: Arc::new(Ends::new(&settings, asking)),
+            producer: Producer::new(&settings).map_err(SettingsError::Client)?,
+            readers: Arc::new(Readers::new(&settings)),
+            leaving: Leaving::default(),
+            settings,
+        })
+    }
+
+    /// Asks Kafka something small. Fails within five seconds if it doesn't answer.
+    pub async fn ping(&self) -> Result<(), BusError> {
+        let late = || BusError::Unavailable { reason: "Kafka: no answer within five seconds".to_owned() };
+        tokio::time::timeout(PING, self.ends.ping(PING)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn check(&self, at: &TopicPartition) -> Result<(), BusError> {
+        match self.topics.partitions(&at.topic).await? {
+            Some(partitions) if at.partition < partitions => Ok(()),
+            _ => Err(unknown(at)),
+        }
+    }
+
+    /// Forgets the topic if the answer is that there's no such thing: it was removed.
+    fn noted<T>(&self, result: Result<T, BusError>) -> Result<T, BusError> {
+        if let Err(BusError::UnknownPartition { topic, .. }) = &result {
+            self.topics.forget(topic);
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Bus for KafkaBus {
+    async fn ensure_topic(&self, spec: &TopicSpec) -> Result<(), BusError> {
+        self.topics.ensure(spec).await
+    }
+
+    async fn topic(&self, name: &TopicName) -> Result<Option<TopicSpec>, BusError> {
+        self.topics.topic(name).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicSpec>, BusError> {
+        self.topics.all().await
+    }
+
+    async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError> {
+        let size = record.size();
+        if size > limits::MAX_RECORD_BYTES {
+            return Err(BusError::RecordTooLarge { topic: topic.clone(), size, limit: limits::MAX_RECORD_BYTES });
+        }
+        let Some(partitions) = self.topics.partitions(topic).await? else {
+            return Err(unknown(&TopicPartition { topic: topic.clone(), partition: 0 }));
+        };
+        let partition = partition_of(&record.key, partitions);
+        let append = self.producer.append(TopicPartition { topic: topic.clone(), partition }, record).await;
+        self.noted(append)
+    }
+
+    async fn read(&self, at: &TopicPartition, from: NextOffset, max_bytes: usize) -> Result<Vec<Record>, BusError> {
+        self.check(at).await?;
+        self.noted(self.readers.read(at, from, max_bytes).await)
+    }
+
+    async fn wait(&self, at: &TopicPartition, from: NextOffset, timeout: Duration) -> Result<(), BusError> {
+        self.check(at).await?;
+        self.ends.wait(at, from, timeout).await
+    }
+
+    async fn watermarks(&self, at: &TopicPartition) -> Result<Watermarks, BusError> {
+        self.check(at).await?;
+        self.noted(self.ends.watermarks(at).await)
+    }
+
+    async fn offset_at(&self, at: &TopicPartition, time: UnixNanos) -> Result<NextOffset, BusError> {
+        self.check(at).await?;
+        self.noted(self.ends.offset_at(at, time).await)
+    }
+
+    async fn committed(&self, group: &str, at: &TopicPartition) -> Result<Option<NextOffset>, BusError> {
+        self.check(at).await?;
+        self.ends.committed(group, at).await
+    }
+
+    async fn subscribe(&self, group: &str, topics: &[TopicName]) -> Result<Box<dyn Consumer>, BusError> {
+        Ok(Box::new(GroupConsumer::join(&self.settings, group, topics, self.leaving.clone())?))
+    }
+}
+
+impl Drop for KafkaBus {
+    fn drop(&mut self) {
+        self.leaving.wait(LEAVE);
+    }
+}

@@ -1,0 +1,186 @@
+//! Reading without a group: a few consumers, each of which follows one partition at a time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use logmesh_bus::{BusError, NextOffset, Offset, Record, TopicPartition};
+use logmesh_types::UnixNanos;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::Semaphore;
+
+use crate::context::{Quiet, at_partition, is_unknown, stopping, unavailable};
+use crate::settings::Settings;
+
+/// The most reads at a time; each holds a client with its threads and some MiB of memory.
+const MAX_READERS: usize = 4;
+
+/// How long one poll waits.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The readers, made when needed.
+pub(crate) struct Readers {
+    settings: Arc<Settings>,
+    places: Arc<Semaphore>,
+    /// Those that nobody uses, the one used last at the end.
+    idle: Mutex<Vec<Reader>>,
+}
+
+/// A consumer, and where it stands.
+struct Reader {
+    consumer: BaseConsumer<Quiet>,
+    /// The partition that it follows and the next record that it will give; `None`: it follows none.
+    at: Option<(TopicPartition, u64)>,
+    /// Read, but too large for the last answer.
+    spare: Option<Record>,
+    timeout: Duration,
+}
+
+impl Readers {
+    pub(crate) fn new(settings: &Arc<Settings>) -> Self {
+        Self { settings: Arc::clone(settings), places: Arc::new(Semaphore::new(MAX_READERS)), idle: Mutex::default() }
+    }
+
+    /// See [`logmesh_bus::Bus::read`]. Waits for its turn; then it takes no longer than two requests.
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        at: &TopicPartition,
+        from: NextOffset,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, BusError> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| stopping())?;
+        let (this, at) = (Arc::clone(self), at.clone());
+        // The closure ends by itself and gives the reader back, though nobody may wait for it any more.
+        let work = move || {
+            let _place = place;
+            let mut reader = this.take(&at, from).map_err(|error| unavailable(&error))?;
+            let result = reader.read(&at, from.0, max_bytes);
+            if result.is_err() {
+                reader.leave();
+            }
+            this.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            result
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| stopping())?
+    }
+
+    /// The idle reader that stands there already; else one that follows nothing; else the one not used for longest.
+    fn take(&self, at: &TopicPartition, from: NextOffset) -> Result<Reader, KafkaError> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let stands = |reader: &Reader| reader.at.as_ref().is_some_and(|(of, next)| of == at && *next == from.0);
+        let place = idle.iter().position(stands).or_else(|| idle.iter().position(|reader| reader.at.is_none()));
+        match place {
+            Some(place) => Ok(idle.remove(place)),
+            None if idle.len() == MAX_READERS => Ok(idle.remove(0)),
+            None => Reader::new(&self.settings),
+        }
+    }
+}
+
+impl Reader {
+    fn new(settings: &Settings) -> Result<Self, KafkaError> {
+        let consumer = settings.reading().create_with_context(Quiet)?;
+        Ok(Self { consumer, at: None, spare: None, timeout: settings.request_timeout.0 })
+    }
+
+    fn read(&mut self, at: &TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<Record>, BusError> {
+        let marks = self.consumer.fetch_watermarks(at.topic.as_str(), at.partition as i32, self.timeout);
+        let (low, high) = marks.map_err(|error| at_partition(&error, at))?;
+        let (from, high) = (from.max(low as u64), high as u64);
+        if from >= high {
+            return Ok(Vec::new());
+        }
+        self.go_to(at, from).map_err(|error| at_partition(&error, at))?;
+        let (mut records, mut bytes, mut next) = (Vec::new(), 0, from);
+        let end = Instant::now() + self.timeout;
+        while next < high {
+            let Some(record) = self.next(at, next, end)? else { break };
+            if !records.is_empty() && bytes + record.size() > max_bytes {
+                self.spare = Some(record);
+                return Ok(records);
+            }
+            next = record.offset.next().0;
+            bytes += record.size();
+            records.push(record);
+            self.at = Some((at.clone(), next));
+            if bytes >= max_bytes {
+                return Ok(records);
+            }
+        }
+        self.leave(); // at the end it would ask again and again
+        Ok(records)
+    }
+
+    /// Follows the partition from this record on, unless it does so already.
+    fn go_to(&mut self, at: &TopicPartition, from: u64) -> Result<(), KafkaError> {
+        if self.at.as_ref().is_some_and(|(of, next)| of == at && *next == from) {
+            return Ok(());
+        }
+        self.spare = None;
+        self.at = None;
+        let mut list = TopicPartitionList::new();
+        let offset = KafkaOffset::Offset(from as i64);
+        list.add_partition_offset(at.topic.as_str(), at.partition as i32, offset)?;
+        self.consumer.assign(&list)?;
+        self.at = Some((at.clone(), from));
+        Ok(())
+    }
+
+    /// Follows nothing any more.
+    fn leave(&mut self) {
+        (self.at, self.spare) = (None, None);
+        if let Err(error) = self.consumer.unassign() {
+            tracing::debug!(%error, "cannot unassign a reader");
+        }
+    }
+
+    /// The first record at or after `next`; `None` at the partition's end.
+    fn next(&mut self, at: &TopicPartition, next: u64, end: Instant) -> Result<Option<Record>, BusError> {
+        if let Some(spare) = self.spare.take() {
+            return Ok(Some(spare));
+        }
+        loop {
+            match self.consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    let here = message.topic() == at.topic.as_str() && message.partition() == at.partition as i32;
+                    if here && message.offset() as u64 >= next {
+                        return Ok(Some(to_record(&message)));
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == at.partition as i32 => return Ok(None),
+                Some(Err(error)) if error.rdkafka_error_code().is_some_and(is_final) => {
+                    return Err(at_partition(&error, at));
+                }
+                // Others mend by themselves, or not in time.
+                Some(Err(_)) | None => {}
+            }
+            if Instant::now() >= end {
+                let reason = format!("Kafka: no answer for partition {} of topic {}", at.partition, at.topic);
+                return Err(BusError::Unavailable { reason });
+            }
+        }
+    }
+}
+
+/// True if waiting for it doesn't help.
+fn is_final(code: RDKafkaErrorCode) -> bool {
+    is_unknown(code) || matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::Authentication)
+}
+
+/// The record as the bus tells it. What Kafka calls null is empty here.
+pub(crate) fn to_record(message: &BorrowedMessage<'_>) -> Record {
+    let bytes = |part: Option<&[u8]>| part.map_or_else(Bytes::new, Bytes::copy_from_slice);
+    let headers = message
+        .headers()
+        .map(|headers| headers.iter().map(|header| (header.key.to_owned(), bytes(header.value))).collect());
+    Record {
+        offset: Offset(message.offset() as u64),
+        timestamp: UnixNanos(message.timestamp().to_millis().unwrap_or(0).saturating_mul(1_000_000)),
+        key: bytes(message.key()),
+        value: bytes(message.payload()),
+        headers: headers.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,374 @@
+//! How to reach Kafka, and what each kind of client is told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::ensure;
+use logmesh_runtime::Tls;
+use logmesh_types::limits;
+use logmesh_types::unit::{ByteSize, Span};
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use serde::{Deserialize, Serialize};
+
+/// The largest batch that Kafka takes from us: the largest record and what its headers and framing come to.
+pub(crate) const MAX_BATCH_BYTES: usize = limits::MAX_RECORD_BYTES + (1 << 20);
+
+/// What a record costs in the queue beyond its bytes, so that empty ones are bounded too.
+pub(crate) const RECORD_COST: usize = 256;
+
+/// Properties of librdkafka that are ours: the bus's promises, or a setting of its own, depend on them.
+const RESERVED: &[&str] = &[
+    "acks",
+    "allow.auto.create.topics",
+    "auto.commit.enable",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "compression.codec",
+    "compression.type",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "message.max.bytes",
+    "message.send.max.retries",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "partitioner",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queued.max.messages.kbytes",
+    "request.required.acks",
+    "retries",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.username",
+    "security.protocol",
+    "session.timeout.ms",
+    "socket.timeout.ms",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "transactional.id",
+];
+
+/// How to reach Kafka, and figures that an operator may want to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Some of the brokers, as `host:port`; the others are learnt from them.
+    pub brokers: Vec<String>,
+    /// How the connections are encrypted.
+    pub tls: Tls,
+    /// How to say who we are, if Kafka asks.
+    pub sasl: Option<Sasl>,
+    /// Copies of each partition of a new topic; unset: the broker's `default.replication.factor`.
+    pub replication: Option<u16>,
+    /// Copies that must have a record before it is durable, of a new topic; unset: the broker's `min.insync.replicas`.
+    /// With three copies it should be 2: at 1, a broker that breaks for good may take acknowledged records with it.
+    pub min_in_sync: Option<u16>,
+    /// How batches are compressed.
+    pub compression: Compression,
+    /// Bytes of records that wait to be durable; more make `append` wait. Each record counts 256 bytes more.
+    pub queue_bytes: ByteSize,
+    /// Bytes of records that one consumer holds in memory ahead of its reader.
+    pub fetch_bytes: ByteSize,
+    /// How long an append may take before it fails. A broker that is killed should be back, or replaced, within it.
+    pub delivery_timeout: Span,
+    /// How long one request may take.
+    pub request_timeout: Span,
+    /// How long a consumer may be silent before its partitions go to others.
+    pub session_timeout: Span,
+    /// How long a consumer may take to release a partition before it loses it.
+    pub release_timeout: Span,
+    /// More properties of librdkafka, passed on to every client. Those on which the bus's promises rest are refused.
+    pub client: BTreeMap<String, String>,
+}
+
+/// How to say who we are.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sasl {
+    /// How the password is shown.
+    pub mechanism: Mechanism,
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl fmt::Debug for Sasl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mechanism, user, password: _ } = self;
+        f.debug_struct("Sasl").field("mechanism", mechanism).field("user", user).finish_non_exhaustive()
+    }
+}
+
+/// How the password is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mechanism {
+    /// As it is; only with TLS.
+    #[serde(rename = "plain")]
+    Plain,
+    /// By a proof.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    /// By a proof.
+    #[default]
+    #[serde(rename = "scram-sha-512")]
+    ScramSha512,
+}
+
+/// How batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// Quick.
+    #[default]
+    Lz4,
+    /// Quick.
+    Snappy,
+    /// Small.
+    Gzip,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            brokers: vec!["127.0.0.1:9092".to_owned()],
+            tls: Tls::default(),
+            sasl: None,
+            replication: None,
+            min_in_sync: None,
+            compression: Compression::default(),
+            queue_bytes: ByteSize(64 << 20),
+            fetch_bytes: ByteSize(32 << 20),
+            delivery_timeout: Span(Duration::from_secs(20)),
+            request_timeout: Span(Duration::from_secs(10)),
+            session_timeout: Span(Duration::from_secs(10)),
+            release_timeout: Span(Duration::from_secs(30)),
+            client: BTreeMap::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Says which setting can't work.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.brokers.is_empty(), "brokers is empty; name one at least, as host:port");
+        for broker in &self.brokers {
+            let port =
+                broker.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            ensure!(port && !broker.contains(','), "brokers: {broker:?} is not host:port");
+        }
+        self.tls.check("tls")?;
+        if let Some(sasl) = &self.sasl {
+            ensure!(!sasl.user.is_empty(), "sasl.user is empty");
+            let open = sasl.mechanism == Mechanism::Plain && !self.tls.enabled;
+            ensure!(!open, "sasl.mechanism plain would send the password as it is; set tls.enabled");
+        }
+        ensure!(self.replication != Some(0), "replication is 0");
+        if let (Some(replication), Some(min)) = (self.replication, self.min_in_sync) {
+            ensure!((1..=replication).contains(&min), "min_in_sync is {min}, but there are {replication} copies");
+        }
+        self.check_bounds()?;
+        for name in self.client.keys() {
+            ensure!(!RESERVED.contains(&name.as_str()), "client: {name} is set by logmesh and can't be set here");
+            let secret = name.contains("password") || name.contains("secret");
+            ensure!(!secret, "client: {name} would be printed with the settings; it can't be set here");
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self) -> anyhow::Result<()> {
+        let sizes = [("queue_bytes", self.queue_bytes), ("fetch_bytes", self.fetch_bytes)];
+        for (name, size) in sizes {
+            ensure!((16 << 20..=1 << 30).contains(&size.0), "{name} is {size}; it must be from 16MiB to 1GiB");
+        }
+        let spans = [
+            ("delivery_timeout", self.delivery_timeout, 2),
+            ("request_timeout", self.request_timeout, 1),
+            ("session_timeout", self.session_timeout, 6),
+            ("release_timeout", self.release_timeout, 1),
+        ];
+        for (name, span, least) in spans {
+            let allowed = Duration::from_secs(least)..=Duration::from_secs(300);
+            ensure!(allowed.contains(&span.0), "{name} is {span}; it must be from {least}s to 5m");
+        }
+        Ok(())
+    }
+
+    /// What every client is told.
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("client.id", "logmesh")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("socket.keepalive.enable", "true")
+            .set("socket.connection.setup.timeout.ms", "5000")
+            .set("log.connection.close", "false");
+        for (name, value) in &self.client {
+            config.set(name, value);
+        }
+        config
+            .set("bootstrap.servers", self.brokers.join(","))
+            .set("socket.timeout.ms", millis(self.request_timeout))
+            // A topic made by the way would have the broker's partitions, not ours.
+            .set("allow.auto.create.topics", "false");
+        self.secure(&mut config);
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        config
+    }
+
+    fn secure(&self, config: &mut ClientConfig) {
+        let protocol = match (self.tls.enabled, self.sasl.is_some()) {
+            (false, false) => "plaintext",
+            (true, false) => "ssl",
+            (false, true) => "sasl_plaintext",
+            (true, true) => "sasl_ssl",
+        };
+        config.set("security.protocol", protocol);
+        let files = [
+            ("ssl.ca.location", &self.tls.ca_file),
+            ("ssl.certificate.location", &self.tls.cert_file),
+            ("ssl.key.location", &self.tls.key_file),
+        ];
+        for (name, file) in files {
+            if let Some(file) = file {
+                config.set(name, file.to_string_lossy());
+            }
+        }
+        if let Some(sasl) = &self.sasl {
+            let mechanism = match sasl.mechanism {
+                Mechanism::Plain => "PLAIN",
+                Mechanism::ScramSha256 => "SCRAM-SHA-256",
+                Mechanism::ScramSha512 => "SCRAM-SHA-512",
+            };
+            config
+                .set("sasl.mechanism", mechanism)
+                .set("sasl.username", &sasl.user)
+                .set("sasl.password", &sasl.password);
+        }
+    }
+
+    /// For a client that asks and makes, but reads and writes nothing. What goes wrong there its calls tell; its log
+    /// would fill a queue that nobody empties.
+    pub(crate) fn asking(&self) -> ClientConfig {
+        let mut config = self.client();
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        config
+    }
+
+    pub(crate) fn producing(&self) -> ClientConfig {
+        let compression = match self.compression {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Snappy => "snappy",
+            Compression::Gzip => "gzip",
+        };
+        let mut config = self.client();
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("delivery.timeout.ms", millis(self.delivery_timeout))
+            .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
+            .set("compression.type", compression)
+            .set("topic.metadata.propagation.max.ms", "5000")
+            // Our own queue is the bound. Kafka's lets go of a record a little after ours, so it is twice as large.
+            .set("queue.buffering.max.kbytes", (2 * self.queue_bytes.0 / 1024).to_string())
+            .set("queue.buffering.max.messages", (2 * self.queue_bytes.0 / RECORD_COST as u64).to_string());
+        config
+    }
+
+    /// For what reads, ahead of its reader by so many bytes.
+    fn fetching(&self, group: &str, ahead: u64) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
+            .set("fetch.max.bytes", MAX_BATCH_BYTES.to_string())
+            .set("queued.max.messages.kbytes", (ahead / 1024).to_string())
+            // Else a full queue makes it pause for a second.
+            .set("fetch.queue.backoff.ms", "10");
+        config
+    }
+
+    /// For reading without a group. librdkafka wants a group's name nevertheless; nothing is ever committed to it.
+    pub(crate) fn reading(&self) -> ClientConfig {
+        let mut config = self.fetching("logmesh-reader", 8 << 20);
+        // Requests go one after another, so one that waits for records holds up that for the next partition.
+        config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        config
+    }
+
+    /// For a member of a group.
+    pub(crate) fn joining(&self, group: &str) -> ClientConfig {
+        let mut config = self.fetching(group, self.fetch_bytes.0 / 2);
+        config
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", millis(self.session_timeout))
+            .set("heartbeat.interval.ms", (self.session_timeout.0.as_millis() / 4).to_string())
+            // How soon a topic that is made later is noticed.
+            .set("topic.metadata.refresh.interval.ms", "2000");
+        config
+    }
+
+    /// For asking what a group has committed.
+    pub(crate) fn asking_group(&self, group: &str) -> ClientConfig {
+        let mut config = self.asking();
+        config.set("group.id", group).set("enable.auto.commit", "false");
+        config
+    }
+}
+
+fn millis(span: Span) -> String {
+    span.0.as_millis().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_is_refused_by_its_key() {
+        Settings::default().check().unwrap();
+        let message = |settings: Settings| settings.check().unwrap_err().to_string();
+        let client = |name: &str| Settings {
+            client: BTreeMap::from([(name.to_owned(), "x".to_owned())]),
+            ..Settings::default()
+        };
+        assert!(message(client("acks")).contains("client: acks"));
+        assert!(message(client("enable.idempotence")).contains("enable.idempotence"));
+        assert!(message(client("ssl.key.password")).contains("ssl.key.password"));
+        client("client.rack").check().unwrap();
+        assert!(message(Settings { brokers: vec!["kafka".to_owned()], ..Settings::default() }).contains("host:port"));
+        assert!(
+            message(Settings { min_in_sync: Some(3), replication: Some(2), ..Settings::default() }).contains("copies")
+        );
+        assert!(message(Settings { fetch_bytes: ByteSize(1), ..Settings::default() }).contains("fetch_bytes"));
+        let sasl = Sasl { mechanism: Mechanism::Plain, user: "u".to_owned(), password: "p".to_owned() };
+        assert!(message(Settings { sasl: Some(sasl), ..Settings::default() }).contains("tls.enabled"));
+    }
+
+    #[test]
+    fn the_password_is_not_shown() {
+        let sasl = Sasl { password: "hunter2".to_owned(), ..Sasl::default() };
+        let shown = format!("{:?}", Settings { sasl: Some(sasl), ..Settings::default() });
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
