@@ -1,4 +1,5 @@
-//! One leader at a time, from a lease and a key that must not exist.
+//! One leader at a time, from a lease and a key that must not exist. A lock is the same thing: whoever wants it campaigns,
+//! holds it beside its work, and resigns.
 //!
 //! A leader that lost touch with the store can't know at once that another took over. So what only the leader may write
 //! is written in a transaction with [`Leadership::condition`]: a write of a former leader is then refused.
@@ -58,13 +59,12 @@ impl Election {
     /// by itself. Errors that [`StoreError::retryable`] says may pass are passed on, so that the caller paces retries.
     pub async fn campaign(&self, candidate: &str) -> Result<Leadership, StoreError> {
         loop {
-            match self.store.get(&self.key).await? {
-                Some(holder) => self.wait_until_free(holder.mod_revision).await,
-                None => {
-                    if let Some(leadership) = self.try_take(candidate).await? {
-                        return Ok(leadership);
-                    }
-                }
+            // A list says at which revision the office is held. The holder's own may have been compacted long ago.
+            let seen = self.store.list(&self.key).await?;
+            if seen.entries.iter().any(|entry| entry.key == self.key) {
+                self.wait_for_change(seen.revision).await;
+            } else if let Some(leadership) = self.try_take(candidate).await? {
+                return Ok(leadership);
             }
         }
     }
@@ -84,7 +84,7 @@ impl Election {
     }
 
     /// Returns when the key changed after `revision`, or the watch ended: the caller looks again.
-    async fn wait_until_free(&self, revision: Revision) {
+    async fn wait_for_change(&self, revision: Revision) {
         let mut changes = self.store.watch(&self.key, revision);
         loop {
             match changes.next().await {

@@ -80,12 +80,14 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
-/// All that one revision changed beneath a watched prefix.
+/// All that one revision changed beneath a watched prefix, or a bookmark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The revision.
     pub revision: Revision,
-    /// Its changes, each key once, in the order of the keys' bytes; never empty.
+    /// Its changes, each key once, in the order of the keys' bytes. Empty in a bookmark: every change up to the revision
+    /// has been shown, and a watch after it misses nothing. A store that compacts by itself sends one now and then, so
+    /// that a watch to which nothing happens can be resumed; others need not.
     pub keys: Vec<KeyChange>,
 }
 

@@ -1,17 +1,21 @@
 //! The latest state of a prefix, always at hand: who reads it sees states, never a queue of events.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use logmesh_runtime::RetryPolicy;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{Change, ConfigStore, Revision, Snapshot, StoreError, Versioned, WatchError};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(100), max: Duration::from_secs(5) };
+
+/// A watch that lived this long is of a store that's there: a silent one would have been noticed.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Changes that are put together before a state is published, so that a burst costs one state.
 const MAX_COALESCED: usize = 256;
@@ -102,63 +106,98 @@ impl Driver {
 
     async fn follow(&self) {
         let mut must_list = true;
-        let mut pause = FIRST_PAUSE;
+        let mut outage = Outage::default();
         loop {
-            let before = self.revision();
-            let ended = if must_list {
-                match self.list().await {
-                    Ok(()) => {
-                        must_list = false;
-                        continue;
-                    }
-                    Err(error) => WatchError::Lost(error),
-                }
-            } else {
-                self.watch().await
-            };
+            let ended = if must_list { self.list().await } else { self.watch(&mut outage).await };
             match ended {
-                WatchError::Compacted { oldest } => {
+                Ok(()) => {
+                    must_list = false;
+                    outage.is_over(&self.prefix);
+                    continue;
+                }
+                Err(WatchError::Compacted { oldest }) => {
                     info!(prefix = %self.prefix, %oldest, "reading the prefix anew after a compaction");
                     must_list = true;
                 }
-                WatchError::Lost(error) => {
-                    pause = if self.revision() > before { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-                    warn!(prefix = %self.prefix, %error, "cannot follow the config store, trying again");
-                    tokio::time::sleep(pause).await;
-                }
+                Err(WatchError::Lost(error)) => outage.goes_on(&self.prefix, &error),
             }
+            tokio::time::sleep(outage.pause()).await;
         }
     }
 
-    async fn list(&self) -> Result<(), StoreError> {
-        let snapshot = self.store.list(&self.prefix).await?;
+    async fn list(&self) -> Result<(), WatchError> {
+        let snapshot = self.store.list(&self.prefix).await.map_err(WatchError::Lost)?;
         self.sender.send_replace(Arc::new(snapshot.into()));
         Ok(())
     }
 
-    /// Publishes changes after the present state until the watch ends.
-    async fn watch(&self) -> WatchError {
+    /// Publishes changes after the present state until the watch ends, which is always an error.
+    async fn watch(&self, outage: &mut Outage) -> Result<(), WatchError> {
         let mut changes = self.store.watch(&self.prefix, self.revision()).ready_chunks(MAX_COALESCED);
-        while let Some(ready) = changes.next().await {
-            let mut state = PrefixState::clone(&self.sender.borrow());
-            let mut ended = None;
-            for change in ready {
-                match change {
-                    Ok(change) => state.apply(change),
-                    Err(error) => ended = Some(error),
+        let mut settled = pin!(tokio::time::sleep(SETTLED));
+        loop {
+            let ready = tokio::select! {
+                ready = changes.next() => ready,
+                () = &mut settled, if outage.attempts > 0 => {
+                    outage.is_over(&self.prefix);
+                    continue;
                 }
-            }
-            if state.revision > self.revision() {
-                self.sender.send_replace(Arc::new(state));
-            }
-            if let Some(error) = ended {
-                return error;
+            };
+            let without_error = || WatchError::Lost(StoreError::unavailable("the watch ended without an error"));
+            self.publish(ready.ok_or_else(without_error)?)?;
+            outage.is_over(&self.prefix);
+        }
+    }
+
+    /// Publishes the state after all the changes that came, and then says how the watch ended if it did.
+    fn publish(&self, ready: Vec<Result<Change, WatchError>>) -> Result<(), WatchError> {
+        let mut state = PrefixState::clone(&self.sender.borrow());
+        let mut ended = Ok(());
+        for change in ready {
+            match change {
+                Ok(change) => state.apply(change),
+                Err(error) => ended = Err(error),
             }
         }
-        WatchError::Lost(StoreError::unavailable("the watch ended without an error"))
+        if state.revision > self.revision() {
+            self.sender.send_replace(Arc::new(state));
+        }
+        ended
     }
 
     fn revision(&self) -> Revision {
         self.sender.borrow().revision
+    }
+}
+
+/// Failures in a row: they are paced, and an outage is told once and not at every attempt.
+#[derive(Default)]
+struct Outage {
+    attempts: u32,
+    told: bool,
+}
+
+impl Outage {
+    fn goes_on(&mut self, prefix: &str, error: &StoreError) {
+        if self.told {
+            debug!(%prefix, %error, "still cannot follow the config store");
+        } else {
+            warn!(%prefix, %error, "cannot follow the config store; trying again until it is back");
+            self.told = true;
+        }
+    }
+
+    fn is_over(&mut self, prefix: &str) {
+        if self.told {
+            info!(%prefix, "following the config store again");
+        }
+        *self = Self::default();
+    }
+
+    /// The wait before the next attempt.
+    fn pause(&mut self) -> Duration {
+        let pause = RETRY.delay(self.attempts);
+        self.attempts = self.attempts.saturating_add(1);
+        pause
     }
 }
