@@ -1,5 +1,7 @@
 //! What clients report on their own, passed on to `tracing`, and how Kafka's errors become the bus's.
 
+use std::time::{Duration, Instant};
+
 use logmesh_bus::{BusError, TopicPartition};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -52,6 +54,32 @@ pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
         code,
         RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition
     )
+}
+
+/// True if Kafka is moving or loading something, and the same question has an answer in a moment.
+pub(crate) fn is_passing(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::CoordinatorLoadInProgress
+            | RDKafkaErrorCode::CoordinatorNotAvailable
+            | RDKafkaErrorCode::FencedLeaderEpoch
+            | RDKafkaErrorCode::LeaderNotAvailable
+            | RDKafkaErrorCode::NotCoordinator
+            | RDKafkaErrorCode::NotLeaderForPartition
+            | RDKafkaErrorCode::UnknownLeaderEpoch
+    )
+}
+
+/// Asks again while Kafka is moving things, for so long. Blocks.
+pub(crate) fn patiently<T>(timeout: Duration, mut ask: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let end = Instant::now() + timeout;
+    loop {
+        match ask() {
+            Err(error) if error.rdkafka_error_code().is_some_and(is_passing) && Instant::now() < end => {}
+            result => return result,
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 pub(crate) fn unknown(at: &TopicPartition) -> BusError {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use logmesh_bus::{BusError, NextOffset, TopicPartition, Watermarks};
 use logmesh_types::UnixNanos;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::watch;
 
-use crate::context::{Quiet, at_partition, stopping, unavailable};
+use crate::context::{Quiet, at_partition, patiently, stopping, unavailable};
 use crate::settings::Settings;
 use crate::topics::drain;
 
@@ -69,8 +70,8 @@ impl Ends {
     pub(crate) async fn watermarks(&self, at: &TopicPartition) -> Result<Watermarks, BusError> {
         let at = at.clone();
         self.ask(move |asking, timeout| {
-            let marks = asking.fetch_watermarks(at.topic.as_str(), at.partition as i32, timeout);
-            let (low, high) = marks.map_err(|error| at_partition(&error, &at))?;
+            let ask = || asking.fetch_watermarks(at.topic.as_str(), at.partition as i32, timeout);
+            let (low, high) = patiently(timeout, ask).map_err(|error| at_partition(&error, &at))?;
             Ok(Watermarks { low: NextOffset(low as u64), high: NextOffset(high as u64) })
         })
         .await
@@ -80,16 +81,11 @@ impl Ends {
         let (list_at, millis) = (at.clone(), time.0.max(0).saturating_add(999_999) / 1_000_000);
         let found = self
             .ask(move |asking, timeout| {
-                let list = list(std::slice::from_ref(&list_at), Offset::Offset(millis));
-                let answer = list.and_then(|list| asking.offsets_for_times(list, timeout));
-                let answer = answer.map_err(|error| at_partition(&error, &list_at))?;
-                let elements = answer.elements();
-                let Some(element) = elements.first() else { return Ok(None) };
-                element.error().map_err(|error| at_partition(&error, &list_at))?;
-                Ok(match element.offset() {
-                    Offset::Offset(offset) => u64::try_from(offset).ok(),
-                    _ => None, // none is as late
-                })
+                let ask = || {
+                    let list = list(std::slice::from_ref(&list_at), Offset::Offset(millis))?;
+                    only_offset(&asking.offsets_for_times(list, timeout)?) // none: nothing is as late
+                };
+                patiently(timeout, ask).map_err(|error| at_partition(&error, &list_at))
             })
             .await?;
         match found {
@@ -103,16 +99,12 @@ impl Ends {
         let timeout = self.settings.request_timeout.0;
         let work = move || {
             drain(&group);
-            let answer = list(std::slice::from_ref(&at), Offset::Invalid)
-                .and_then(|list| group.committed_offsets(list, timeout))
-                .map_err(|error| at_partition(&error, &at))?;
-            let elements = answer.elements();
-            let Some(element) = elements.first() else { return Ok(None) };
-            element.error().map_err(|error| at_partition(&error, &at))?;
-            Ok(match element.offset() {
-                Offset::Offset(offset) => u64::try_from(offset).ok().map(NextOffset),
-                _ => None,
-            })
+            let ask = || {
+                let list = list(std::slice::from_ref(&at), Offset::Invalid)?;
+                only_offset(&group.committed_offsets(list, timeout)?)
+            };
+            let committed = patiently(timeout, ask).map_err(|error| at_partition(&error, &at))?;
+            Ok(committed.map(NextOffset))
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| stopping())?
     }
@@ -228,8 +220,8 @@ fn ends(
     of: &[TopicPartition],
     timeout: Duration,
 ) -> Result<HashMap<TopicPartition, u64>, BusError> {
-    let answer = list(of, Offset::End).and_then(|list| asking.offsets_for_times(list, timeout));
-    let answer = answer.map_err(|error| unavailable(&error))?;
+    let ask = || asking.offsets_for_times(list(of, Offset::End)?, timeout);
+    let answer = patiently(timeout, ask).map_err(|error| unavailable(&error))?;
     let ends = answer.elements().into_iter().filter_map(|element| {
         let Offset::Offset(end) = element.offset() else { return None };
         element.error().ok()?;
@@ -239,8 +231,19 @@ fn ends(
     Ok(ends.collect())
 }
 
+/// The offset of the only partition in an answer, if it has one.
+fn only_offset(answer: &TopicPartitionList) -> Result<Option<u64>, KafkaError> {
+    let elements = answer.elements();
+    let Some(element) = elements.first() else { return Ok(None) };
+    element.error()?;
+    match element.offset() {
+        Offset::Offset(offset) => Ok(u64::try_from(offset).ok()),
+        _ => Ok(None),
+    }
+}
+
 /// The partitions as Kafka's list, all with this offset.
-pub(crate) fn list(of: &[TopicPartition], offset: Offset) -> Result<TopicPartitionList, rdkafka::error::KafkaError> {
+pub(crate) fn list(of: &[TopicPartition], offset: Offset) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::with_capacity(of.len());
     for at in of {
         list.add_partition_offset(at.topic.as_str(), at.partition as i32, offset)?;

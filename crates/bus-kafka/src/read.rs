@@ -12,7 +12,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::Semaphore;
 
-use crate::context::{Quiet, at_partition, is_unknown, stopping, unavailable};
+use crate::context::{Quiet, at_partition, is_unknown, patiently, stopping, unavailable};
 use crate::settings::Settings;
 
 /// The most reads at a time; each holds a client with its threads and some MiB of memory.
@@ -87,8 +87,8 @@ impl Reader {
     }
 
     fn read(&mut self, at: &TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<Record>, BusError> {
-        let marks = self.consumer.fetch_watermarks(at.topic.as_str(), at.partition as i32, self.timeout);
-        let (low, high) = marks.map_err(|error| at_partition(&error, at))?;
+        let ask = || self.consumer.fetch_watermarks(at.topic.as_str(), at.partition as i32, self.timeout);
+        let (low, high) = patiently(self.timeout, ask).map_err(|error| at_partition(&error, at))?;
         let (from, high) = (from.max(low as u64), high as u64);
         if from >= high {
             return Ok(Vec::new());

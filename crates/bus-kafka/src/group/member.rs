@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::inbox::Inbox;
-use crate::context::{at_partition, is_unknown, log, report, unavailable};
+use crate::context::{at_partition, is_passing, is_unknown, log, report, unavailable};
 use crate::ends::list;
 use crate::read::to_record;
 use crate::settings::Settings;
@@ -287,7 +287,10 @@ impl Member {
     /// Commits; durable when it returns. Kafka refuses what a member commits that the group has given up.
     fn commit(&self, offsets: &[(TopicPartition, NextOffset)]) -> Result<(), Failure> {
         self.check_held(offsets.iter().map(|(at, _)| at))?;
-        self.learn_committed(offsets).map_err(|error| Failure::Final(unavailable(&error)))?;
+        self.learn_committed(offsets).map_err(|error| match error.rdkafka_error_code() {
+            Some(code) if is_passing(code) => Failure::NotNow(error),
+            _ => Failure::Final(unavailable(&error)),
+        })?;
         let mut forward = TopicPartitionList::new();
         let ahead = |at: &TopicPartition, next: u64| self.inbox.committed(at).is_none_or(|before| before < next);
         for (at, next) in offsets.iter().filter(|(at, next)| ahead(at, next.0)) {
@@ -319,6 +322,7 @@ impl Member {
             }
             // The group goes on with this member, or has gone on without it; the next poll tells.
             Some(RDKafkaErrorCode::RebalanceInProgress | RDKafkaErrorCode::IllegalGeneration) => Failure::NotNow(error),
+            Some(code) if is_passing(code) => Failure::NotNow(error),
             _ => Failure::Final(at_partition(&error, at)),
         }
     }
