@@ -2,6 +2,9 @@
 //!
 //! Nothing is kept here but connections: etcd's revisions, transactions, watches and leases are the store's. One member is
 //! used at a time; when it's dead, silent or cut off from its leader, the next one.
+//!
+//! An etcd that is restored from a snapshot has to be restored with `--bump-revision` and `--mark-compacted`: watchers
+//! wait for revisions after those that they have seen.
 
 mod cluster;
 mod error;

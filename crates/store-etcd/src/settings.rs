@@ -56,8 +56,8 @@ impl Settings {
         ensure!(self.prefix.len() <= longest, "prefix has {} bytes; at most {longest} are taken", self.prefix.len());
         ensure!(self.user.is_some() == self.password.is_some(), "user and password belong together; set both or none");
         let timeout = self.timeout.0;
-        let sensible = Duration::from_millis(100)..=Duration::from_secs(60);
-        ensure!(sensible.contains(&timeout), "timeout must be 100ms to 1m");
+        let sensible = Duration::from_millis(500)..=Duration::from_secs(60);
+        ensure!(sensible.contains(&timeout), "timeout must be 500ms to 1m");
         self.tls.check("tls")
     }
 

@@ -182,3 +182,67 @@ impl Events {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::{PbKeyValue, PbResponseHeader};
+
+    use super::*;
+
+    fn events(shown: u64) -> Events {
+        Events { space: Space::new("/m".to_owned()), shown: Revision(shown), growing: None, ready: VecDeque::new() }
+    }
+
+    fn message(fragment: bool, events: &[(i64, &str)]) -> PbWatchResponse {
+        let event = |(of, key): &(i64, &str)| PbEvent {
+            kv: Some(PbKeyValue { key: key.as_bytes().to_vec(), mod_revision: *of, ..PbKeyValue::default() }),
+            ..PbEvent::default()
+        };
+        PbWatchResponse { events: events.iter().map(event).collect(), fragment, ..PbWatchResponse::default() }
+    }
+
+    fn ready(events: &mut Events) -> Vec<(u64, Vec<String>)> {
+        let change = |change: Change| (change.revision.0, change.keys.into_iter().map(|key| key.key).collect());
+        events.ready.drain(..).map(change).collect()
+    }
+
+    fn keys(keys: &[&str]) -> Vec<String> {
+        keys.iter().map(|key| (*key).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_revision_is_shown_when_it_is_whole() {
+        let mut events = events(3);
+        events.take(message(true, &[(4, "/mc"), (5, "/mz")])).unwrap();
+        assert_eq!(ready(&mut events), [(4, keys(&["c"]))]);
+        events.take(message(true, &[(5, "/my")])).unwrap();
+        assert_eq!(ready(&mut events), []);
+        events.take(message(false, &[(5, "/mx"), (7, "/ma")])).unwrap();
+        assert_eq!(ready(&mut events), [(5, keys(&["x", "y", "z"])), (7, keys(&["a"]))]);
+        assert_eq!(events.shown, Revision(7));
+    }
+
+    #[test]
+    fn progress_is_a_bookmark_and_the_making_of_a_watch_is_not() {
+        let mut events = events(3);
+        let header = |revision| Some(PbResponseHeader { revision, ..PbResponseHeader::default() });
+        events.take(PbWatchResponse { created: true, header: header(9), ..PbWatchResponse::default() }).unwrap();
+        assert_eq!(ready(&mut events), [], "changes up to 9 may still come");
+        events.take(PbWatchResponse { header: header(9), ..PbWatchResponse::default() }).unwrap();
+        events.take(PbWatchResponse { header: header(9), ..PbWatchResponse::default() }).unwrap();
+        assert_eq!(ready(&mut events), [(9, keys(&[]))]);
+    }
+
+    #[test]
+    fn an_end_says_whether_changes_were_compacted() {
+        let end = |compact_revision| PbWatchResponse {
+            canceled: true,
+            compact_revision,
+            cancel_reason: "why".to_owned(),
+            ..PbWatchResponse::default()
+        };
+        let compacted = events(3).take(end(8)).unwrap_err();
+        assert!(matches!(compacted, WatchError::Compacted { oldest: Revision(8) }), "{compacted:?}");
+        assert!(matches!(events(3).take(end(0)), Err(WatchError::Lost(_))));
+    }
+}

@@ -76,8 +76,11 @@ async fn next(changes: &mut ChangeStream) -> Change {
     next_or_error(changes).await.expect("a change")
 }
 
+/// The next change that is one: a store may send a bookmark at any time.
 async fn next_or_error(changes: &mut ChangeStream) -> Result<Change, WatchError> {
-    let next = tokio::time::timeout(PATIENCE, changes.next()).await;
+    let mut told =
+        changes.filter(|told| std::future::ready(told.as_ref().map_or(true, |change| !change.keys.is_empty())));
+    let next = tokio::time::timeout(PATIENCE, told.next()).await;
     next.expect("the watch showed nothing in time").expect("the watch ended")
 }
 
