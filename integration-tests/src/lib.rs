@@ -1,10 +1,15 @@
 //! The harness of the end-to-end tests. They drive only what a user has: the built programs, the command line, gRPC by
 //! `grpcurl`, and files.
 
+pub mod client;
+pub mod cluster;
 pub mod compare;
 pub mod grpcurl;
 pub mod mesh;
 pub mod oracle;
 pub mod program;
+pub mod writer;
 
+pub use client::{Client, PATIENCE};
+pub use cluster::Cluster;
 pub use mesh::Mesh;

@@ -4,16 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::Duration;
 
 use logmesh_testing::{Folder, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::client::{Client, PATIENCE};
 use crate::program::{Done, command, logmesh};
-
-/// How long a start, a stop, or an answer may take on a busy machine. Nothing is measured by it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A standalone with its own data, and a folder of logs that it collects.
 #[derive(Debug)]
@@ -114,10 +111,7 @@ impl Mesh {
         });
         let field = |name: &str| addresses[name].as_str().expect("an address").to_owned();
         (self.grpc, self.admin) = (field("grpc"), field("admin"));
-        wait_for("all services to be ready", PATIENCE, || {
-            let status = self.run(&["status"]);
-            if status.code == Some(0) { Ok(()) } else { Err(format!("{status:?}")) }
-        });
+        self.client().wait_ready();
     }
 
     /// `kill -9`.
@@ -154,46 +148,38 @@ impl Mesh {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Runs a command of `logmesh` against this mesh.
-    pub fn run(&self, args: &[&str]) -> Done {
-        let mut command = command(logmesh());
-        command.env("LOGMESH_SERVER", &self.grpc).args(args);
-        command.output().expect("logmesh can be run").into()
+    /// The command line against this mesh.
+    pub fn client(&self) -> Client {
+        Client::new(&self.grpc)
     }
 
-    /// What `search --json` prints for the query, over all time and as many hits as there are.
+    /// See [`Client::run`].
+    pub fn run(&self, args: &[&str]) -> Done {
+        self.client().run(args)
+    }
+
+    /// See [`Client::search`].
     #[track_caller]
     pub fn search(&self, query: &str) -> Vec<Value> {
-        let args = ["search", query, "--json", "--from", "2000-01-01T00:00:00Z", "--limit", "100000000"];
-        json_lines(&self.run(&args).expect(0).stdout)
+        self.client().search(query)
     }
 
-    /// How many documents match the query, over all time.
+    /// See [`Client::count`].
     #[track_caller]
     pub fn count(&self, query: &str) -> u64 {
-        let done = self.run(&["search", query, "--count", "--from", "2000-01-01T00:00:00Z"]).expect(0);
-        done.stdout.trim().parse().unwrap_or_else(|_| panic!("--count printed {:?}", done.stdout))
+        self.client().count(query)
     }
 
-    /// Waits until so many documents match the query, for as long as their number still changes.
+    /// See [`Client::wait_count`].
     #[track_caller]
     pub fn wait_count(&self, query: &str, count: u64) {
-        let mut last = self.count(query);
-        while last != count {
-            last = wait_for(&format!("{count} hits of {query}"), PATIENCE, || match self.count(query) {
-                found if found != last => Ok(found),
-                found => Err(format!("{found} hits, and no change")),
-            });
-        }
+        self.client().wait_count(query, count);
     }
 
-    /// Waits until nothing is on its way, then gives the last audit; panics if that isn't clean.
+    /// See [`Client::audit`].
     #[track_caller]
     pub fn audit(&self) -> Done {
-        wait_for("a clean audit", PATIENCE, || {
-            let done = self.run(&["audit"]);
-            if done.code == Some(0) { Ok(done) } else { Err(format!("{done:?}")) }
-        })
+        self.client().audit()
     }
 
     /// Everything that the process wrote to stderr, over all its starts.
@@ -225,10 +211,4 @@ impl Drop for Mesh {
             self.assert_calm();
         }
     }
-}
-
-/// One JSON document a line.
-#[track_caller]
-pub fn json_lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
 }

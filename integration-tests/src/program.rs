@@ -10,13 +10,23 @@ const BIN_DIR: &str = "MESH_BIN_DIR";
 /// The `logmesh` program, built if need be.
 pub fn logmesh() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| match std::env::var_os(BIN_DIR) {
-        Some(folder) => Path::new(&folder).join("logmesh"),
-        None => build("logmesh"),
-    })
+    PATH.get_or_init(|| find("logmesh"))
 }
 
-/// Builds the package's program into the target folder that this test lies in.
+/// The `logmesh-agent` program, built if need be.
+pub fn logmesh_agent() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| find("logmesh-agent"))
+}
+
+fn find(package: &str) -> PathBuf {
+    match std::env::var_os(BIN_DIR) {
+        Some(folder) => Path::new(&folder).join(package),
+        None => build(package),
+    }
+}
+
+/// Builds the package's program, which has its name, into the target folder that this test lies in.
 fn build(package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");

@@ -9,9 +9,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::compare::{assert_equal, by_path, event_of, events_of_file};
-use logmesh_integration_tests::mesh::{Mesh, PATIENCE, json_lines};
 use logmesh_integration_tests::program::{command, logmesh, run};
+use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use serde_json::Value;
 

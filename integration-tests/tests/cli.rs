@@ -7,8 +7,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::sync::mpsc;
 
-use logmesh_integration_tests::mesh::{Mesh, PATIENCE, json_lines};
+use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::program::{command, logmesh, run};
+use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use serde_json::Value;
 

@@ -2,67 +2,18 @@
 
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::Duration;
 
 use logmesh_integration_tests::compare::{assert_equal, by_path, events_of_file};
+use logmesh_integration_tests::writer::Writer;
 use logmesh_integration_tests::{Mesh, oracle};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// How often the mesh is killed. `MESH_KILLS` asks for more.
 const KILLS: u32 = 12;
-
-/// How long a writer waits after a few lines, so that kills fall between, into and after batches.
-const BREATH: Duration = Duration::from_millis(20);
-
-/// Files and lines of a writer, and when it is to stop.
-struct Writer {
-    thread: JoinHandle<u64>,
-    stop: Arc<AtomicBool>,
-}
-
-/// Writes oracle lines to `name`, which it renames to `name.1`, `name.2` … after every `rotate_after` lines.
-fn write(path: PathBuf, run: u32, writer: u32, rotate_after: Option<u64>) -> Writer {
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let thread = std::thread::spawn(move || {
-        let mut rng = StdRng::seed_from_u64(u64::from(run) + u64::from(writer));
-        let (mut seq, mut rotations) = (0, 0);
-        let mut file = append(&path);
-        while !stopped.load(Ordering::Relaxed) {
-            for _ in 0..rng.random_range(1..25) {
-                file.write_all(&oracle::line(run, writer, seq)).unwrap();
-                seq += 1;
-                if rotate_after.is_some_and(|lines| seq % lines == 0) {
-                    rotations += 1;
-                    std::fs::rename(&path, path.with_extension(format!("log.{rotations}"))).unwrap();
-                    file = append(&path);
-                }
-            }
-            sleep(BREATH);
-        }
-        seq
-    });
-    Writer { thread, stop }
-}
-
-impl Writer {
-    /// Stops it; the number of lines that it wrote.
-    fn finish(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
-
-fn append(path: &Path) -> File {
-    OpenOptions::new().create(true).append(true).open(path).unwrap()
-}
 
 /// Copies the machine's own log files that can be read; how many there were.
 fn copy_real_logs(to: &Path) -> usize {
@@ -95,9 +46,9 @@ fn every_line_is_found_once_over_kills_at_random_instants() {
     let real = copy_real_logs(&mesh.log("real"));
     mesh.start();
     let writers = [
-        write(mesh.log("plain.log"), run, 0, None),
-        write(mesh.log("rotated.log"), run, 1, Some(1_500)),
-        write(mesh.log("fast-rotated.log"), run, 2, Some(97)),
+        Writer::start(mesh.log("plain.log"), run, 0, None),
+        Writer::start(mesh.log("rotated.log"), run, 1, Some(1_500)),
+        Writer::start(mesh.log("fast-rotated.log"), run, 2, Some(97)),
     ];
     for _ in 0..kills {
         sleep(Duration::from_millis(rng.random_range(50..1_500)));

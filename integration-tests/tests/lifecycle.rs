@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 use logmesh_integration_tests::compare::{assert_equal, by_path};
-use logmesh_integration_tests::mesh::{Mesh, PATIENCE};
+use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use rustix::process::Signal;
 

@@ -26,6 +26,11 @@ pub fn channel(addr: &str) -> Result<Channel, AddressError> {
         .connect_lazy())
 }
 
+/// Refuses what [`channel`] would.
+pub fn check_address(addr: &str) -> Result<(), AddressError> {
+    endpoint(addr).map(drop)
+}
+
 fn endpoint(addr: &str) -> Result<Endpoint, AddressError> {
     let bad = || AddressError { addr: addr.to_owned() };
     let uri = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };

@@ -12,7 +12,7 @@ mod server;
 mod status;
 mod upstream;
 
-pub use channel::{AddressError, channel};
+pub use channel::{AddressError, channel, check_address};
 pub use registration::Registration;
 pub use routes::Routes;
 pub use server::{ServeError, serve};

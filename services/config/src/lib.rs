@@ -54,13 +54,16 @@ impl ConfigService {
         })
     }
 
-    /// Adds the services to a server.
+    /// Adds the services to a server. What needs the rules serves while the component `config` is ready, if there is one.
     pub fn add_to(&self, routes: &mut Routes) {
         routes
             .add(RuleServiceServer::new(self.rules.clone()))
+            .needs("config")
             .add(AgentConfigServiceServer::new(self.agents.clone()))
+            .needs("config")
             .add(FleetServiceServer::new(self.fleet.clone()))
-            .add(DiscoveryServiceServer::new(self.discovery.clone()));
+            .add(DiscoveryServiceServer::new(self.discovery.clone()))
+            .needs("config");
     }
 
     /// Waits until the rules were read from the store: from then on agents get theirs.

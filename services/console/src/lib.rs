@@ -73,8 +73,9 @@ impl Console {
         front::open(&self.config, &self.tasks, routes);
     }
 
-    /// Adds the services to a server.
+    /// Adds the services to a server. They serve while its components `index` and `bus` are ready, if it has them.
     pub fn add_to(&self, routes: &mut Routes) {
-        routes.add(SearchServiceServer::new(self.search.clone())).add(AuditServiceServer::new(self.audit.clone()));
+        routes.add(SearchServiceServer::new(self.search.clone())).needs("index");
+        routes.add(AuditServiceServer::new(self.audit.clone())).needs("index").needs("bus");
     }
 }

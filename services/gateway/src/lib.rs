@@ -71,9 +71,9 @@ impl Gateway {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Adds `IngestService` to a server.
+    /// Adds `IngestService` to a server. It serves while the component `bus` is ready, if there is one.
     pub fn add_to(&self, routes: &mut Routes) {
-        routes.add(IngestServiceServer::new(self.clone()));
+        routes.add(IngestServiceServer::new(self.clone())).needs("bus");
     }
 }
 

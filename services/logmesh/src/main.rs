@@ -1,14 +1,17 @@
-//! `logmesh`: the one command. `standalone` runs every service in one process; the others are the command line.
+//! `logmesh`: the one command. `standalone` runs every service in one process; `config`, `gateway`, `transfer` and `console`
+//! run one each; the others are the command line.
 
 mod address;
 mod ctl;
 mod data_dir;
+mod service;
 mod settings;
 mod standalone;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use service::Kind;
 
 /// Logs of thousands of machines, collected in real time into one searchable place, with proof that none is missing.
 #[derive(Debug, Parser)]
@@ -24,6 +27,14 @@ struct Args {
 enum Command {
     /// Runs all of logmesh in this process, on stores of its own.
     Standalone(standalone::Args),
+    /// Runs the config service, on etcd.
+    Config(service::Args),
+    /// Runs a gateway, on Kafka.
+    Gateway(service::Args),
+    /// Runs a transfer worker, from Kafka to Elasticsearch.
+    Transfer(service::Args),
+    /// Runs the console, the front door of a mesh.
+    Console(service::Args),
     /// The command line: `logmesh ctl search` is `logmesh search`.
     Ctl(ctl::CtlArgs),
     #[command(flatten)]
@@ -43,6 +54,10 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         match command {
             Command::Standalone(args) => standalone::run(args).await,
+            Command::Config(args) => service::run(Kind::Config, args).await,
+            Command::Gateway(args) => service::run(Kind::Gateway, args).await,
+            Command::Transfer(args) => service::run(Kind::Transfer, args).await,
+            Command::Console(args) => service::run(Kind::Console, args).await,
             Command::Ctl(args) => ctl::run(args.command, common).await,
             Command::Short(command) => ctl::run(command, common).await,
         }

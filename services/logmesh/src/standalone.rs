@@ -1,5 +1,6 @@
 //! `logmesh standalone`: every service in one process, on embedded stores, talking over its own gRPC port.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,6 +57,12 @@ pub(crate) struct Args {
     /// Collect the files that match into topic `logs`; may be given more than once.
     #[arg(long, value_name = "GLOB")]
     collect: Vec<String>,
+    /// What this host's agent may read, beside what --collect says; may be given more than once [default: /var/log/**].
+    #[arg(long, value_name = "GLOB")]
+    allow: Vec<String>,
+    /// A label of this host's agent; may be given more than once.
+    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    labels: Vec<(String, String)>,
     /// Allow an address that other machines can reach, without TLS and authentication.
     #[arg(long)]
     insecure: bool,
@@ -71,7 +78,14 @@ struct Given<'a> {
     listen: Option<SocketAddr>,
     listen_admin: Option<SocketAddr>,
     collect: Option<&'a [String]>,
+    allow: Option<&'a [String]>,
+    labels: Option<BTreeMap<&'a str, &'a str>>,
     insecure: Option<bool>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 /// Runs until it's told to stop, or until something fails for good.
@@ -81,6 +95,9 @@ pub(crate) async fn run(args: Args) -> ExitCode {
         listen: args.listen,
         listen_admin: args.listen_admin,
         collect: (!args.collect.is_empty()).then_some(args.collect.as_slice()),
+        allow: (!args.allow.is_empty()).then_some(args.allow.as_slice()),
+        labels: (!args.labels.is_empty())
+            .then(|| args.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()),
         insecure: args.insecure.then_some(true),
     };
     let loaded = match loader::load::<Settings>(args.config.as_deref(), given) {

@@ -102,6 +102,11 @@ async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
     out.line("")?;
     let rules: Vec<[String; 5]> = agent.rules.iter().map(rule_row).collect();
     out.table(["RULE", "STATE", "REVISION", "FILES", "SAYS"], &rules)?;
+    for rule in &agent.rules {
+        for problem in rule.effect.iter().flat_map(|effect| &effect.problems) {
+            out.line(&format!("  {} {}: {} {}", rule.name, problem.path, problem.reason, problem.detail))?;
+        }
+    }
     out.line("")?;
     let rows: Vec<[String; 7]> = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_row).collect();
     Ok(out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "PATH", "SAYS"], &rows)?)

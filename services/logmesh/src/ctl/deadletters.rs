@@ -1,9 +1,12 @@
 //! `deadletters list`.
 
+use std::collections::BTreeSet;
+
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
-use logmesh_proto::transfer::v1::{DeadLetter, ListDeadLettersRequest};
+use logmesh_proto::transfer::v1::{DeadLetter, GetStatusRequest, ListDeadLettersRequest};
 use logmesh_types::TopicName;
 use serde_json::{Value, json};
+use tonic::transport::Channel;
 
 use super::output::time;
 use super::{LIST_PAGE, Outcome, Session, request};
@@ -19,11 +22,11 @@ pub(crate) struct DeadlettersArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum DeadlettersCommand {
-    /// Show the dead letters of a topic, oldest first
+    /// Show the dead letters, topic by topic, oldest first
     List {
-        /// The topic that the events were for
+        /// Only those whose events were for this topic
         #[arg(long, value_name = "TOPIC")]
-        topic: TopicName,
+        topic: Option<TopicName>,
     },
 }
 
@@ -31,9 +34,23 @@ pub(super) async fn run(args: DeadlettersArgs, session: &mut Session) -> Outcome
     let DeadlettersCommand::List { topic } = args.command;
     let client = TransferServiceClient::new(session.channel.clone());
     let mut client = client.max_decoding_message_size(MAX_PAGE_BYTES);
+    let topics = match topic {
+        Some(topic) => BTreeSet::from([topic.to_string()]),
+        None => {
+            let status = client.get_status(request(GetStatusRequest {})).await?.into_inner();
+            status.partitions.into_iter().map(|partition| partition.topic).collect()
+        }
+    };
+    for topic in topics {
+        list(&topic, &mut client, session).await?;
+    }
+    Ok(())
+}
+
+async fn list(topic: &str, client: &mut TransferServiceClient<Channel>, session: &mut Session) -> Outcome {
     let mut page_token = String::new();
     loop {
-        let list = ListDeadLettersRequest { topic: topic.to_string(), page_size: LIST_PAGE, page_token };
+        let list = ListDeadLettersRequest { topic: topic.to_owned(), page_size: LIST_PAGE, page_token };
         let page = client.list_dead_letters(request(list)).await?.into_inner();
         for letter in &page.dead_letters {
             if session.out.json {
@@ -56,7 +73,7 @@ fn to_line(letter: &DeadLetter) -> String {
         "" => letter.id.clone(),
         stream => format!("{stream} [{}, {})", letter.start_offset, letter.end_offset),
     };
-    format!("{at}  {place}  {}", letter.reason)
+    format!("{at}  {}  {place}  {}", letter.topic, letter.reason)
 }
 
 /// The dead letter with its document as JSON, or as text where it is none.

@@ -1,11 +1,12 @@
 //! `rules apply|list|get|delete`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{DeleteRuleRequest, GetRuleRequest, ListRulesRequest, Rule, UpdateRuleRequest};
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::time::unix_nanos;
 use logmesh_rules::{Document, RuleSpec};
 use logmesh_types::{RuleName, UnixNanos};
@@ -13,8 +14,9 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tonic::transport::Channel;
 
+use super::failure::note;
 use super::output::{age, time};
-use super::{Failure, LIST_PAGE, Outcome, Session, request};
+use super::{Failure, LIST_PAGE, Outcome, Session, agents, request};
 
 /// The largest file of rules that is read, in bytes; the reader of rules refuses less.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -92,6 +94,23 @@ async fn apply(file: &Path, client: &mut Client, session: &mut Session) -> Outco
             session.out.json(&with(to_json(&after)?, "result", done.into()))?;
         } else {
             session.out.line(&format!("{} {done} (revision {})", after.name, after.revision))?;
+        }
+    }
+    tell_unselected(&specs, session).await
+}
+
+/// Says which rules select none of the agents that are known: mostly a mistyped label.
+async fn tell_unselected(specs: &[RuleSpec], session: &Session) -> Outcome {
+    let agents = agents::all(&mut FleetServiceClient::new(session.channel.clone())).await?;
+    let labels: Vec<BTreeMap<String, String>> =
+        agents.into_iter().map(|agent| agent.labels.into_iter().collect()).collect();
+    for rule in specs.iter().filter_map(|spec| spec.compile().ok()) {
+        if !labels.iter().any(|labels| rule.selector.matches(labels)) {
+            let (name, known) = (&rule.name, labels.len());
+            let text = format!(
+                "logmesh: {name} selects none of the {known} agents that are known; see `agents list` for labels"
+            );
+            note(&text, false);
         }
     }
     Ok(())

@@ -66,6 +66,11 @@ fn check(query: &str) -> Outcome {
 impl SearchArgs {
     /// The times asked for: `[from, to)`.
     fn times(&self, now: UnixNanos) -> Result<(Option<UnixNanos>, Option<UnixNanos>), Failure> {
+        if let (Some(from), Some(to)) = (self.from, self.to)
+            && from >= to
+        {
+            return Err(Failure::Usage(format!("--from {from} is not before --to {to}: nothing can lie between")));
+        }
         if self.from.is_some() || self.to.is_some() {
             return Ok((self.from, self.to));
         }

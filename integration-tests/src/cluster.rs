@@ -1,0 +1,233 @@
+//! A mesh of processes apart, on a real etcd, Kafka and Elasticsearch: each started, killed and asked by its name.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use logmesh_testing::servers::{Elasticsearch, Etcd, Kafka, Server, free_port};
+use logmesh_testing::{Folder, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::client::{Client, PATIENCE};
+use crate::program::{command, logmesh, logmesh_agent};
+
+/// The services of a mesh in the order in which they are started; what stands before the `-` is the command.
+const SERVICES: [&str; 6] = ["config", "gateway-1", "gateway-2", "transfer-1", "transfer-2", "console"];
+
+/// The servers that they run on.
+const BACKENDS: [&str; 3] = ["etcd", "kafka", "elasticsearch"];
+
+/// The agent's name here.
+pub const AGENT: &str = "agent";
+
+/// Real servers, services and one agent, each a process.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Holds `logs/`, which the agent may read, and `said/` with what each process wrote to stderr.
+    pub folder: Folder,
+    backends: BTreeMap<&'static str, Server>,
+    services: BTreeMap<&'static str, Service>,
+    settings: PathBuf,
+}
+
+#[derive(Debug)]
+struct Service {
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Servers that run and are ready, and no service yet. `extra` is put at the end of the services' settings.
+    pub fn new(extra: &str) -> Self {
+        // Slow starters first; all three are under way together.
+        let kafka = Kafka::spawn(&[]);
+        let etcd = Etcd::start(&[]);
+        let elasticsearch = Elasticsearch::start(&[]);
+        let mut backends = BTreeMap::from([("etcd", etcd), ("kafka", kafka), ("elasticsearch", elasticsearch)]);
+        backends.get_mut("kafka").expect("it is there").wait_ready();
+        Self::on(backends, extra)
+    }
+
+    fn on(backends: BTreeMap<&'static str, Server>, extra: &str) -> Self {
+        let folder = Folder::new();
+        for name in ["logs", "said"] {
+            std::fs::create_dir(folder.join(name)).expect("a folder can be made in a new one");
+        }
+        let service = |name| (name, Service { port: free_port(), child: None });
+        let services: BTreeMap<_, _> = SERVICES.into_iter().chain([AGENT]).map(service).collect();
+        let settings = folder.join("mesh.toml");
+        let text = settings_text(&backends, services["config"].port, extra);
+        std::fs::write(&settings, text).expect("settings can be written");
+        Self { folder, backends, services, settings }
+    }
+
+    /// Everything runs and is ready.
+    pub fn started() -> Self {
+        let mut cluster = Self::new("");
+        for name in cluster.names() {
+            cluster.spawn(name);
+        }
+        cluster.client().wait_ready();
+        cluster
+    }
+
+    /// The names of the services and of the agent.
+    pub fn names(&self) -> Vec<&'static str> {
+        SERVICES.into_iter().chain([AGENT]).collect()
+    }
+
+    /// The names of the servers that the services run on.
+    pub fn backends(&self) -> Vec<&'static str> {
+        BACKENDS.to_vec()
+    }
+
+    /// One of the servers.
+    pub fn backend(&mut self, name: &str) -> &mut Server {
+        self.backends.get_mut(name).unwrap_or_else(|| panic!("there is no server {name}"))
+    }
+
+    /// The command line, through the front door.
+    pub fn client(&self) -> Client {
+        Client::new(&self.grpc("console"))
+    }
+
+    /// The path of a log file, which needn't be there.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join("logs").join(name)
+    }
+
+    /// `host:port` of a service's gRPC.
+    pub fn grpc(&self, name: &str) -> String {
+        format!("127.0.0.1:{}", self.services[name].port)
+    }
+
+    /// `host:port` of a service's metrics and readiness.
+    pub fn admin(&self, name: &str) -> String {
+        format!("127.0.0.1:{}", self.services[name].port + 1)
+    }
+
+    /// What a process said, over all its starts.
+    pub fn said(&self, name: &str) -> String {
+        std::fs::read_to_string(self.said_path(name)).unwrap_or_default()
+    }
+
+    fn said_path(&self, name: &str) -> PathBuf {
+        self.folder.join("said").join(format!("{name}.log"))
+    }
+
+    /// Starts a process.
+    pub fn spawn(&mut self, name: &'static str) {
+        let log = OpenOptions::new().create(true).append(true).open(self.said_path(name)).expect("a log can be made");
+        let (grpc, admin) = (self.grpc(name), self.admin(name));
+        let mut command = if name == AGENT {
+            let mut command = command(logmesh_agent());
+            command.args(["--server", &self.grpc("config")]).arg("--state-dir").arg(self.folder.join("agent"));
+            command.arg("--allow").arg(self.folder.join("logs/**"));
+            for server in self.backends.values() {
+                command.arg("--allow").arg(server.log());
+            }
+            command.env("LOGMESH_LISTEN_ADMIN", &admin);
+            command
+        } else {
+            let mut command = command(logmesh());
+            command.arg(name.split('-').next().unwrap_or(name)).arg("--config").arg(&self.settings);
+            command.args(["--listen", &grpc, "--listen-admin", &admin]);
+            command
+        };
+        command.stdout(Stdio::null()).stderr(log);
+        let service = self.services.get_mut(name).unwrap_or_else(|| panic!("there is no service {name}"));
+        assert!(service.child.is_none(), "{name} runs already");
+        service.child = Some(command.spawn().expect("the program can be started"));
+    }
+
+    /// `kill -9` of a service, the agent or a server.
+    pub fn kill(&mut self, name: &str) {
+        if let Some(server) = self.backends.get_mut(name) {
+            return server.kill();
+        }
+        let mut child = self.child(name).take().expect("it runs");
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// Starts what was killed; a server is ready then.
+    pub fn start_again(&mut self, name: &'static str) {
+        match self.backends.get_mut(name) {
+            Some(server) => server.start_again(),
+            None => self.spawn(name),
+        }
+    }
+
+    /// SIGTERM to a service or the agent; panics unless it ends in order.
+    pub fn stop(&mut self, name: &str) {
+        let mut child = self.child(name).take().expect("it runs");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
+        kill_process(pid, Signal::TERM).expect("a child can be signalled");
+        let status = wait_for(&format!("{name} to end"), PATIENCE, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        assert!(status.success(), "{name} ended with {status}: {}", self.said(name));
+    }
+
+    /// The answer of a service's `/readyz`: its status line and body; empty while it doesn't answer.
+    pub fn readyz(&self, name: &str) -> String {
+        http_get(&self.admin(name), "/readyz").unwrap_or_default()
+    }
+
+    /// Panics if a process that should run has ended, or any has panicked.
+    pub fn assert_alive(&mut self) {
+        for name in self.names() {
+            let said = self.said(name);
+            if let Some(Ok(Some(status))) = self.child(name).as_mut().map(Child::try_wait) {
+                panic!("{name} ended with {status}: {said}");
+            }
+            assert!(!said.contains("panicked"), "{name} panicked: {said}");
+        }
+    }
+
+    fn child(&mut self, name: &str) -> &mut Option<Child> {
+        &mut self.services.get_mut(name).unwrap_or_else(|| panic!("there is no service {name}")).child
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for service in self.services.values_mut() {
+            if let Some(mut child) = service.child.take() {
+                drop(child.kill());
+                drop(child.wait());
+            }
+        }
+    }
+}
+
+/// One settings file for all services.
+fn settings_text(backends: &BTreeMap<&'static str, Server>, config_port: u16, extra: &str) -> String {
+    let address = |name: &str| backends[name].address();
+    let mut text = format!("config_servers = [\"127.0.0.1:{config_port}\"]\n");
+    // A String takes all that is written to it.
+    write!(text, "[etcd]\nendpoints = [\"{}\"]\n", address("etcd")).unwrap_or_default();
+    write!(text, "[kafka]\nbrokers = [\"{}\"]\n", address("kafka")).unwrap_or_default();
+    write!(text, "[elasticsearch]\nurls = [\"http://{}\"]\nreplicas = 0\n", address("elasticsearch"))
+        .unwrap_or_default();
+    text + extra
+}
+
+fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A rule in YAML that collects these globs of this host into topic `logs`.
+pub fn rule(name: &str, globs: &[&Path]) -> String {
+    let paths: Vec<String> = globs.iter().map(|glob| format!("{:?}", glob.display().to_string())).collect();
+    format!("name: rules/{name}\nselector: \"os=linux\"\npaths: [{}]\ntopic: logs\n", paths.join(", "))
+}

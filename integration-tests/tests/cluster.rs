@@ -1,0 +1,168 @@
+//! The same promise with every service apart, on a real etcd, Kafka and Elasticsearch: each process is killed under load, and
+//! each line of each file is found exactly once.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use logmesh_integration_tests::client::json_lines;
+use logmesh_integration_tests::cluster::{self, AGENT};
+use logmesh_integration_tests::compare::{assert_equal, by_path, events_of_file};
+use logmesh_integration_tests::writer::Writer;
+use logmesh_integration_tests::{Client, Cluster, PATIENCE, grpcurl, oracle};
+use logmesh_testing::wait_for;
+use serde_json::{Value, json};
+
+/// How long a killed process stays away, and how long lines flow between two kills.
+const AWAY: Duration = Duration::from_millis(700);
+const BETWEEN: Duration = Duration::from_millis(1_500);
+
+/// Applies a rule that collects these globs, by the command line at the front door, and waits until the agent runs it.
+fn apply(cluster: &Cluster, name: &str, globs: &[&Path]) {
+    let file = cluster.folder.join(format!("{name}.yaml"));
+    std::fs::write(&file, cluster::rule(name, globs)).unwrap();
+    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap()]).expect(0);
+    wait_for("the agent to run the rule", PATIENCE, || {
+        let agents = cluster.client().run(&["agents", "list", "--json"]).expect(0);
+        let applied = |agent: &Value| {
+            let mut rules = agent["rules"].as_array().into_iter().flatten();
+            rules.any(|rule| rule["name"] == format!("rules/{name}") && rule["state"] == "applied")
+        };
+        if json_lines(&agents.stdout).iter().any(applied) { Ok(()) } else { Err(agents.stdout) }
+    });
+}
+
+#[test]
+fn every_line_is_found_once_though_each_process_is_killed_under_load() {
+    let mut cluster = Cluster::started();
+    let run = rand::random();
+    let servers: Vec<PathBuf> = cluster.backends().iter().map(|name| cluster.backend(name).log()).collect();
+    let logs = cluster.folder.join("logs/**/*.log*");
+    let globs: Vec<&Path> = servers.iter().map(PathBuf::as_path).chain([logs.as_path()]).collect();
+    apply(&cluster, "all", &globs);
+    let writers = [
+        Writer::start(cluster.log("plain.log"), run, 0, None),
+        Writer::start(cluster.log("rotated.log"), run, 1, Some(997)),
+    ];
+
+    for name in [cluster.names(), cluster.backends()].concat() {
+        sleep(BETWEEN);
+        cluster.kill(name);
+        sleep(AWAY);
+        cluster.start_again(name);
+    }
+    let written: Vec<u64> = writers.into_iter().map(Writer::finish).collect();
+    cluster.assert_alive();
+    cluster.client().wait_ready();
+
+    let client = cluster.client();
+    client.wait_count("log.file.path:*/logs/*", written.iter().sum());
+    let generated = client.search("log.file.path:*/logs/*");
+    let verdict = oracle::judge(run, &written, &generated);
+    println!("{verdict:?}");
+    verdict.assert_clean();
+    assert!(written.iter().all(|count| *count > 1_000), "void: too little load between the kills: {written:?}");
+    for path in &servers {
+        assert_collected(&client, path);
+    }
+    client.audit();
+    for name in cluster.names() {
+        cluster.stop(name);
+    }
+}
+
+/// What a server has written is found, line by line. It may write on meanwhile.
+fn assert_collected(client: &Client, path: &Path) {
+    let query = format!("log.file.path:\"{}\"", path.display());
+    let lines = || events_of_file(&std::fs::read(path).unwrap()).len() as u64;
+    wait_for(&format!("the lines of {}", path.display()), PATIENCE, || match (client.count(&query), lines()) {
+        (found, lines) if found == lines && lines > 0 => Ok(()),
+        (found, lines) => Err(format!("{found} of {lines}")),
+    });
+    let documents = client.search(&query);
+    let files: BTreeMap<String, Vec<&Value>> = by_path(&documents);
+    assert_equal(path, &files[&path.display().to_string()]);
+}
+
+#[test]
+fn services_wait_for_their_backends_and_say_so() {
+    let mut cluster = Cluster::new("");
+    for name in cluster.backends() {
+        cluster.kill(name);
+    }
+    for name in cluster.names() {
+        cluster.spawn(name);
+    }
+    for (service, waits_for) in
+        [("config", "store"), ("gateway-1", "bus"), ("transfer-1", "index"), ("console", "index")]
+    {
+        wait_for(&format!("{service} to say that it waits"), PATIENCE, || {
+            let answer = cluster.readyz(service);
+            let says = answer.contains(&format!("{waits_for}: not ready: "));
+            if answer.starts_with("HTTP/1.1 503") && says { Ok(()) } else { Err(answer) }
+        });
+    }
+    // Lines that are written meanwhile wait in their file. The agent has no rule yet: that comes with etcd.
+    std::fs::write(cluster.log("early.log"), "written before anything was there\n").unwrap();
+    let status = cluster.client().run(&["status"]).expect(1);
+    assert!(status.stdout.contains("not ready"), "{status:?}");
+
+    for name in cluster.backends() {
+        cluster.start_again(name);
+    }
+    cluster.client().wait_ready();
+    let logs = cluster.folder.join("logs/*.log");
+    apply(&cluster, "late", &[&logs]);
+    cluster.client().wait_count("*", 1);
+
+    // Kafka goes while lines come: they are found when it's back.
+    cluster.kill("kafka");
+    std::fs::write(cluster.log("meanwhile.log"), "one\ntwo\nthree\n").unwrap();
+    wait_for("the gateway to say that Kafka is away", PATIENCE, || {
+        let answer = cluster.readyz("gateway-1");
+        if answer.starts_with("HTTP/1.1 503") { Ok(()) } else { Err(answer) }
+    });
+    cluster.start_again("kafka");
+    cluster.client().wait_count("*", 4);
+    cluster.client().audit();
+    cluster.assert_alive();
+}
+
+#[test]
+fn the_console_is_the_front_door_of_every_service() {
+    let cluster = Cluster::started();
+    let door = cluster.grpc("console");
+    let names = grpcurl::grpcurl(&[], &door, &["list"]).expect(0).stdout;
+    for service in [
+        "config.v1.RuleService",
+        "fleet.v1.FleetService",
+        "fleet.v1.AgentConfigService",
+        "discovery.v1.DiscoveryService",
+        "ingest.v1.IngestService",
+        "transfer.v1.TransferService",
+        "search.v1.SearchService",
+        "audit.v1.AuditService",
+    ] {
+        assert!(names.contains(&format!("logmesh.{service}")), "{service} is not in {names}");
+    }
+
+    // A rule by grpcurl at the front door reaches the agent, which is connected to config.
+    std::fs::write(cluster.log("app.log"), "through the front door\n").unwrap();
+    let rule = json!({"rule": {"name": "rules/door", "paths": [cluster.log("*.log")], "topic": "door", "selector": "os=linux"}});
+    grpcurl::call(&door, "logmesh.config.v1.RuleService/CreateRule", &rule.to_string(), 30).expect(0);
+    cluster.client().wait_count("message:\"the front door\"", 1);
+
+    // An event by Write goes to a gateway; a refusal comes back as it was made, with its details.
+    let events = json!({"topic": "door", "events": [{"event_id": "1", "message": "written by hand"}]});
+    grpcurl::call(&door, "logmesh.ingest.v1.IngestService/Write", &events.to_string(), 30).expect(0);
+    cluster.client().wait_count("\"written by hand\"", 1);
+    let get = cluster.client().run(&["rules", "get", "nobody"]).expect(1);
+    get.says(&["nobody"]);
+    cluster.client().run(&["rules", "list"]).expect(0);
+    let status = cluster.client().run(&["status", "--json"]).expect(0);
+    assert_eq!(status.stdout.lines().count(), 4, "{}", status.stdout);
+    assert!(cluster.readyz(AGENT).starts_with("HTTP/1.1 200"));
+}
