@@ -107,7 +107,7 @@ impl Cluster {
         F: Future<Output = Result<T, Error>>,
     {
         let deadline = Instant::now() + self.timeout;
-        let mut tried = 0;
+        let (mut tried, mut leaderless) = (0, false);
         loop {
             let index = self.chosen.load(Ordering::Relaxed);
             let left = deadline.saturating_duration_since(Instant::now());
@@ -123,8 +123,9 @@ impl Cluster {
             }
             tried += 1;
             let again = failure.was_not_done() || (failure.kind == Kind::Lost && repeat == Repeat::Harmless);
-            let leaderless = failure.kind == Kind::NoLeader;
-            let all_tried = tried >= self.members.len();
+            leaderless |= failure.kind == Kind::NoLeader;
+            // A connection that broke while nobody looked is worth a second try, also of the only member.
+            let all_tried = tried >= self.members.len().max(2);
             if !again || (all_tried && !leaderless) || Instant::now() + ELECTION_PAUSE >= deadline {
                 return Err(failure);
             }
