@@ -1,5 +1,6 @@
 //! What clients report on their own, passed on to `tracing`, and how Kafka's errors become the bus's.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use logmesh_bus::{BusError, TopicPartition};
@@ -9,9 +10,21 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::{debug, error, warn};
 
-/// Logs, and does nothing else.
-#[derive(Debug)]
-pub(crate) struct Quiet;
+/// Logs, and keeps what went wrong last: a call that fails says only that no broker could be reached.
+#[derive(Debug, Default)]
+pub(crate) struct Quiet {
+    last: Mutex<Option<String>>,
+}
+
+impl Quiet {
+    /// The bus's error for a call that failed, with what went wrong behind it.
+    pub(crate) fn explain(&self, error: &KafkaError) -> BusError {
+        match self.last.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(last) => BusError::Unavailable { reason: format!("Kafka: {error}; {last}") },
+            None => unavailable(error),
+        }
+    }
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -20,6 +33,10 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         report(&error, reason);
+        // That all are down is what the call says, too.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::context::{Quiet, at_partition, patiently, stopping, unavailable};
 use crate::settings::Settings;
-use crate::topics::drain;
+use crate::topics::{drain, explain};
 
 /// How often the ends are asked for while somebody waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -62,7 +62,7 @@ impl Ends {
     pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), BusError> {
         self.ask(move |asking, _| {
             let metadata = asking.fetch_metadata(Some("__consumer_offsets"), timeout);
-            metadata.map(drop).map_err(|error| unavailable(&error))
+            metadata.map(drop).map_err(|error| explain(asking, &error))
         })
         .await
     }
@@ -119,7 +119,7 @@ impl Ends {
             let gone = std::mem::take(&mut *groups);
             drop(std::thread::spawn(move || drop(gone))); // which waits for their threads
         }
-        let client = self.settings.asking_group(group).create_with_context(Quiet);
+        let client = self.settings.asking_group(group).create_with_context(Quiet::default());
         let client: Arc<BaseConsumer<Quiet>> = Arc::new(client.map_err(|error| unavailable(&error))?);
         groups.insert(group.to_owned(), Arc::clone(&client));
         Ok(client)

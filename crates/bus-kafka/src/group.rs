@@ -48,6 +48,19 @@ impl Leaving {
     }
 }
 
+/// Told when a member's thread ends, be it by a panic: its reader must not wait for ever.
+struct End {
+    inbox: Arc<Inbox>,
+    leaving: Leaving,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.inbox.fail(BusError::Unavailable { reason: "the consumer has ended".to_owned() });
+        self.leaving.change(-1);
+    }
+}
+
 /// See [`Consumer`].
 pub(crate) struct GroupConsumer {
     group: String,
@@ -73,10 +86,10 @@ impl GroupConsumer {
         let (commands, inputs) = mpsc::channel();
         let member = Member::join(settings, group, topics, Arc::clone(&inbox), inputs);
         let member = member.map_err(|error| unavailable(&error))?;
-        let left = leaving.clone();
+        let end = End { inbox: Arc::clone(&inbox), leaving: leaving.clone() };
         let work = move || {
+            let _end = end;
             member.run();
-            left.change(-1);
         };
         let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(work);
         thread.map_err(|error| BusError::Unavailable { reason: format!("no thread for a consumer: {error}") })?;

@@ -75,7 +75,7 @@ impl KafkaBus {
         settings.check().map_err(SettingsError::Setting)?;
         let settings = Arc::new(settings);
         let asking: BaseConsumer<Quiet> =
-            settings.asking().create_with_context(Quiet).map_err(SettingsError::Client)?;
+            settings.asking().create_with_context(Quiet::default()).map_err(SettingsError::Client)?;
         let asking = Arc::new(asking);
         Ok(Self {
             topics: Topics::new(&settings, Arc::clone(&asking)).map_err(SettingsError::Client)?,
@@ -169,5 +169,19 @@ impl Bus for KafkaBus {
 impl Drop for KafkaBus {
     fn drop(&mut self) {
         self.leaving.wait(LEAVE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_property_that_there_is_not_is_named() {
+        let client = BTreeMap::from([("no.such.property".to_owned(), "x".to_owned())]);
+        let error = KafkaBus::new(Settings { client, ..Settings::default() }).unwrap_err();
+        assert!(error.to_string().contains("no.such.property"), "{error}");
     }
 }

@@ -82,7 +82,7 @@ impl Readers {
 
 impl Reader {
     fn new(settings: &Settings) -> Result<Self, KafkaError> {
-        let consumer = settings.reading().create_with_context(Quiet)?;
+        let consumer = settings.reading().create_with_context(Quiet::default())?;
         Ok(Self { consumer, at: None, spare: None, timeout: settings.request_timeout.0 })
     }
 

@@ -33,9 +33,13 @@ const RESERVED: &[&str] = &[
     "enable.gapless.guarantee",
     "enable.idempotence",
     "enable.partition.eof",
+    "fetch.max.bytes",
+    "fetch.queue.backoff.ms",
+    "fetch.wait.max.ms",
     "group.id",
     "group.instance.id",
     "group.protocol",
+    "heartbeat.interval.ms",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
     "message.max.bytes",
@@ -58,6 +62,8 @@ const RESERVED: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
     "ssl.key.location",
+    "topic.metadata.propagation.max.ms",
+    "topic.metadata.refresh.interval.ms",
     "transactional.id",
 ];
 
@@ -363,6 +369,37 @@ mod tests {
         assert!(message(Settings { fetch_bytes: ByteSize(1), ..Settings::default() }).contains("fetch_bytes"));
         let sasl = Sasl { mechanism: Mechanism::Plain, user: "u".to_owned(), password: "p".to_owned() };
         assert!(message(Settings { sasl: Some(sasl), ..Settings::default() }).contains("tls.enabled"));
+    }
+
+    /// What an operator sets is used, or refused.
+    #[test]
+    fn nothing_that_is_set_here_is_taken_and_then_ignored() {
+        let user = |name: &str| format!("of the operator: {name}");
+        let client = |names: &[String]| Settings {
+            client: names.iter().map(|name| (name.clone(), user(name))).collect(),
+            sasl: Some(Sasl { user: "u".to_owned(), ..Sasl::default() }),
+            ..Settings::default()
+        };
+        let ours = |settings: &Settings| {
+            [
+                settings.asking(),
+                settings.producing(),
+                settings.reading(),
+                settings.joining("g"),
+                settings.asking_group("g"),
+            ]
+        };
+        let mut allowed = Vec::new();
+        for config in ours(&client(&[])) {
+            let names: Vec<String> = config.config_map().keys().map(|name| name.to_string()).collect();
+            allowed.extend(names.into_iter().filter(|name| client(std::slice::from_ref(name)).check().is_ok()));
+        }
+        assert!(allowed.iter().any(|name| name == "client.id"));
+        for config in ours(&client(&allowed)) {
+            for name in &allowed {
+                assert_eq!(config.get(name), Some(user(name).as_str()));
+            }
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Topics {
     pub(crate) fn new(settings: &Settings, asking: Arc<BaseConsumer<Quiet>>) -> Result<Self, KafkaError> {
         Ok(Self {
             settings: settings.clone(),
-            admin: settings.asking().create_with_context(Quiet)?,
+            admin: settings.asking().create_with_context(Quiet::default())?,
             asking,
             partitions: RwLock::default(),
             cleanups: Mutex::default(),
@@ -181,7 +181,7 @@ impl Topics {
         let find = move || {
             drain(&asking);
             let metadata = asking.fetch_metadata(name.as_ref().map(TopicName::as_str), timeout);
-            let metadata = metadata.map_err(|error| unavailable(&error))?;
+            let metadata = metadata.map_err(|error| explain(&asking, &error))?;
             let mut found = Vec::new();
             for topic in metadata.topics() {
                 // Others' topics may have names that ours can't have.
@@ -237,9 +237,15 @@ impl Topics {
     }
 }
 
-/// Empties the client's queue of errors, which its calls tell as well.
+/// Empties the client's queue of what it reports on its own.
 pub(crate) fn drain(client: &BaseConsumer<Quiet>) {
     while client.poll(Duration::ZERO).is_some() {}
+}
+
+/// The bus's error for a call of this client that failed.
+pub(crate) fn explain(client: &BaseConsumer<Quiet>, error: &KafkaError) -> BusError {
+    drain(client);
+    client.context().explain(error)
 }
 
 /// How many partitions it has, if it is there.

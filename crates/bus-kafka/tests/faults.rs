@@ -25,6 +25,7 @@ fn span(seconds: u64) -> Span {
 fn impatient(settings: &mut Settings) {
     settings.delivery_timeout = span(3);
     settings.request_timeout = span(2);
+    settings.session_timeout = span(6);
 }
 
 /// Appends `prefix:0`, `prefix:1`, … of one key, some at a time, until told to stop; what failed, and all after it, again.

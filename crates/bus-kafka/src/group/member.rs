@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::inbox::Inbox;
-use crate::context::{at_partition, is_passing, is_unknown, log, report, unavailable};
+use crate::context::{at_partition, is_passing, log, report, unavailable};
 use crate::ends::list;
 use crate::read::to_record;
 use crate::settings::Settings;
@@ -216,12 +216,15 @@ impl Member {
                     RDKafkaErrorCode::GroupAuthorizationFailed
                     | RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::Authentication
-                    | RDKafkaErrorCode::SaslAuthenticationFailed,
+                    | RDKafkaErrorCode::SaslAuthenticationFailed
+                    // A record that can't be read stops its partition.
+                    | RDKafkaErrorCode::BadCompression
+                    | RDKafkaErrorCode::BadMessage
+                    | RDKafkaErrorCode::NotImplemented,
                 ) => true,
                 // Said as well when connections that nobody used were closed.
                 Some(RDKafkaErrorCode::AllBrokersDown) => !self.reachable(),
-                Some(code) if is_unknown(code) => false, // not made yet
-                _ => false,
+                _ => false, // a topic that isn't made yet, too
             },
         };
         debug!(%error, lasting, "a kafka consumer's trouble");
