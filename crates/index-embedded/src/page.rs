@@ -49,23 +49,10 @@ fn rising(order: Order, number: i64) -> u64 {
 const FINGERPRINT: usize = 8;
 const TOKEN: usize = FINGERPRINT + 8 + 16 + 8 + 16;
 
-/// What tells one search from another.
-fn fingerprint(selection: &Selection, order: Order) -> [u8; FINGERPRINT] {
-    let mut hasher = blake3::Hasher::new();
-    let query = selection.query.to_string();
-    hasher.update(format!("{order:?} {:?} {:?} {} {query}", selection.from, selection.to, query.len()).as_bytes());
-    for topic in &selection.topics {
-        hasher.update(format!(" {topic}").as_bytes());
-    }
-    let mut print = [0; FINGERPRINT];
-    hasher.finalize_xof().fill(&mut print);
-    print
-}
-
 /// The token of the page after the hit with this key.
 pub(crate) fn token(selection: &Selection, order: Order, last: &SortKey) -> String {
     let mut bytes = Vec::with_capacity(TOKEN);
-    bytes.extend_from_slice(&fingerprint(selection, order));
+    bytes.extend_from_slice(&selection.fingerprint(order));
     bytes.extend_from_slice(&last.time.to_be_bytes());
     bytes.extend_from_slice(&last.stream.to_be_bytes());
     bytes.extend_from_slice(&last.offset.to_be_bytes());
@@ -77,7 +64,7 @@ pub(crate) fn token(selection: &Selection, order: Order, last: &SortKey) -> Stri
 pub(crate) fn read_token(selection: &Selection, order: Order, token: &str) -> Result<SortKey, IndexError> {
     let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).map_err(|_| IndexError::BadPageToken)?;
     let mut rest = bytes.as_slice();
-    if bytes.len() != TOKEN || take(&mut rest) != Some(fingerprint(selection, order)) {
+    if bytes.len() != TOKEN || take(&mut rest) != Some(selection.fingerprint(order)) {
         return Err(IndexError::BadPageToken);
     }
     let mut key = || {

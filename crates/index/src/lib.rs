@@ -155,6 +155,21 @@ pub struct Selection {
     pub topics: Vec<TopicName>,
 }
 
+impl Selection {
+    /// What tells this search in this order from another: page tokens carry it.
+    pub fn fingerprint(&self, order: Order) -> [u8; 8] {
+        let mut hasher = blake3::Hasher::new();
+        let query = self.query.to_string();
+        hasher.update(format!("{order:?} {:?} {:?} {} {query}", self.from, self.to, query.len()).as_bytes());
+        for topic in &self.topics {
+            hasher.update(format!(" {topic}").as_bytes());
+        }
+        let mut print = [0; 8];
+        hasher.finalize_xof().fill(&mut print);
+        print
+    }
+}
+
 /// A document that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {

@@ -16,7 +16,7 @@ pub const TOPIC: &str = "_topic";
 pub const ATTRIBUTES: &str = "attributes.";
 /// Objects whose own name searches all values in them: `labels:web` is any label of the value `web`.
 pub const FLATTENED: [&str; 2] = ["labels", "parsed"];
-/// A keyword of more characters than this is found by `field:*` only (Elasticsearch: `ignore_above`).
+/// A keyword of more units of UTF-16 than this is found by `field:*` only (Elasticsearch: `ignore_above`).
 pub const MAX_KEYWORD_CHARS: usize = 8_191;
 
 /// How a field's values are compared.
@@ -113,7 +113,7 @@ pub fn keyword_text(value: &Value) -> Option<std::borrow::Cow<'_, str>> {
 }
 
 fn fits_keyword(text: &str) -> bool {
-    text.len() <= MAX_KEYWORD_CHARS || text.chars().nth(MAX_KEYWORD_CHARS).is_none()
+    text.len() <= MAX_KEYWORD_CHARS || text.encode_utf16().nth(MAX_KEYWORD_CHARS).is_none()
 }
 
 /// The value as a time in nanoseconds since the Unix epoch, if it is RFC 3339 and between the years 1677 and 2262.

@@ -9,7 +9,7 @@ use logmesh_types::UnixNanos;
 
 use super::field::{self, Kind};
 use super::pattern::{Glyph, Pattern};
-use super::text::{is_word_char, tokenize};
+use super::text::{is_word_char, lower, tokenize};
 use super::{FieldTest, Node, Query, Test};
 use crate::FieldTypes;
 
@@ -165,9 +165,9 @@ fn pattern_words(pattern: &Pattern) -> Vec<WordTest> {
 }
 
 fn lower_case(piece: &[Glyph]) -> Pattern {
-    Pattern::new(piece.iter().flat_map(|glyph| match glyph {
-        Glyph::Char(c) => c.to_lowercase().map(Glyph::Char).collect(),
-        other => vec![*other],
+    Pattern::new(piece.iter().map(|glyph| match glyph {
+        Glyph::Char(c) => Glyph::Char(lower(*c)),
+        other => *other,
     }))
 }
 

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-/// The longest word, in characters: a longer run of letters and digits is cut into words of this length. It is the
-/// bound of Elasticsearch's `char_group` tokenizer, and keeps every word far below what an index takes as one term.
+/// The longest word, in units of UTF-16: a longer run of letters and digits is cut after the character that reaches
+/// this. It is how Elasticsearch's `char_group` tokenizer cuts, and keeps every word far below what an index takes as
+/// one term.
 pub const MAX_TOKEN_CHARS: usize = 255;
 
 /// The words of a text, lower-cased, in order: it is split at everything that is neither letter nor digit.
@@ -21,7 +22,8 @@ pub fn token_ranges(text: &str) -> TokenRanges<'_> {
     TokenRanges { text, at: 0 }
 }
 
-/// Appends a word lower-cased. Character by character, so that it doesn't depend on what stands beside it.
+/// Appends a word lower-cased. Character by character, so that it doesn't depend on what stands beside it, and one
+/// character for each (`İ` becomes `i`), as Elasticsearch's `lowercase` filter does.
 pub fn push_lower(word: &str, into: &mut String) {
     if word.is_ascii() {
         let from = into.len();
@@ -30,13 +32,18 @@ pub fn push_lower(word: &str, into: &mut String) {
             added.make_ascii_lowercase();
         }
     } else {
-        into.extend(word.chars().flat_map(char::to_lowercase));
+        into.extend(word.chars().map(lower));
     }
 }
 
-/// True for the characters that words are made of.
+pub(super) fn lower(c: char) -> char {
+    c.to_lowercase().next().unwrap_or(c)
+}
+
+/// True for the characters that words are made of: letters and digits. A letter in a circle or square (`Ⓐ`) is a symbol.
 pub fn is_word_char(c: char) -> bool {
-    c.is_alphanumeric()
+    let enclosed = matches!(c, '\u{24b6}'..='\u{24e9}' | '\u{1f130}'..='\u{1f149}' | '\u{1f150}'..='\u{1f169}' | '\u{1f170}'..='\u{1f189}');
+    c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_alphanumeric() && !enclosed)
 }
 
 /// Gives the byte ranges of a text's words; see [`token_ranges`].
@@ -53,11 +60,13 @@ impl Iterator for TokenRanges<'_> {
         let rest = self.text.get(self.at..)?;
         let start = self.at + rest.find(is_word_char)?;
         let word = self.text.get(start..)?;
-        let len = word
-            .char_indices()
-            .enumerate()
-            .find(|(count, (_, c))| *count == MAX_TOKEN_CHARS || !is_word_char(*c))
-            .map_or(word.len(), |(_, (at, _))| at);
+        let mut units = 0;
+        let ends = |(_, c): &(usize, char)| {
+            let ends = units >= MAX_TOKEN_CHARS || !is_word_char(*c);
+            units += c.len_utf16();
+            ends
+        };
+        let len = word.char_indices().find(ends).map_or(word.len(), |(at, _)| at);
         self.at = start + len;
         Some(start..self.at)
     }
@@ -77,6 +86,7 @@ mod tests {
         assert_eq!(words("Größe 12µs ÄÖ"), ["größe", "12µs", "äö"]);
         assert_eq!(words("a\u{fffd}b\0c\td"), ["a", "b", "c", "d"]);
         assert_eq!(words("-- !! \u{2014}"), Vec::<String>::new());
+        assert_eq!(words("\u{1b}[31mred \u{24b6}x e\u{301}f \u{a0}\u{130}x"), ["31mred", "x", "e", "f", "ix"]);
     }
 
     #[test]
@@ -85,5 +95,7 @@ mod tests {
         assert_eq!(words(&long).iter().map(String::len).collect::<Vec<_>>(), [255, 255, 3]);
         let wide = "ä".repeat(MAX_TOKEN_CHARS + 1);
         assert_eq!(words(&wide).iter().map(|word| word.chars().count()).collect::<Vec<_>>(), [255, 1]);
+        let astral = "\u{10400}".repeat(200);
+        assert_eq!(words(&astral).iter().map(|word| word.chars().count()).collect::<Vec<_>>(), [128, 72]);
     }
 }
