@@ -20,6 +20,10 @@ use crate::settings::{MAX_BATCH_BYTES, Settings};
 /// How long what was asked about a topic's configuration is believed. Whether a topic is there is always asked.
 const FRESH: Duration = Duration::from_secs(30);
 
+/// How long brokers may take to hear of a new topic, and how often they are asked meanwhile.
+const SPREAD: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// How long a removal stays visible in a compacted topic.
 const TOMBSTONE_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -85,11 +89,13 @@ impl Topics {
 
     pub(crate) async fn ensure(&self, spec: &TopicSpec) -> Result<(), BusError> {
         self.forget(&spec.name);
-        if self.topic(&spec.name).await?.is_none() {
-            self.make(spec).await?;
-        }
-        // Asked again: another may have made it, otherwise.
-        let found = self.topic(&spec.name).await?.ok_or_else(|| not_yet(&spec.name))?;
+        let found = match self.topic(&spec.name).await? {
+            Some(found) => found,
+            None => {
+                self.make(spec).await?;
+                self.made(&spec.name).await? // perhaps by another, and otherwise
+            }
+        };
         if found.partitions != spec.partitions || kind(&found.cleanup) != kind(&spec.cleanup) {
             let text = |spec: &TopicSpec| format!("{} partitions, cleanup {}", spec.partitions, kind(&spec.cleanup));
             return Err(BusError::TopicDiffers { topic: spec.name.clone(), found: text(&found), wanted: text(spec) });
@@ -98,6 +104,8 @@ impl Topics {
             self.alter(spec).await?;
             self.forget(&spec.name);
         }
+        // So that no broker that hasn't heard of it yet is asked.
+        self.partitions.write().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), spec.partitions);
         Ok(())
     }
 
@@ -108,7 +116,7 @@ impl Topics {
         topic.config = configs.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let results = self.admin.create_topics([&topic], &self.options()).await.map_err(|error| unavailable(&error))?;
         match results.into_iter().next() {
-            Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => self.wait_until_known(spec).await,
+            Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             // Kafka takes `a.b` and `a_b` for the same name in its metrics, and refuses the second.
             Some(Err((_, RDKafkaErrorCode::InvalidTopic))) => Err(BusError::TopicDiffers {
                 topic: spec.name.clone(),
@@ -142,25 +150,23 @@ impl Topics {
         configs
     }
 
-    /// A new topic can be used once brokers know of it.
-    async fn wait_until_known(&self, spec: &TopicSpec) -> Result<(), BusError> {
-        let end = Instant::now() + self.settings.request_timeout.0;
+    /// The topic as it was made. Brokers hear of it one after another.
+    async fn made(&self, name: &TopicName) -> Result<TopicSpec, BusError> {
+        let end = Instant::now() + SPREAD;
         loop {
-            if !self.find(Some(&spec.name)).await?.is_empty() {
-                return Ok(());
+            match self.topic(name).await? {
+                Some(spec) => return Ok(spec),
+                None if Instant::now() >= end => return Err(not_yet(name)),
+                None => tokio::time::sleep(PAUSE).await,
             }
-            if Instant::now() > end {
-                return Err(not_yet(&spec.name));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Takes retention figures over. Kafka forgets what it isn't told again, so what else was set is said too.
     async fn alter(&self, spec: &TopicSpec) -> Result<(), BusError> {
-        let entries =
-            self.describe(vec![spec.name.clone()]).await?.pop().map(|(_, entries)| entries).unwrap_or_default();
-        let set = entries.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let described = self.describe(std::slice::from_ref(&spec.name)).await?;
+        let set = described.into_iter().flat_map(|(_, entries)| entries);
+        let set = set.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
         let mut configs: HashMap<String, String> = set.filter_map(|entry| Some((entry.name, entry.value?))).collect();
         configs.extend(retention(&spec.cleanup).into_iter().map(|(name, value)| (name.to_owned(), value)));
         let mut change = AlterConfig::new(ResourceSpecifier::Topic(spec.name.as_str()));
@@ -201,13 +207,10 @@ impl Topics {
             let fresh = |name: &TopicName| cleanups.get(name).is_some_and(|(since, _)| since.elapsed() < FRESH);
             found.iter().filter(|(name, _)| !fresh(name)).map(|(name, _)| name.clone()).collect()
         };
-        let described = if stale.is_empty() { Vec::new() } else { self.describe(stale).await? };
+        let described = if stale.is_empty() { Vec::new() } else { self.describe(&stale).await? };
         let mut cleanups = self.cleanups.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, entries) in described {
-            let cleanup = cleanup_of(&entries).ok_or_else(|| BusError::Unavailable {
-                reason: format!("Kafka does not tell the configuration of topic {name}; may this user describe it?"),
-            })?;
-            cleanups.insert(name, (Instant::now(), cleanup));
+            cleanups.insert(name, (Instant::now(), cleanup_of(&entries)));
         }
         if cleanups.len() > 2 * found.len() + 100 {
             cleanups.retain(|name, _| found.iter().any(|(there, _)| there == name)); // those of topics that are gone
@@ -219,16 +222,31 @@ impl Topics {
         Ok(specs.collect())
     }
 
-    async fn describe(&self, names: Vec<TopicName>) -> Result<Vec<(TopicName, Vec<ConfigEntry>)>, BusError> {
-        let resources: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
-        let answers = self.admin.describe_configs(&resources, &self.options()).await;
-        let mut described = Vec::new();
-        for answer in answers.map_err(|error| unavailable(&error))? {
-            let resource = answer.map_err(|code| unavailable(&KafkaError::AdminOp(code)))?;
-            let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
-            described.extend(name.parse().ok().map(|name| (name, resource.entries)));
+    /// What is set on these topics. A broker that hasn't heard of one yet tells nothing of it, so it's asked again.
+    async fn describe(&self, names: &[TopicName]) -> Result<Vec<(TopicName, Vec<ConfigEntry>)>, BusError> {
+        let (mut left, mut described) = (names.to_vec(), Vec::new());
+        let end = Instant::now() + SPREAD;
+        loop {
+            let resources: Vec<_> = left.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
+            let answers = self.admin.describe_configs(&resources, &self.options()).await;
+            for answer in answers.map_err(|error| unavailable(&error))? {
+                let resource = answer.map_err(|code| unavailable(&KafkaError::AdminOp(code)))?;
+                let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
+                if resource.entries.is_empty() {
+                    continue;
+                }
+                if let Some(place) = left.iter().position(|wanted| wanted.as_str() == name) {
+                    described.push((left.swap_remove(place), resource.entries));
+                }
+            }
+            let Some(silent) = left.first() else { return Ok(described) };
+            if Instant::now() >= end {
+                let why = "it was just removed, or this user may not describe it";
+                let reason = format!("Kafka does not tell what is set on topic {silent}: {why}");
+                return Err(BusError::Unavailable { reason });
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        Ok(described)
     }
 
     fn options(&self) -> AdminOptions {
@@ -261,17 +279,17 @@ fn partitions_of(topic: &MetadataTopic) -> Result<Option<u32>, BusError> {
     }
 }
 
-/// Which records the topic keeps; `None` if Kafka told nothing.
-fn cleanup_of(entries: &[ConfigEntry]) -> Option<Cleanup> {
+/// Which records the topic keeps.
+fn cleanup_of(entries: &[ConfigEntry]) -> Cleanup {
     let value = |name: &str| entries.iter().find(|entry| entry.name == name)?.value.as_deref();
     let figure = |name: &str| value(name)?.parse::<u64>().ok(); // -1: for ever
-    // With both policies records go by age, too: that isn't what `Compact` promises.
-    match value("cleanup.policy")? {
-        "compact" => Some(Cleanup::Compact),
-        _ => Some(Cleanup::Delete {
+    match value("cleanup.policy") {
+        Some("compact") => Cleanup::Compact,
+        // With both policies records go by age, too: that isn't what `Compact` promises.
+        _ => Cleanup::Delete {
             max_age: figure("retention.ms").map(Duration::from_millis),
             max_bytes: figure("retention.bytes"),
-        }),
+        },
     }
 }
 

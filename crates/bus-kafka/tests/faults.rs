@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{at, bus, read_all, record, soon, topic};
+use common::{at, bus, check_stored, record, soon, topic, write};
 use futures::FutureExt;
-use logmesh_bus::{Append, Bus, BusError, Event, NextOffset, Position};
+use logmesh_bus::{Bus, BusError, Event, NextOffset};
 use logmesh_bus_kafka::{KafkaBus, Settings};
 use logmesh_testing::servers;
 use logmesh_types::unit::Span;
@@ -26,74 +26,6 @@ fn impatient(settings: &mut Settings) {
     settings.delivery_timeout = span(3);
     settings.request_timeout = span(2);
     settings.session_timeout = span(6);
-}
-
-/// Appends `prefix:0`, `prefix:1`, … of one key, some at a time, until told to stop; what failed, and all after it, again.
-/// Gives where each was stored, and how many appends failed.
-async fn write(bus: &KafkaBus, topic: &TopicName, key: &str, stop: &AtomicBool) -> (Vec<Position>, usize) {
-    const WINDOW: usize = 50;
-    let (mut stored, mut failed) = (Vec::new(), 0);
-    let mut pending: VecDeque<Append> = VecDeque::new();
-    let value = |number: usize| format!("{key}:{number:07}");
-    while !stop.load(Ordering::Relaxed) || !pending.is_empty() {
-        if !stop.load(Ordering::Relaxed) && pending.len() < WINDOW {
-            match bus.append(topic, record(key, value(stored.len() + pending.len()))).await {
-                Ok(append) => pending.push_back(append),
-                Err(error) => assert!(error.retryable(), "{error}"),
-            }
-            tokio::task::yield_now().await;
-            continue;
-        }
-        let Some(append) = pending.pop_front() else { continue };
-        match append.await {
-            Ok(position) => stored.push(position),
-            Err(error) => {
-                assert!(error.retryable(), "{error}");
-                failed += 1;
-                // As the gateway does it: whatever the others came to, they are tried again too, the first one alone.
-                for later in pending.drain(..) {
-                    drop(later.await);
-                }
-                stored.push(until_stored(bus, topic, key, &value(stored.len())).await);
-            }
-        }
-    }
-    (stored, failed)
-}
-
-async fn until_stored(bus: &KafkaBus, topic: &TopicName, key: &str, value: &str) -> Position {
-    loop {
-        let stored = match bus.append(topic, record(key, value.to_owned())).await {
-            Ok(append) => append.await,
-            Err(error) => Err(error),
-        };
-        match stored {
-            Ok(position) => return position,
-            Err(error) => assert!(error.retryable(), "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Every acknowledged record lies where its position says, and nothing that failed lies behind what replaced it.
-async fn check_stored(bus: &KafkaBus, topic: &TopicName, key: &str, stored: &[Position]) -> usize {
-    let all = read_all(bus, &at(topic, stored[0].partition)).await;
-    let values: HashMap<u64, String> = all
-        .iter()
-        .filter(|record| record.key == key.as_bytes())
-        .map(|record| (record.offset.0, String::from_utf8(record.value.to_vec()).unwrap()))
-        .collect();
-    for (number, position) in stored.iter().enumerate() {
-        assert_eq!(values[&position.offset.0], format!("{key}:{number:07}"), "at {position:?}");
-    }
-    assert!(stored.windows(2).all(|two| two[0].offset < two[1].offset), "acknowledged out of order");
-    for (offset, value) in &values {
-        let number: usize = value.rsplit(':').next().unwrap().parse().unwrap();
-        if let Some(acked) = stored.get(number) {
-            assert!(*offset <= acked.offset.0, "{value} at {offset}, behind the one acknowledged at {acked:?}");
-        }
-    }
-    values.len()
 }
 
 /// A broker that is killed with SIGKILL twice under load: what was acknowledged is there, once, in order.

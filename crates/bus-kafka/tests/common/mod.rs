@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use logmesh_bus::{Bus, Cleanup, NewRecord, NextOffset, Record, TopicPartition, TopicSpec};
+use logmesh_bus::{Append, Bus, Cleanup, NewRecord, NextOffset, Position, Record, TopicPartition, TopicSpec};
 use logmesh_bus_kafka::{KafkaBus, Settings};
 use logmesh_types::TopicName;
 
@@ -63,4 +65,72 @@ pub(crate) fn noise(len: usize, seed: u64) -> Bytes {
         state.to_le_bytes()
     });
     words.take(len).collect()
+}
+
+/// Appends `key:0000000`, `key:0000001`, … of one key, some at a time, until told to stop; what failed, and all after it, again.
+/// Gives where each was stored, and how many appends failed.
+pub(crate) async fn write(bus: &KafkaBus, topic: &TopicName, key: &str, stop: &AtomicBool) -> (Vec<Position>, usize) {
+    const WINDOW: usize = 50;
+    let (mut stored, mut failed) = (Vec::new(), 0);
+    let mut pending: VecDeque<Append> = VecDeque::new();
+    let value = |number: usize| format!("{key}:{number:07}");
+    while !stop.load(Ordering::Relaxed) || !pending.is_empty() {
+        if !stop.load(Ordering::Relaxed) && pending.len() < WINDOW {
+            match bus.append(topic, record(key, value(stored.len() + pending.len()))).await {
+                Ok(append) => pending.push_back(append),
+                Err(error) => assert!(error.retryable(), "{error}"),
+            }
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let Some(append) = pending.pop_front() else { continue };
+        match append.await {
+            Ok(position) => stored.push(position),
+            Err(error) => {
+                assert!(error.retryable(), "{error}");
+                failed += 1;
+                // As the gateway does it: whatever the others came to, they are tried again too, the first one alone.
+                for later in pending.drain(..) {
+                    drop(later.await);
+                }
+                stored.push(until_stored(bus, topic, key, &value(stored.len())).await);
+            }
+        }
+    }
+    (stored, failed)
+}
+
+async fn until_stored(bus: &KafkaBus, topic: &TopicName, key: &str, value: &str) -> Position {
+    loop {
+        let stored = match bus.append(topic, record(key, value.to_owned())).await {
+            Ok(append) => append.await,
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(position) => return position,
+            Err(error) => assert!(error.retryable(), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Every acknowledged record lies where its position says, and nothing that failed lies behind what replaced it.
+pub(crate) async fn check_stored(bus: &KafkaBus, topic: &TopicName, key: &str, stored: &[Position]) -> usize {
+    let all = read_all(bus, &at(topic, stored[0].partition)).await;
+    let values: HashMap<u64, String> = all
+        .iter()
+        .filter(|record| record.key == key.as_bytes())
+        .map(|record| (record.offset.0, String::from_utf8(record.value.to_vec()).unwrap()))
+        .collect();
+    for (number, position) in stored.iter().enumerate() {
+        assert_eq!(values[&position.offset.0], format!("{key}:{number:07}"), "at {position:?}");
+    }
+    assert!(stored.windows(2).all(|two| two[0].offset < two[1].offset), "acknowledged out of order");
+    for (offset, value) in &values {
+        let number: usize = value.rsplit(':').next().unwrap().parse().unwrap();
+        if let Some(acked) = stored.get(number) {
+            assert!(*offset <= acked.offset.0, "{value} at {offset}, behind the one acknowledged at {acked:?}");
+        }
+    }
+    values.len()
 }

@@ -1,0 +1,115 @@
+//! Three brokers, of which one is killed, and then another.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "these are tests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{at, bus, check_stored, record, soon, topic, write};
+use logmesh_bus::{Bus, NextOffset};
+use logmesh_testing::servers::{self, Server};
+use logmesh_types::unit::Span;
+
+/// Starts three nodes together: none is ready before most of them run.
+fn start() -> Vec<Server> {
+    let ports = [(); 3].map(|()| servers::free_port());
+    let voters: Vec<_> = (1..).zip(ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
+    let quorum = voters.join(",");
+    let spawn = |(id, port): (i32, u16)| {
+        let (id, port) = (id.to_string(), port.to_string());
+        let heap = ("KAFKA_HEAP", "320m");
+        servers::Kafka::spawn(&[("KAFKA_NODE_ID", &id), ("KAFKA_PORT", &port), ("KAFKA_QUORUM", &quorum), heap])
+    };
+    let mut nodes: Vec<_> = (1..).zip(ports).map(spawn).collect();
+    nodes.iter_mut().for_each(Server::wait_ready);
+    nodes
+}
+
+async fn kill(mut node: Server) -> Server {
+    let kill = move || {
+        node.kill();
+        node
+    };
+    tokio::task::spawn_blocking(kill).await.unwrap()
+}
+
+/// With three copies, two of them needed: a killed broker costs nothing; with two killed, appends fail in bounded time,
+/// and work again when they are back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_goes_on_without_one_and_waits_without_two() {
+    let mut nodes = tokio::task::spawn_blocking(start).await.unwrap();
+    let addresses: Vec<_> = nodes.iter().map(Server::address).collect();
+    let open = |delivery: u64| {
+        bus(&addresses[0], |settings| {
+            settings.brokers = addresses.clone();
+            (settings.replication, settings.min_in_sync) = (Some(3), Some(2));
+            settings.delivery_timeout = Span(Duration::from_secs(delivery));
+        })
+    };
+    let bus = Arc::new(open(120));
+    let topic = topic(&bus, "t", 3).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let keys = ["a", "b", "c", "d", "e"];
+    let writers: Vec<_> = keys
+        .map(|key| {
+            let (bus, topic, stop) = (Arc::clone(&bus), topic.clone(), Arc::clone(&stop));
+            tokio::spawn(async move { write(&bus, &topic, key, &stop).await })
+        })
+        .into();
+    let more = |count: u64| {
+        let (bus, topic) = (Arc::clone(&bus), topic.clone());
+        async move {
+            for place in (0..3).map(|partition| at(&topic, partition)) {
+                let end = Instant::now() + common::PATIENCE;
+                let high = loop {
+                    match bus.watermarks(&place).await {
+                        Ok(marks) => break marks.high.0,
+                        Err(error) => assert!(error.retryable() && Instant::now() < end, "{error}"),
+                    }
+                };
+                // Nobody may write to this partition.
+                if high > 0 {
+                    soon("more records", bus.wait(&place, NextOffset(high + count), common::PATIENCE)).await.ok();
+                }
+            }
+        }
+    };
+    more(300).await;
+    let first = kill(nodes.pop().unwrap()).await;
+    more(300).await;
+    stop.store(true, Ordering::Relaxed);
+    for (writer, key) in writers.into_iter().zip(keys) {
+        let (stored, failed) = soon("writing", writer).await.unwrap();
+        assert_eq!(failed, 0, "an append failed though two of three were there");
+        assert_eq!(check_stored(&bus, &topic, key, &stored).await, stored.len(), "doubled");
+    }
+
+    let hasty = open(5);
+    let mut gone = [first, kill(nodes.pop().unwrap()).await];
+    let append = async {
+        let append = hasty.append(&topic, record("a", "last")).await?;
+        append.await
+    };
+    let error = soon("a failure", append).await.unwrap_err();
+    assert!(error.retryable(), "{error}");
+    let _back = tokio::task::spawn_blocking(move || {
+        gone.iter_mut().for_each(Server::spawn_again);
+        gone.iter_mut().for_each(Server::wait_ready);
+        gone
+    })
+    .await
+    .unwrap();
+    let end = Instant::now() + common::PATIENCE;
+    loop {
+        match hasty.append(&topic, record("a", "last")).await {
+            Ok(append) => match append.await {
+                Ok(_) => break,
+                Err(error) => assert!(error.retryable() && Instant::now() < end, "{error}"),
+            },
+            Err(error) => assert!(error.retryable() && Instant::now() < end, "{error}"),
+        }
+    }
+}
