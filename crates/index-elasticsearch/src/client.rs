@@ -26,6 +26,9 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a node that failed is left out while there are others.
 const LEFT_OUT: Duration = Duration::from_secs(10);
+/// How long a call goes on asking a server that answers 503, and how often.
+const STARTING: Duration = Duration::from_secs(5);
+const STARTING_STEP: Duration = Duration::from_millis(100);
 /// How much of what the server says is shown.
 const SHOWN_CHARS: usize = 600;
 
@@ -70,6 +73,8 @@ struct Failure {
     reason: String,
     /// Another node may be asked within the same call.
     try_another: bool,
+    /// The server is there, and says that something isn't yet.
+    starting: bool,
 }
 
 impl Client {
@@ -127,15 +132,29 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Answer, IndexError> {
+        let mut starting = true;
         let (body, content_type) = match body {
             Body::None => (Bytes::new(), None),
             Body::Json(value) => (Bytes::from(value.to_string()), Some(JSON)),
             Body::Lines(bytes) => (bytes, Some(NDJSON)),
         };
-        let end = Instant::now() + timeout;
+        let begin = Instant::now();
+        let end = begin + timeout;
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut reasons: Vec<String> = Vec::new();
-        for node in self.candidates(first) {
+        let mut candidates = self.candidates(first).into_iter();
+        loop {
+            let Some(node) = candidates.next() else {
+                // An index that was just made, or whose node just started, answers 503 until its shards are there.
+                let soon = Instant::now() + STARTING_STEP;
+                if !starting || soon > end.min(begin + STARTING) {
+                    break;
+                }
+                tokio::time::sleep(STARTING_STEP).await;
+                candidates = self.candidates(first).into_iter();
+                reasons.clear();
+                continue;
+            };
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -156,6 +175,7 @@ impl Client {
                 Err(failure) => {
                     node.left_out_until.store(self.millis() + LEFT_OUT.as_millis() as u64, Ordering::Relaxed);
                     reasons.push(failure.reason);
+                    starting &= failure.starting;
                     if !failure.try_another {
                         break;
                     }
@@ -202,6 +222,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
     // a time-out, which has used up the call's time.
     let failed = |error: reqwest::Error| Failure {
         try_another: error.is_connect() || !error.is_timeout(),
+        starting: false,
         reason: chain(&error.without_url()),
     };
     let response = request.send().await.map_err(failed)?;
@@ -209,7 +230,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
     let (body, too_large) = read(response).await.map_err(failed)?;
     match status {
         // A node that starts or stops, or a proxy whose node is gone.
-        502 | 503 => Err(Failure { reason: describe(status, &body), try_another: true }),
+        502 | 503 => Err(Failure { reason: describe(status, &body), try_another: true, starting: status == 503 }),
         _ => Ok(Answer { status, body, too_large }),
     }
 }
@@ -273,7 +294,7 @@ impl Answer {
             400 => IndexError::Unsupported { reason },
             401 | 403 => unavailable(format!(
                 "{reason} (look at user, password or api_key, and at the privileges: create_index, manage, create_doc, \
-                 read, view_index_metadata on the indices, manage_index_templates on the cluster)"
+                 read, view_index_metadata on the indices, manage_index_templates and monitor on the cluster)"
             )),
             _ => unavailable(reason),
         }

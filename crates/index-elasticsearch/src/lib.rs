@@ -79,11 +79,24 @@ impl ElasticIndex {
         &self.inner.settings
     }
 
-    /// Asks the server for little, within 5 s.
+    /// Asks within 5 s whether the server is there and has a copy of each shard of our indices: without one of them a
+    /// search has no answer.
     pub async fn ping(&self) -> Result<(), IndexError> {
-        let path = format!("_resolve/index/{}ping@*", self.inner.settings.index_prefix);
+        #[derive(serde::Deserialize)]
+        struct Health {
+            status: String,
+            unassigned_shards: u64,
+        }
+        let path = format!("_cluster/health/{}?timeout=1s", self.inner.names.all_indices());
         let answer = self.inner.client.call_within(PING, Method::GET, &path, Body::None).await?;
-        answer.json::<serde::de::IgnoredAny>().map(drop)
+        let health: Health = answer.json()?;
+        if health.status == "red" {
+            let missing = health.unassigned_shards;
+            return Err(client::unavailable(format!(
+                "shards of indices are not there (yet): {missing} are not assigned"
+            )));
+        }
+        Ok(())
     }
 
     /// Makes everything written so far findable at once. For tests.

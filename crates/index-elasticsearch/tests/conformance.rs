@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::conformance::Fixture;
 use logmesh_index_elasticsearch::{ElasticIndex, Settings};
 use logmesh_testing::servers;
+use logmesh_types::Span;
 
 /// Indices of one prefix on the server that all tests share.
 struct Prefix(ElasticIndex);
@@ -20,6 +22,8 @@ impl Prefix {
             urls: vec![format!("http://{}", servers::elasticsearch().address())],
             index_prefix: format!("c{}-", NEXT.fetch_add(1, Ordering::Relaxed)),
             replicas: 0,
+            // The disk of a busy machine is slow now and then.
+            request_timeout: Span(Duration::from_secs(120)),
             ..Settings::default()
         };
         Self(ElasticIndex::new(settings).unwrap())
