@@ -1,6 +1,6 @@
 //! A real Elasticsearch that is full, blocked, killed, frozen, or wants to know who asks.
 
-#![allow(clippy::unwrap_used)] // a test, its helpers too
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // a test, its helpers too
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
