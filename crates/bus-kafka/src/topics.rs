@@ -83,7 +83,8 @@ impl Topics {
 
     pub(crate) async fn all(&self) -> Result<Vec<TopicSpec>, BusError> {
         let found = self.find(None).await?;
-        *self.partitions.write().unwrap_or_else(PoisonError::into_inner) = found.iter().cloned().collect();
+        // None is taken out: a broker may not have heard yet of what another has made.
+        self.partitions.write().unwrap_or_else(PoisonError::into_inner).extend(found.iter().cloned());
         self.specs(found).await
     }
 
