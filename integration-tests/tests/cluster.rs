@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::cluster::{self, AGENT};
@@ -38,7 +38,7 @@ fn apply(cluster: &Cluster, name: &str, globs: &[&Path]) {
 #[test]
 fn every_line_is_found_once_though_each_process_is_killed_under_load() {
     let mut cluster = Cluster::started();
-    let run = rand::random();
+    let (run, begin) = (rand::random(), Instant::now());
     let servers: Vec<PathBuf> = cluster.backends().iter().map(|name| cluster.backend(name).log()).collect();
     let logs = cluster.folder.join("logs/**/*.log*");
     let globs: Vec<&Path> = servers.iter().map(PathBuf::as_path).chain([logs.as_path()]).collect();
@@ -50,25 +50,31 @@ fn every_line_is_found_once_though_each_process_is_killed_under_load() {
 
     for name in [cluster.names(), cluster.backends()].concat() {
         sleep(BETWEEN);
+        println!("{:?}: {name} is killed", begin.elapsed());
         cluster.kill(name);
         sleep(AWAY);
         cluster.start_again(name);
     }
     let written: Vec<u64> = writers.into_iter().map(Writer::finish).collect();
+    println!("{:?}: {written:?} lines are written", begin.elapsed());
     cluster.assert_alive();
     cluster.client().wait_ready();
 
     let client = cluster.client();
+    println!("{:?}: all services are ready", begin.elapsed());
     client.wait_count("log.file.path:*/logs/*", written.iter().sum());
+    println!("{:?}: all of them are counted", begin.elapsed());
     let generated = client.search("log.file.path:*/logs/*");
     let verdict = oracle::judge(run, &written, &generated);
-    println!("{verdict:?}");
+    println!("{:?}: {verdict:?}", begin.elapsed());
     verdict.assert_clean();
     assert!(written.iter().all(|count| *count > 1_000), "void: too little load between the kills: {written:?}");
     for path in &servers {
         assert_collected(&client, path);
     }
+    println!("{:?}: the servers' own lines are found", begin.elapsed());
     client.audit();
+    println!("{:?}: the audit is clean", begin.elapsed());
     for name in cluster.names() {
         cluster.stop(name);
     }
