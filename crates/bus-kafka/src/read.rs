@@ -1,5 +1,9 @@
-//! Reading without a group: a few consumers, each of which follows one partition at a time.
+//! Reading without a group: a few consumers, each of which follows one partition for one read.
+//!
+//! A consumer that stayed at its partition would ask for more all the time; and a request that waits for records holds up
+//! the next partition's. So each read costs some 20 ms, whatever it reads: callers read a MiB or more at a time.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +13,13 @@ use logmesh_types::UnixNanos;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use rdkafka::topic_partition_list::Offset as KafkaOffset;
 use tokio::sync::Semaphore;
 
 use crate::context::{Quiet, at_partition, is_unknown, patiently, stopping, unavailable};
+use crate::ends::list;
 use crate::settings::Settings;
+use crate::topics::drain;
 
 /// The most reads at a time; each holds a client with its threads and some MiB of memory.
 const MAX_READERS: usize = 4;
@@ -25,17 +31,13 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) struct Readers {
     settings: Arc<Settings>,
     places: Arc<Semaphore>,
-    /// Those that nobody uses, the one used last at the end.
+    /// Those that nobody uses.
     idle: Mutex<Vec<Reader>>,
 }
 
-/// A consumer, and where it stands.
+/// A consumer that follows nothing between reads.
 struct Reader {
     consumer: BaseConsumer<Quiet>,
-    /// The partition that it follows and the next record that it will give; `None`: it follows none.
-    at: Option<(TopicPartition, u64)>,
-    /// Read, but too large for the last answer.
-    spare: Option<Record>,
     timeout: Duration,
 }
 
@@ -56,25 +58,18 @@ impl Readers {
         // The closure ends by itself and gives the reader back, though nobody may wait for it any more.
         let work = move || {
             let _place = place;
-            let mut reader = this.take(&at, from).map_err(|error| unavailable(&error))?;
+            let reader = this.take().map_err(|error| unavailable(&error))?;
             let result = reader.read(&at, from.0, max_bytes);
-            if result.is_err() {
-                reader.leave();
-            }
             this.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
             result
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| stopping())?
     }
 
-    /// The idle reader that stands there already; else one that follows nothing; else the one not used for longest.
-    fn take(&self, at: &TopicPartition, from: NextOffset) -> Result<Reader, KafkaError> {
+    fn take(&self) -> Result<Reader, KafkaError> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let stands = |reader: &Reader| reader.at.as_ref().is_some_and(|(of, next)| of == at && *next == from.0);
-        let place = idle.iter().position(stands).or_else(|| idle.iter().position(|reader| reader.at.is_none()));
-        match place {
-            Some(place) => Ok(idle.remove(place)),
-            None if idle.len() == MAX_READERS => Ok(idle.remove(0)),
+        match idle.pop() {
+            Some(reader) => Ok(reader),
             None => Reader::new(&self.settings),
         }
     }
@@ -83,65 +78,44 @@ impl Readers {
 impl Reader {
     fn new(settings: &Settings) -> Result<Self, KafkaError> {
         let consumer = settings.reading().create_with_context(Quiet::default())?;
-        Ok(Self { consumer, at: None, spare: None, timeout: settings.request_timeout.0 })
+        Ok(Self { consumer, timeout: settings.request_timeout.0 })
     }
 
-    fn read(&mut self, at: &TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<Record>, BusError> {
+    fn read(&self, at: &TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<Record>, BusError> {
+        drain(&self.consumer);
         let ask = || self.consumer.fetch_watermarks(at.topic.as_str(), at.partition as i32, self.timeout);
         let (low, high) = patiently(self.timeout, ask).map_err(|error| at_partition(&error, at))?;
         let (from, high) = (from.max(low as u64), high as u64);
         if from >= high {
             return Ok(Vec::new());
         }
-        self.go_to(at, from).map_err(|error| at_partition(&error, at))?;
-        let (mut records, mut bytes, mut next) = (Vec::new(), 0, from);
-        let end = Instant::now() + self.timeout;
-        while next < high {
-            let Some(record) = self.next(at, next, end)? else { break };
-            if !records.is_empty() && bytes + record.size() > max_bytes {
-                self.spare = Some(record);
-                return Ok(records);
-            }
-            next = record.offset.next().0;
-            bytes += record.size();
-            records.push(record);
-            self.at = Some((at.clone(), next));
-            if bytes >= max_bytes {
-                return Ok(records);
-            }
-        }
-        self.leave(); // at the end it would ask again and again
-        Ok(records)
-    }
-
-    /// Follows the partition from this record on, unless it does so already.
-    fn go_to(&mut self, at: &TopicPartition, from: u64) -> Result<(), KafkaError> {
-        if self.at.as_ref().is_some_and(|(of, next)| of == at && *next == from) {
-            return Ok(());
-        }
-        self.spare = None;
-        self.at = None;
-        let mut list = TopicPartitionList::new();
-        let offset = KafkaOffset::Offset(from as i64);
-        list.add_partition_offset(at.topic.as_str(), at.partition as i32, offset)?;
-        self.consumer.assign(&list)?;
-        self.at = Some((at.clone(), from));
-        Ok(())
-    }
-
-    /// Follows nothing any more.
-    fn leave(&mut self) {
-        (self.at, self.spare) = (None, None);
+        let place = list(std::slice::from_ref(at), KafkaOffset::Offset(from as i64));
+        place.and_then(|place| self.consumer.assign(&place)).map_err(|error| at_partition(&error, at))?;
+        let result = self.fetch(at, from..high, max_bytes);
         if let Err(error) = self.consumer.unassign() {
             tracing::debug!(%error, "cannot unassign a reader");
         }
+        result
+    }
+
+    /// What there is of these offsets, up to so many bytes.
+    fn fetch(&self, at: &TopicPartition, offsets: Range<u64>, max_bytes: usize) -> Result<Vec<Record>, BusError> {
+        let (mut records, mut bytes, mut next) = (Vec::new(), 0, offsets.start);
+        let end = Instant::now() + self.timeout;
+        while next < offsets.end && bytes < max_bytes {
+            let Some(record) = self.next(at, next, end)? else { break };
+            bytes += record.size();
+            if bytes > max_bytes && !records.is_empty() {
+                break;
+            }
+            next = record.offset.next().0;
+            records.push(record);
+        }
+        Ok(records)
     }
 
     /// The first record at or after `next`; `None` at the partition's end.
-    fn next(&mut self, at: &TopicPartition, next: u64, end: Instant) -> Result<Option<Record>, BusError> {
-        if let Some(spare) = self.spare.take() {
-            return Ok(Some(spare));
-        }
+    fn next(&self, at: &TopicPartition, next: u64, end: Instant) -> Result<Option<Record>, BusError> {
         loop {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {

@@ -34,6 +34,7 @@ const RESERVED: &[&str] = &[
     "enable.idempotence",
     "enable.partition.eof",
     "fetch.max.bytes",
+    "fetch.message.max.bytes",
     "fetch.queue.backoff.ms",
     "fetch.wait.max.ms",
     "group.id",
@@ -42,6 +43,7 @@ const RESERVED: &[&str] = &[
     "heartbeat.interval.ms",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
+    "max.partition.fetch.bytes",
     "message.max.bytes",
     "message.send.max.retries",
     "message.timeout.ms",
@@ -305,8 +307,11 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
-            .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
-            .set("fetch.max.bytes", MAX_BATCH_BYTES.to_string())
+            // As they are stored: logs that are unpacked take ten times as much memory. A batch that is larger comes
+            // nevertheless, alone.
+            .set("message.max.bytes", "1000000")
+            .set("fetch.max.bytes", "2000000")
+            .set("max.partition.fetch.bytes", "250000")
             .set("queued.max.messages.kbytes", (ahead / 1024).to_string())
             // Else a full queue makes it pause for a second.
             .set("fetch.queue.backoff.ms", "10");
@@ -315,9 +320,9 @@ impl Settings {
 
     /// For reading without a group. librdkafka wants a group's name nevertheless; nothing is ever committed to it.
     pub(crate) fn reading(&self) -> ClientConfig {
-        let mut config = self.fetching("logmesh-reader", 8 << 20);
+        let mut config = self.fetching("logmesh-reader", 4 << 20);
         // Requests go one after another, so one that waits for records holds up that for the next partition.
-        config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
+        config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "5");
         config.set_log_level(RDKafkaLogLevel::Emerg);
         config
     }
