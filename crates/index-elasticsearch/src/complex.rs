@@ -109,7 +109,14 @@ fn too_complex(field: &str) -> IndexError {
     IndexError::Unsupported { reason }
 }
 
-fn is_complex(pattern: &Pattern) -> bool {
+/// True if the predicate has a pattern to be taken out by [`Inner::simplify`].
+pub(crate) fn is_complex(predicate: &Predicate) -> bool {
+    let mut patterns = Vec::new();
+    find(predicate, &mut patterns);
+    !patterns.is_empty()
+}
+
+fn is_complex_pattern(pattern: &Pattern) -> bool {
     let after = pattern.glyphs().iter().skip_while(|glyph| **glyph != Glyph::Many);
     after.filter(|glyph| **glyph == Glyph::One).count() > ONES
 }
@@ -119,7 +126,9 @@ fn find(predicate: &Predicate, into: &mut Vec<(String, Pattern)>) {
     match predicate {
         Predicate::And(all) | Predicate::Or(all) => all.iter().for_each(|one| find(one, into)),
         Predicate::Not(not) => find(not, into),
-        Predicate::Keyword { field, test: KeywordTest::Like(pattern) } if field != field::ID && is_complex(pattern) => {
+        Predicate::Keyword { field, test: KeywordTest::Like(pattern) }
+            if field != field::ID && is_complex_pattern(pattern) =>
+        {
             into.push((field.clone(), pattern.clone()));
         }
         _ => {}

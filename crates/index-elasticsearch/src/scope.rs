@@ -7,10 +7,13 @@ use logmesh_types::TopicName;
 use serde_json::{Value, json};
 
 use crate::Inner;
+use crate::catalog::Catalog;
+use crate::complex::is_complex;
 use crate::translate::{any_of, date, query};
 
-/// The most topics that are named in a URL. With more, all are asked, and a filter names them.
-const NAMED: usize = 30;
+/// The most bytes of indices' names in a URL; Elasticsearch takes 4,096 for all of it. With more, all indices are asked, and
+/// a filter names the topics.
+const NAMED_BYTES: usize = 2_000;
 
 /// What a selection comes to.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub(crate) struct Scope {
 
 /// Topics that are asked the same.
 struct Group {
+    query: Value,
     predicate: Predicate,
     types: FieldTypes,
     topics: Vec<TopicName>,
@@ -36,53 +40,54 @@ impl Inner {
             true => catalog.keys().collect(),
             false => selection.topics.iter().filter(|topic| catalog.contains_key(topic)).collect(),
         };
-        let no_types = FieldTypes::new();
-        let mut groups: Vec<Group> = Vec::new();
-        for topic in &asked {
-            let types = catalog.get(topic).unwrap_or(&no_types);
-            let predicate = of_topic(selection.query.resolve(types), topic);
-            if predicate == Predicate::Nothing {
-                continue;
-            }
-            // The fields make a difference of their own to `attributes:*` only, but that is enough.
-            match groups.iter_mut().find(|group| group.predicate == predicate && group.types == *types) {
-                Some(group) => group.topics.push((*topic).clone()),
-                None => groups.push(Group { predicate, types: types.clone(), topics: vec![(*topic).clone()] }),
-            }
-        }
-        let topics: usize = groups.iter().map(|group| group.topics.len()).sum();
-        if topics == 0 {
+        let mut groups = groups(selection, &asked, &catalog)?;
+        let topics: Vec<&TopicName> = groups.iter().flat_map(|group| &group.topics).collect();
+        if topics.is_empty() {
             return Ok(None);
         }
-        let all = selection.topics.is_empty() && topics == asked.len();
-        let indices = match all || topics > NAMED {
-            true => self.names.all_indices(),
-            false => {
-                let topics = groups.iter().flat_map(|group| &group.topics);
-                topics.map(|topic| self.names.indices(topic)).collect::<Vec<_>>().join(",")
-            }
-        };
+        let all = selection.topics.is_empty() && topics.len() == asked.len();
+        let named = topics.iter().map(|topic| self.names.indices(topic)).collect::<Vec<_>>().join(",");
+        let too_long = named.len() > NAMED_BYTES;
+        let indices = if all || too_long { self.names.all_indices() } else { named };
+        let apart = groups.len() > 1 || (too_long && !all);
         for group in &mut groups {
-            let predicate = std::mem::replace(&mut group.predicate, Predicate::All);
-            group.predicate = self.simplify(predicate, &group.types, &indices).await?;
+            if is_complex(&group.predicate) {
+                let simple = self.simplify(group.predicate.clone(), &group.types, &indices).await?;
+                group.query = query(&simple, &group.types)?;
+            }
         }
-        let apart = groups.len() > 1 || (topics > NAMED && !all);
-        let asked: Vec<Value> = groups.iter().map(|group| self.group(group, apart)).collect::<Result<_, _>>()?;
-        let mut filter = vec![any_of(asked)];
+        let mut filter = vec![any_of(groups.into_iter().map(|group| self.condition(group, apart)).collect())];
         if selection.from.is_some() || selection.to.is_some() {
             filter.push(date(TIMESTAMP, selection.from.map(|time| time.0), selection.to.map(|time| time.0)));
         }
         Ok(Some(Scope { indices, query: json!({ "bool": { "filter": filter } }) }))
     }
 
-    fn group(&self, group: &Group, apart: bool) -> Result<Value, IndexError> {
-        let asked = query(&group.predicate, &group.types)?;
+    fn condition(&self, group: Group, apart: bool) -> Value {
         if !apart {
-            return Ok(asked);
+            return group.query;
         }
         let of = |topic: &TopicName| json!({ "prefix": { "_index": self.names.of_topic(topic) } });
-        Ok(json!({ "bool": { "filter": [any_of(group.topics.iter().map(of).collect()), asked] } }))
+        json!({ "bool": { "filter": [any_of(group.topics.iter().map(of).collect()), group.query] } })
     }
+}
+
+/// The topics that can hold a document of the selection, by what they are to be asked.
+fn groups(selection: &Selection, topics: &[&TopicName], catalog: &Catalog) -> Result<Vec<Group>, IndexError> {
+    let mut groups: Vec<Group> = Vec::new();
+    for topic in topics {
+        let types = catalog.get(*topic).cloned().unwrap_or_default();
+        let predicate = of_topic(selection.query.resolve(&types), topic);
+        if predicate == Predicate::Nothing {
+            continue;
+        }
+        let query = query(&predicate, &types)?;
+        match groups.iter_mut().find(|group| group.query == query) {
+            Some(group) => group.topics.push((*topic).clone()),
+            None => groups.push(Group { query, predicate, types, topics: vec![(*topic).clone()] }),
+        }
+    }
+    Ok(groups)
 }
 
 /// The predicate for documents of this topic: what it says of `_topic` is true or false, and so may be the whole.

@@ -4,7 +4,7 @@
 //! in between, and a fingerprint of the search, so that it isn't used with another.
 
 use data_encoding::BASE64URL_NOPAD;
-use logmesh_index::{IndexError, Order, Selection};
+use logmesh_index::{IndexError, Order, Selection, Slice};
 use logmesh_types::DocId;
 
 /// A hit's place in the order asked for: the lesser comes first.
@@ -14,16 +14,24 @@ pub(crate) struct SortKey {
     stream: u128,
     offset: u64,
     id: u128,
+    /// Tells slices from each other: two may hold a document of one id.
+    slice: u64,
+}
+
+/// What tells a slice from others in a [`SortKey`]: FNV-1a of its name.
+pub(crate) fn slice_number(slice: &Slice) -> u64 {
+    let name = slice.topic.as_str().bytes().chain(*b"@").chain(slice.date.bytes());
+    name.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl SortKey {
     /// A key that no hit of this time comes before: for leaving out what can't come into a page.
     pub(crate) fn first_of(order: Order, time: i64) -> Self {
-        Self { time: rising(order, time), stream: 0, offset: 0, id: 0 }
+        Self { time: rising(order, time), stream: 0, offset: 0, id: 0, slice: 0 }
     }
 
-    pub(crate) fn new(order: Order, time: i64, stream: u128, offset: i64, id: u128) -> Self {
-        Self { time: rising(order, time), stream, offset: rising(order, offset), id }
+    pub(crate) fn new(order: Order, time: i64, stream: u128, offset: i64, id: u128, slice: u64) -> Self {
+        Self { time: rising(order, time), stream, offset: rising(order, offset), id, slice }
     }
 
     /// The id of the hit.
@@ -47,7 +55,7 @@ fn rising(order: Order, number: i64) -> u64 {
 }
 
 const FINGERPRINT: usize = 8;
-const TOKEN: usize = FINGERPRINT + 8 + 16 + 8 + 16;
+const TOKEN: usize = FINGERPRINT + 8 + 16 + 8 + 16 + 8;
 
 /// The token of the page after the hit with this key.
 pub(crate) fn token(selection: &Selection, order: Order, last: &SortKey) -> String {
@@ -57,6 +65,7 @@ pub(crate) fn token(selection: &Selection, order: Order, last: &SortKey) -> Stri
     bytes.extend_from_slice(&last.stream.to_be_bytes());
     bytes.extend_from_slice(&last.offset.to_be_bytes());
     bytes.extend_from_slice(&last.id.to_be_bytes());
+    bytes.extend_from_slice(&last.slice.to_be_bytes());
     BASE64URL_NOPAD.encode(&bytes)
 }
 
@@ -73,6 +82,7 @@ pub(crate) fn read_token(selection: &Selection, order: Order, token: &str) -> Re
             stream: u128::from_be_bytes(take(&mut rest)?),
             offset: u64::from_be_bytes(take(&mut rest)?),
             id: u128::from_be_bytes(take(&mut rest)?),
+            slice: u64::from_be_bytes(take(&mut rest)?),
         })
     };
     key().ok_or(IndexError::BadPageToken)
@@ -96,7 +106,7 @@ mod tests {
 
     #[test]
     fn keys_order_as_asked_for() {
-        let key = |order, time, stream, offset| SortKey::new(order, time, stream, offset, 0);
+        let key = |order, time, stream, offset| SortKey::new(order, time, stream, offset, 0, 0);
         assert!(key(Order::OldestFirst, -1, 5, 0) < key(Order::OldestFirst, 1, 0, 0));
         assert!(key(Order::NewestFirst, 1, 5, 0) < key(Order::NewestFirst, -1, 0, 0));
         for order in [Order::OldestFirst, Order::NewestFirst] {
@@ -108,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_token_belongs_to_its_search() {
-        let key = SortKey::new(Order::NewestFirst, 7, 8, 9, 10);
+        let key = SortKey::new(Order::NewestFirst, 7, 8, 9, 10, 11);
         let text = token(&selection("a"), Order::NewestFirst, &key);
         assert_eq!(read_token(&selection("a"), Order::NewestFirst, &text).unwrap(), key);
         assert!(read_token(&selection("b"), Order::NewestFirst, &text).is_err());

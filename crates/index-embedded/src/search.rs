@@ -24,6 +24,8 @@ const MAX_BARS: usize = 10_000;
 /// A slice that may hold documents of a selection.
 struct Part {
     topic: TopicName,
+    /// See [`page::slice_number`].
+    number: u64,
     searcher: Searcher,
     fields: Fields,
     /// All that is asked for but the time.
@@ -53,7 +55,8 @@ impl Catalog {
             let (from, to) = (selection.from.map(|time| time.0), selection.to.map(|time| time.0));
             let in_time = within(any_time.box_clone(), open.fields().timestamp(), from, to);
             let fields = *open.fields();
-            parts.push(Part { topic: slice.topic, searcher: open.searcher(), fields, any_time, in_time });
+            let number = page::slice_number(&slice);
+            parts.push(Part { topic: slice.topic, number, searcher: open.searcher(), fields, any_time, in_time });
         }
         Ok(parts)
     }
@@ -70,7 +73,7 @@ impl Catalog {
         let mut top = Top { order, after, limit: limit.hits, heap: BinaryHeap::new(), total: 0, left: 0 };
         for (number, part) in parts.iter().enumerate() {
             part.for_each_segment(selection, &mut |address, weight, segment| {
-                top.collect(number, address, weight, segment)
+                top.collect((number, part.number), address, weight, segment)
             })
             .map_err(from_tantivy)?;
         }
@@ -219,12 +222,12 @@ struct Top {
 impl Top {
     fn collect(
         &mut self,
-        part: usize,
+        (part, slice): (usize, u64),
         segment_number: u32,
         weight: &dyn Weight,
         segment: &SegmentReader,
     ) -> tantivy::Result<()> {
-        let keys = Keys::open(self.order, segment)?;
+        let keys = Keys::open(self.order, slice, segment)?;
         weight.for_each_no_score(segment, &mut |docs| {
             self.total += docs.len() as u64;
             for doc in docs {
@@ -260,6 +263,7 @@ impl Top {
 /// The columns that sort keys are made of.
 struct Keys {
     order: Order,
+    slice: u64,
     times: Column<i64>,
     offsets: Column<i64>,
     streams: [Column<u64>; 2],
@@ -267,10 +271,11 @@ struct Keys {
 }
 
 impl Keys {
-    fn open(order: Order, segment: &SegmentReader) -> tantivy::Result<Self> {
+    fn open(order: Order, slice: u64, segment: &SegmentReader) -> tantivy::Result<Self> {
         let columns = segment.fast_fields();
         Ok(Self {
             order,
+            slice,
             times: columns.i64(TIMESTAMP_COLUMN)?,
             offsets: columns.i64(OFFSET_COLUMN)?,
             streams: [columns.u64(STREAM_COLUMNS[0])?, columns.u64(STREAM_COLUMNS[1])?],
@@ -280,7 +285,7 @@ impl Keys {
 
     fn key(&self, time: i64, doc: u32) -> SortKey {
         let offset = self.offsets.first(doc).unwrap_or(0);
-        SortKey::new(self.order, time, whole(&self.streams, doc), offset, whole(&self.ids, doc))
+        SortKey::new(self.order, time, whole(&self.streams, doc), offset, whole(&self.ids, doc), self.slice)
     }
 }
 

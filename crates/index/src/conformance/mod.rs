@@ -117,6 +117,7 @@ macro_rules! conformance {
             topics_are_chosen
             hits_come_in_order
             pages_join_up
+            pages_tell_slices_apart
             pages_stay_put_under_writes
             a_page_token_belongs_to_its_search
             times_bound_a_search

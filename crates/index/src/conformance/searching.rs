@@ -78,6 +78,17 @@ pub async fn pages_join_up(fixture: &impl Fixture) {
     assert_eq!((none.hits.len(), none.total, none.next_page_token), (0, 0, None));
 }
 
+/// Documents that nothing but their slices tells from each other each come once.
+pub async fn pages_tell_slices_apart(fixture: &impl Fixture) {
+    let opened = Opened::new(fixture).await;
+    let dates = ["2026-01-29", "2026-01-30", "2026-01-31"];
+    opened.create(dates.map(|date| Doc::new(1, "x").in_slice(slice("logs", date)).build())).await;
+    for order in [Order::NewestFirst, Order::OldestFirst] {
+        let pages = pages(&opened, order, 1, None).await;
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1]);
+    }
+}
+
 /// What is written between two pages moves nothing that was there.
 pub async fn pages_stay_put_under_writes(fixture: &impl Fixture) {
     let opened = Opened::new(fixture).await;
