@@ -6,6 +6,7 @@
 //! fail with [`BusError::Unavailable`] within their time-outs; the same clients find it again by themselves. See
 //! docs/decisions/0005-kafka-client.md.
 
+mod clients;
 mod context;
 mod ends;
 mod group;

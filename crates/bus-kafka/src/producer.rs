@@ -21,8 +21,9 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig,
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
+use crate::clients::RECORD_COST;
 use crate::context::{at_partition, log, report, stopping, unavailable};
-use crate::settings::{RECORD_COST, Settings};
+use crate::settings::Settings;
 
 /// Bytes of records that may still be queued; at 0 appends wait.
 const QUEUE_ROOM: &str = "logmesh_bus_queue_room_bytes";

@@ -1,4 +1,4 @@
-//! How to reach Kafka, and what each kind of client is told.
+//! How to reach Kafka, and figures that an operator may want to move.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,17 +6,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use logmesh_runtime::Tls;
-use logmesh_types::limits;
 use logmesh_types::unit::{ByteSize, Span};
-use rdkafka::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Serialize};
-
-/// The largest batch that Kafka takes from us: the largest record and what its headers and framing come to.
-pub(crate) const MAX_BATCH_BYTES: usize = limits::MAX_RECORD_BYTES + (1 << 20);
-
-/// What a record costs in the queue beyond its bytes, so that empty ones are bounded too.
-pub(crate) const RECORD_COST: usize = 256;
 
 /// Properties of librdkafka that are ours: the bus's promises, or a setting of its own, depend on them.
 const RESERVED: &[&str] = &[
@@ -216,139 +207,6 @@ impl Settings {
         }
         Ok(())
     }
-
-    /// What every client is told.
-    fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config
-            .set("client.id", "logmesh")
-            .set("reconnect.backoff.max.ms", "2000")
-            .set("socket.keepalive.enable", "true")
-            .set("socket.connection.setup.timeout.ms", "5000")
-            .set("log.connection.close", "false");
-        for (name, value) in &self.client {
-            config.set(name, value);
-        }
-        config
-            .set("bootstrap.servers", self.brokers.join(","))
-            .set("socket.timeout.ms", millis(self.request_timeout))
-            // A topic made by the way would have the broker's partitions, not ours.
-            .set("allow.auto.create.topics", "false");
-        self.secure(&mut config);
-        config.set_log_level(RDKafkaLogLevel::Warning);
-        config
-    }
-
-    fn secure(&self, config: &mut ClientConfig) {
-        let protocol = match (self.tls.enabled, self.sasl.is_some()) {
-            (false, false) => "plaintext",
-            (true, false) => "ssl",
-            (false, true) => "sasl_plaintext",
-            (true, true) => "sasl_ssl",
-        };
-        config.set("security.protocol", protocol);
-        let files = [
-            ("ssl.ca.location", &self.tls.ca_file),
-            ("ssl.certificate.location", &self.tls.cert_file),
-            ("ssl.key.location", &self.tls.key_file),
-        ];
-        for (name, file) in files {
-            if let Some(file) = file {
-                config.set(name, file.to_string_lossy());
-            }
-        }
-        if let Some(sasl) = &self.sasl {
-            let mechanism = match sasl.mechanism {
-                Mechanism::Plain => "PLAIN",
-                Mechanism::ScramSha256 => "SCRAM-SHA-256",
-                Mechanism::ScramSha512 => "SCRAM-SHA-512",
-            };
-            config
-                .set("sasl.mechanism", mechanism)
-                .set("sasl.username", &sasl.user)
-                .set("sasl.password", &sasl.password);
-        }
-    }
-
-    /// For a client that asks and makes, but reads and writes nothing. What goes wrong there its calls tell; its log
-    /// would fill a queue that nobody empties.
-    pub(crate) fn asking(&self) -> ClientConfig {
-        let mut config = self.client();
-        config.set_log_level(RDKafkaLogLevel::Emerg);
-        config
-    }
-
-    pub(crate) fn producing(&self) -> ClientConfig {
-        let compression = match self.compression {
-            Compression::None => "none",
-            Compression::Lz4 => "lz4",
-            Compression::Snappy => "snappy",
-            Compression::Gzip => "gzip",
-        };
-        let mut config = self.client();
-        config
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("delivery.timeout.ms", millis(self.delivery_timeout))
-            .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
-            .set("compression.type", compression)
-            .set("topic.metadata.propagation.max.ms", "5000")
-            // Our own queue is the bound. Kafka's lets go of a record a little after ours, so it is twice as large.
-            .set("queue.buffering.max.kbytes", (2 * self.queue_bytes.0 / 1024).to_string())
-            .set("queue.buffering.max.messages", (2 * self.queue_bytes.0 / RECORD_COST as u64).to_string());
-        config
-    }
-
-    /// For what reads, ahead of its reader by so many bytes.
-    fn fetching(&self, group: &str, ahead: u64) -> ClientConfig {
-        let mut config = self.client();
-        config
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest")
-            // As they are stored: logs that are unpacked take ten times as much memory. A batch that is larger comes
-            // nevertheless, alone.
-            .set("message.max.bytes", "1000000")
-            .set("fetch.max.bytes", "2000000")
-            .set("max.partition.fetch.bytes", "250000")
-            .set("queued.max.messages.kbytes", (ahead / 1024).to_string())
-            // Else a full queue makes it pause for a second.
-            .set("fetch.queue.backoff.ms", "10");
-        config
-    }
-
-    /// For reading without a group. librdkafka wants a group's name nevertheless; nothing is ever committed to it.
-    pub(crate) fn reading(&self) -> ClientConfig {
-        let mut config = self.fetching("logmesh-reader", 4 << 20);
-        // Requests go one after another, so one that waits for records holds up that for the next partition.
-        config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "5");
-        config.set_log_level(RDKafkaLogLevel::Emerg);
-        config
-    }
-
-    /// For a member of a group.
-    pub(crate) fn joining(&self, group: &str) -> ClientConfig {
-        let mut config = self.fetching(group, self.fetch_bytes.0 / 2);
-        config
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", millis(self.session_timeout))
-            .set("heartbeat.interval.ms", (self.session_timeout.0.as_millis() / 4).to_string())
-            // How soon a topic that is made later is noticed.
-            .set("topic.metadata.refresh.interval.ms", "2000");
-        config
-    }
-
-    /// For asking what a group has committed.
-    pub(crate) fn asking_group(&self, group: &str) -> ClientConfig {
-        let mut config = self.asking();
-        config.set("group.id", group).set("enable.auto.commit", "false");
-        config
-    }
-}
-
-fn millis(span: Span) -> String {
-    span.0.as_millis().to_string()
 }
 
 #[cfg(test)]
@@ -376,35 +234,26 @@ mod tests {
         assert!(message(Settings { sasl: Some(sasl), ..Settings::default() }).contains("tls.enabled"));
     }
 
-    /// What an operator sets is used, or refused.
     #[test]
-    fn nothing_that_is_set_here_is_taken_and_then_ignored() {
-        let user = |name: &str| format!("of the operator: {name}");
-        let client = |names: &[String]| Settings {
-            client: names.iter().map(|name| (name.clone(), user(name))).collect(),
-            sasl: Some(Sasl { user: "u".to_owned(), ..Sasl::default() }),
-            ..Settings::default()
-        };
-        let ours = |settings: &Settings| {
-            [
-                settings.asking(),
-                settings.producing(),
-                settings.reading(),
-                settings.joining("g"),
-                settings.asking_group("g"),
-            ]
-        };
-        let mut allowed = Vec::new();
-        for config in ours(&client(&[])) {
-            let names: Vec<String> = config.config_map().keys().map(|name| name.to_string()).collect();
-            allowed.extend(names.into_iter().filter(|name| client(std::slice::from_ref(name)).check().is_ok()));
-        }
-        assert!(allowed.iter().any(|name| name == "client.id"));
-        for config in ours(&client(&allowed)) {
-            for name in &allowed {
-                assert_eq!(config.get(name), Some(user(name).as_str()));
-            }
-        }
+    fn a_file_says_it_and_the_password_is_not_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kafka.toml");
+        let text = r#"
+            brokers = ["k1:9093", "k2:9093"]
+            replication = 3
+            min_in_sync = 2
+            compression = "gzip"
+            tls = { enabled = true }
+            sasl = { mechanism = "scram-sha-256", user = "logmesh", password = "hunter2" }
+            client = { "client.rack" = "a" }
+        "#;
+        std::fs::write(&file, text).unwrap();
+        let loaded = logmesh_runtime::settings::load::<Settings>(Some(&file), Settings::default().client).unwrap();
+        loaded.value.check().unwrap();
+        assert_eq!(loaded.value.sasl.as_ref().unwrap().mechanism, Mechanism::ScramSha256);
+        assert_eq!((loaded.value.replication, loaded.value.client["client.rack"].as_str()), (Some(3), "a"));
+        let printed = loaded.print();
+        assert!(printed.contains("min_in_sync") && !printed.contains("hunter2"), "{printed}");
     }
 
     #[test]

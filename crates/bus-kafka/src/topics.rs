@@ -14,8 +14,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 
+use crate::clients::MAX_BATCH_BYTES;
 use crate::context::{Quiet, is_unknown, stopping, unavailable};
-use crate::settings::{MAX_BATCH_BYTES, Settings};
+use crate::settings::Settings;
 
 /// How long what was asked about a topic's configuration is believed. Whether a topic is there is always asked.
 const FRESH: Duration = Duration::from_secs(30);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use logmesh_bus::{BusError, Event, Record, TopicPartition};
 use tokio::sync::Notify;
 
-use crate::settings::{RECORD_COST, Settings};
+use crate::clients::RECORD_COST;
+use crate::settings::Settings;
 
 /// The most bytes of records in one event, one record more at most.
 const EVENT_BYTES: usize = 1 << 20;
