@@ -77,6 +77,7 @@ fn every_line_is_found_once_though_each_process_is_killed_under_load() {
     println!("{:?}: the audit is clean", begin.elapsed());
     for name in cluster.names() {
         cluster.stop(name);
+        println!("{:?}: {name} has ended", begin.elapsed());
     }
 }
 
