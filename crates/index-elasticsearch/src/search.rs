@@ -119,8 +119,12 @@ impl Inner {
             filling.total = Some(found.hits.total()?);
         }
         let end = found.hits.hits.len() < size;
-        for found in found.hits.hits {
-            let Some((hit, sort)) = self.hit(found, answer)? else { continue };
+        for mut found in found.hits.hits {
+            let sort = std::mem::take(&mut found.sort);
+            let Some(hit) = self.hit(found, answer)? else {
+                filling.after = Some(sort);
+                continue;
+            };
             let over = filling.bytes.saturating_add(hit.body.len()) > filling.limit.bytes && !filling.hits.is_empty();
             if over || filling.hits.len() == filling.limit.hits {
                 filling.more = true;
@@ -133,14 +137,14 @@ impl Inner {
         Ok(end)
     }
 
-    /// The hit with its sort values; `None` for a document of somebody else's index that is named like one of ours.
-    fn hit(&self, found: FoundHit<'_>, answer: &Answer) -> Result<Option<(Hit, Vec<Value>)>, IndexError> {
+    /// The hit; `None` for a document of somebody else's index that is named like one of ours.
+    fn hit(&self, found: FoundHit<'_>, answer: &Answer) -> Result<Option<Hit>, IndexError> {
         let (Some(topic), Ok(id)) = (self.names.topic_of(&found.index), found.id.parse::<DocId>()) else {
             return Ok(None);
         };
         let source = found.source.ok_or_else(|| unavailable("an index of ours keeps no _source"))?;
         let body = original(answer.body.slice_ref(source.get().as_bytes()))?;
-        Ok(Some((Hit { id, topic, body }, found.sort)))
+        Ok(Some(Hit { id, topic, body }))
     }
 
     pub(crate) async fn count(&self, selection: &Selection) -> Result<u64, IndexError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use logmesh_index::conformance::{Doc, selection, slice, topic};
-use logmesh_index::{FieldType, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit};
+use logmesh_index::{FieldType, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection};
 use logmesh_index_elasticsearch::{ElasticIndex, Settings};
 use logmesh_testing::servers::{self, Elasticsearch, Server};
 use logmesh_testing::wait_for_async;
@@ -107,6 +107,86 @@ async fn no_index_is_made_without_our_mapping() {
         assert_eq!(held["settings"]["index"]["refresh_interval"], "1s");
         assert_eq!(index.field_types(&topic("logs")).await.unwrap(), types);
     }
+}
+
+/// Nobody refreshes here but the server itself, every second; a look-up by id waits for no such thing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_is_found_soon_and_looked_up_at_once() {
+    let settings = settings(servers::elasticsearch());
+    let (writer, reader) = (index(&settings), index(&settings));
+    assert_eq!(reader.topics().await.unwrap(), []);
+    for n in 0..3 {
+        assert_eq!(writer.write(docs(n..n + 1, "x")).await.unwrap(), [Outcome::Created]);
+        let ids = [Doc::new(n, "").id(), Doc::new(n + 1, "").id()];
+        assert_eq!(reader.contains(&topic("logs"), &ids).await.unwrap(), [true, false]);
+    }
+    writer.write(docs(3..4, "x")).await.unwrap();
+    wait_for_async("the document to be found", PATIENCE, || async {
+        match reader.count(&selection("x")).await.unwrap() {
+            4 => Ok(()),
+            count => Err(format!("{count} are found")),
+        }
+    })
+    .await;
+}
+
+/// More topics than fit into a URL are asked all the same, each for what its fields mean.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_are_searched_together() {
+    let index = index(&settings(servers::elasticsearch()));
+    let name = |n: i64| format!("{n:02}-{}", "long".repeat(15));
+    let types = [("status".to_owned(), FieldType::Long)].into();
+    let mut docs = Vec::new();
+    for n in 0..34 {
+        if n % 2 == 0 {
+            index.ensure_topic(&topic(&name(n)), &types).await.unwrap();
+        }
+        let doc = Doc::new(n, "x").with("attributes.status", json!(10 + n)).in_slice(slice(&name(n), "2026-01-31"));
+        docs.push(doc.build());
+    }
+    index.write(docs).await.unwrap();
+    let some = |text: &str, topics: std::ops::Range<i64>| Selection {
+        topics: topics.map(|n| topic(&name(n))).collect(),
+        ..selection(text)
+    };
+    // A number where it's declared; else a text, of which "9" is the greatest here.
+    assert_eq!(found(&index, "x").await, 34);
+    assert_eq!(index.count(&some("x", 0..33)).await.unwrap(), 33);
+    assert_eq!(index.count(&some("x", 3..5)).await.unwrap(), 2);
+    assert_eq!(index.count(&selection("attributes.status:<9")).await.unwrap(), 17);
+    assert_eq!(index.count(&some("attributes.status:<9", 0..33)).await.unwrap(), 16);
+    assert_eq!(index.count(&some("_topic:0*", 0..33)).await.unwrap(), 10);
+}
+
+/// An index of somebody else's that is named like one of ours is no reason to stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_passed_over() {
+    let server = servers::elasticsearch();
+    let settings = settings(server);
+    let index = index(&settings);
+    index.write(docs(0..3, "x")).await.unwrap();
+    for n in 0..3 {
+        let document = json!({ "message": "x", "@timestamp": "2026-02-01T00:00:00Z" });
+        let path = format!("{}logs@stranger/_doc/{n}", settings.index_prefix);
+        assert_eq!(call(server, Method::PUT, &path, document).await["result"], "created");
+    }
+    index.refresh().await.unwrap();
+    for bytes in [1, usize::MAX] {
+        let limit = PageLimit { hits: 2, bytes };
+        for order in [Order::NewestFirst, Order::OldestFirst] {
+            let (mut count, mut token) = (0, None);
+            loop {
+                let page = index.search(&selection("*"), order, limit, token.as_deref()).await.unwrap();
+                count += page.hits.len();
+                token = page.next_page_token;
+                if token.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(count, 3);
+        }
+    }
+    assert_eq!(index.topics().await.unwrap(), [topic("logs")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

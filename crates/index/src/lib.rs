@@ -116,8 +116,8 @@ impl IndexError {
 /// survives `kill -9` and is found by searches from then on (embedded: at once; Elasticsearch: after its refresh).
 #[async_trait]
 pub trait IndexWriter: Debug + Send + Sync + 'static {
-    /// Declares the typed fields of a topic, before its first document. Adding fields later is allowed; changing the
-    /// type of one is refused with [`IndexError::Unsupported`].
+    /// Declares the typed fields of a topic, before its first document. Adding fields later is allowed, and counts for
+    /// documents written from then on; changing the type of one is refused with [`IndexError::Unsupported`].
     async fn ensure_topic(&self, topic: &TopicName, fields: &FieldTypes) -> Result<(), IndexError>;
 
     /// Writes documents by `create`, and answers one [`Outcome`] for each, in their order. Two documents of one id in
@@ -243,7 +243,7 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
     async fn count(&self, selection: &Selection) -> Result<u64, IndexError>;
 
     /// How many documents there are in each interval, empty ones left out, by time. At most 10,000 bars, else
-    /// [`IndexError::Unsupported`].
+    /// [`IndexError::Unsupported`]; so may be an interval that isn't whole milliseconds.
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError>;
 
     /// The spans of the documents of a stream, over all slices of the topic, with `range.start >= from`, by start, then
