@@ -26,10 +26,11 @@ pub fn invalid_argument(reason: &str, message: impl Into<String>, violations: &[
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// The request can never succeed, for the sake of one field: [`invalid_argument`] with its one violation.
-pub fn bad_field(reason: &str, field: &str, error: impl Display) -> Status {
+/// The request can never succeed, for the sake of one field: [`invalid_argument`] with its one violation and the reason
+/// `INVALID_FIELD`.
+pub fn bad_field(field: &str, error: impl Display) -> Status {
     let text = error.to_string();
-    invalid_argument(reason, format!("{field}: {text}"), &[FieldViolation::new(field, text)])
+    invalid_argument("INVALID_FIELD", format!("{field}: {text}"), &[FieldViolation::new(field, text)])
 }
 
 /// How many entries a page shall hold, of which there may be `most`; 0 leaves it to us. `None` if it is negative.

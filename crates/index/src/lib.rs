@@ -247,7 +247,8 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError>;
 
     /// The spans of the documents of a stream, over all slices of the topic, with `range.start >= from`, by start, then
-    /// id; at most `limit`. Documents that hold the same bytes twice come twice.
+    /// id; at most `limit`. Documents that hold the same bytes twice come twice. With `from` 0, what was written before the
+    /// call is among them, refreshed or not: the audit calls what it doesn't see a gap.
     async fn spans(
         &self,
         topic: &TopicName,

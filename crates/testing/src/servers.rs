@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Folder, wait_for};
+
+/// The ports that servers get.
+const LOWEST: u16 = 10_000;
+const HIGHEST: u16 = 32_000;
 
 /// How long a start may take, a first build on a busy machine included.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -87,19 +92,24 @@ pub fn elasticsearch() -> &'static Server {
     SHARED.get_or_init(|| Server::shared(ELASTICSEARCH, &[]))
 }
 
-/// A loopback port with a free one after it, not given to another test of this process before.
+/// A loopback port with a free one after it, not given to another test of this process before. Below those that the system
+/// gives to connections and to port 0, so that nobody takes it by chance before its server does.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-        let port = first.local_addr().expect("a listener has an address").port();
-        let pair = port.checked_add(1).is_some_and(|next| TcpListener::bind((Ipv4Addr::LOCALHOST, next)).is_ok());
-        if pair && !given.iter().any(|other| other.abs_diff(port) <= 1) {
+        let port = LOWEST + (random() % u64::from(HIGHEST - LOWEST)) as u16;
+        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if is_free(port) && is_free(port + 1) && !given.iter().any(|other| other.abs_diff(port) <= 1) {
             given.push(port);
             return port;
         }
     }
+}
+
+/// A number that another process doesn't draw as well.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// What differs between the servers.

@@ -22,7 +22,7 @@ pub(crate) fn store(error: StoreError) -> Status {
 
 /// A request with one bad field.
 pub(crate) fn bad_field(field: &str, description: impl Display) -> Status {
-    logmesh_grpc::bad_field("INVALID_FIELD", field, description)
+    logmesh_grpc::bad_field(field, description)
 }
 
 /// A rule that isn't right; fields are named by their path in the request, `rule.paths[0]`.

@@ -12,7 +12,7 @@ use tonic::Status;
 
 /// A refusal that names the field.
 pub(crate) fn bad_field(field: &str, error: impl Display) -> Status {
-    logmesh_grpc::bad_field("BAD_REQUEST", field, error)
+    logmesh_grpc::bad_field(field, error)
 }
 
 /// The query; a fault is refused with its place, and shown with a caret under it.

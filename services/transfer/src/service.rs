@@ -144,7 +144,7 @@ fn to_proto(topic: &TopicName, letter: DeadLetter) -> proto::DeadLetter {
 }
 
 fn field_error(field: &str, error: &dyn std::fmt::Display) -> Status {
-    logmesh_grpc::bad_field("BAD_REQUEST", field, error)
+    logmesh_grpc::bad_field(field, error)
 }
 
 fn bus_status(error: BusError) -> Status {

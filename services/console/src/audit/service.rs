@@ -155,5 +155,5 @@ fn read_token(token: &str) -> Result<Key, Status> {
 }
 
 fn bad(field: &str, description: impl Display) -> Status {
-    bad_field("INVALID_REQUEST", field, description)
+    bad_field(field, description)
 }
