@@ -160,11 +160,17 @@ impl Cluster {
         }
     }
 
+    /// Sends a service or the agent a signal.
+    pub fn signal(&mut self, name: &str, signal: Signal) {
+        let id = self.child(name).as_ref().expect("it runs").id();
+        let pid = Pid::from_raw(id.cast_signed()).expect("a pid is not 0");
+        kill_process(pid, signal).expect("a child can be signalled");
+    }
+
     /// SIGTERM to a service or the agent; panics unless it ends in order.
     pub fn stop(&mut self, name: &str) {
+        self.signal(name, Signal::TERM);
         let mut child = self.child(name).take().expect("it runs");
-        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
-        kill_process(pid, Signal::TERM).expect("a child can be signalled");
         let status = wait_for(&format!("{name} to end"), PATIENCE, || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),

@@ -102,7 +102,7 @@ pub(crate) async fn write(inner: &Inner, docs: Vec<NewDoc>) -> Result<Vec<Outcom
         }
     }
     let mut bulk = Bulk {
-        outcomes: vec![Outcome::Busy { after: BUSY }; docs.len()],
+        outcomes: vec![Outcome::Busy { after: BUSY, reason: "not sent yet".to_owned() }; docs.len()],
         left: (0..docs.len()).map(|at| Todo { at, wrap: false, makings: 0 }).collect(),
         input: Arc::new(Input { docs, types, names: inner.names.clone() }),
         limit: usize::try_from(inner.settings.bulk_bytes.0).unwrap_or(usize::MAX),
@@ -150,7 +150,9 @@ impl Bulk {
         if request.sent.is_empty() {
             return Ok(());
         }
-        let path = format!("_bulk?require_alias=true&filter_path={WANTED}");
+        // A shard without a primary is waited for by the server: shorter than we wait for it, so that each item gets its answer.
+        let patience = (inner.settings.request_timeout.0 / 3).as_millis();
+        let path = format!("_bulk?require_alias=true&timeout={patience}ms&filter_path={WANTED}");
         let answer = inner.client.call(Method::POST, &path, Body::Lines(Bytes::from(request.body))).await?;
         match answer.status {
             413 => self.split(&request.sent),
@@ -221,7 +223,7 @@ impl Bulk {
     }
 
     fn put_off(&mut self, at: usize, after: Duration, reason: &str) {
-        self.outcomes[at] = Outcome::Busy { after };
+        self.outcomes[at] = Outcome::Busy { after, reason: reason.to_owned() };
         self.later.get_or_insert_with(|| (0, reason.to_owned())).0 += 1;
     }
 }
@@ -297,9 +299,19 @@ fn verdict(result: ItemResult) -> Verdict {
         (404, "index_not_found_exception") => Verdict::NoIndex,
         (_, "cluster_block_exception" | "index_closed_exception") => Verdict::Later(BLOCKED, reason),
         (401 | 403, _) => Verdict::NotAllowed(format!("status {}: {reason}", result.status)),
-        (400, _) => Verdict::Refused(reason),
+        (400, "document_parsing_exception" | "mapper_parsing_exception" | "strict_dynamic_mapping_exception") => {
+            Verdict::Refused(reason)
+        }
+        // Of illegal arguments some are the document's (a term that's too long), and some an operator's: an alias with
+        // two indices, a pipeline that isn't there. Those must not send a day's lines to the dead letters.
+        (400, "illegal_argument_exception") if !is_of_the_index(&reason) => Verdict::Refused(reason),
         (status, _) => Verdict::Later(BUSY, format!("status {status}: {reason}")),
     }
+}
+
+/// Whether an illegal argument is one of how the index is set up, the same for every document.
+fn is_of_the_index(reason: &str) -> bool {
+    ["write index", "pipeline", "alias", "shards"].iter().any(|word| reason.contains(word))
 }
 
 #[cfg(test)]
@@ -325,5 +337,11 @@ mod tests {
         assert_eq!(verdict_of(403, "security_exception"), Verdict::NotAllowed("status 403: why".to_owned()));
         assert_eq!(verdict_of(404, "index_not_found_exception"), Verdict::NoIndex);
         assert_eq!(verdict_of(400, "document_parsing_exception"), Verdict::Refused("why".to_owned()));
+        assert_eq!(verdict_of(400, "illegal_argument_exception"), Verdict::Refused("why".to_owned()));
+        let alias = "no write index is defined for alias [logmesh-a@2026.01.31.write]";
+        let error =
+            ItemError { r#type: "illegal_argument_exception".to_owned(), reason: alias.to_owned(), caused_by: None };
+        let verdict = verdict(ItemResult { status: 400, error: Some(error) });
+        assert_eq!(verdict, Verdict::Later(BUSY, format!("status 400: {alias}")));
     }
 }

@@ -132,7 +132,8 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Answer, IndexError> {
-        let mut starting = true;
+        // A bulk is megabytes: whoever sends it tries again in its own time.
+        let mut starting = !matches!(body, Body::Lines(_));
         let (body, content_type) = match body {
             Body::None => (Bytes::new(), None),
             Body::Json(value) => (Bytes::from(value.to_string()), Some(JSON)),

@@ -50,6 +50,8 @@ pub enum Outcome {
     Busy {
         /// How long to wait before trying again.
         after: Duration,
+        /// Why.
+        reason: String,
     },
     /// Never: the document itself is refused.
     Rejected {

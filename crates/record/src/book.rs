@@ -97,6 +97,19 @@ impl Book {
         self.rejected.insert_within(range, MAX_REJECTED);
     }
 
+    /// Takes in what another record of this stream's book says. Books only grow; so of two of which neither holds all of the
+    /// other, one was written by a worker that had lost its partition and didn't know it yet, and both are true.
+    pub fn merge(&mut self, other: &Self) {
+        for range in other.done.as_slice() {
+            self.add(*range);
+        }
+        for range in other.rejected.as_slice() {
+            self.rejected.insert_within(*range, MAX_REJECTED);
+        }
+        self.rejected_events = self.rejected_events.max(other.rejected_events);
+        self.left_out = self.left_out.max(other.left_out);
+    }
+
     /// The record of this book, for the topic [`TopicName::books`].
     pub fn encode(&self) -> NewRecord {
         NewRecord {
@@ -139,6 +152,20 @@ mod tests {
         let book = book(&[(10, 20), (30, 40), (20, 30)]);
         assert_eq!(book.done.as_slice(), [ByteRange::new(10, 40)]);
         assert_eq!((book.start(), book.watermark()), (10, 40));
+    }
+
+    #[test]
+    fn a_book_written_late_takes_nothing_back() {
+        let mut late = book(&[(0, 10)]);
+        late.reject(ByteRange::new(10, 12));
+        let newer = book(&[(0, 30)]);
+        let mut merged = late.clone();
+        merged.merge(&newer);
+        assert_eq!(merged.done, newer.done);
+        assert_eq!((merged.rejected.as_slice(), merged.rejected_events), (late.rejected.as_slice(), 1));
+        let once = merged.clone();
+        merged.merge(&late);
+        assert_eq!(merged, once, "and again changes nothing");
     }
 
     #[test]

@@ -19,24 +19,25 @@ pub const TRANSFER_GROUP: &str = "logmesh-transfer";
 pub struct TopicSettings {
     /// How many partitions it is made with. Fixed for its life.
     pub partitions: u32,
-    /// What lies in it; unset: `chunks`, or what the backend's mesh is made for ([`Topics::or_format`]).
+    /// What lies in it; unset: `chunks`, or what the backend's mesh is made for ([`Topics::or_defaults`]).
     pub format: Option<Format>,
     /// How long the bus keeps its records.
     pub retention_age: Span,
-    /// How many bytes of each partition the bus keeps.
-    pub retention_bytes: ByteSize,
+    /// How many bytes of each partition the bus keeps; unset: what the backend's mesh is made for ([`Topics::or_defaults`]).
+    /// Kafka removes the oldest records beyond this though they aren't in the index yet.
+    pub retention_bytes: Option<ByteSize>,
     /// Typed fields under `attributes.`.
     pub fields: FieldTypes,
 }
 
 impl Default for TopicSettings {
-    /// For the embedded bus: few partitions, chunks, a week, 8 GiB.
+    /// Few partitions, a week; format and bytes as the backend's mesh has them.
     fn default() -> Self {
         Self {
             partitions: 4,
             format: None,
             retention_age: Span(std::time::Duration::from_secs(7 * 86_400)),
-            retention_bytes: ByteSize(8 << 30),
+            retention_bytes: None,
             fields: FieldTypes::new(),
         }
     }
@@ -53,10 +54,12 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// The same, with this format for the topics whose settings name none.
-    pub fn or_format(mut self, format: Format) -> Self {
+    /// The same, with this format and this bound for the topics whose settings name none; no bound keeps records until they
+    /// are too old.
+    pub fn or_defaults(mut self, format: Format, retention_bytes: Option<ByteSize>) -> Self {
         for settings in self.named.values_mut().chain([&mut self.default]) {
             settings.format.get_or_insert(format);
+            settings.retention_bytes = settings.retention_bytes.or(retention_bytes);
         }
         self
     }
@@ -74,13 +77,13 @@ impl Topics {
     /// What to make on the bus for this topic: itself, its books and its dead letters.
     pub fn specs(&self, topic: &TopicName) -> [TopicSpec; 3] {
         let settings = self.get(topic);
-        let delete =
-            Cleanup::Delete { max_age: Some(settings.retention_age.0), max_bytes: Some(settings.retention_bytes.0) };
+        let max_bytes = settings.retention_bytes.map(|bytes| bytes.0);
+        let delete = Cleanup::Delete { max_age: Some(settings.retention_age.0), max_bytes };
         let spec = |name, cleanup| TopicSpec { name, partitions: settings.partitions, cleanup };
         [
             spec(topic.clone(), delete),
             spec(topic.books(), Cleanup::Compact),
-            spec(topic.dead_letters(), Cleanup::Delete { max_age: None, max_bytes: Some(settings.retention_bytes.0) }),
+            spec(topic.dead_letters(), Cleanup::Delete { max_age: None, max_bytes }),
         ]
     }
 }

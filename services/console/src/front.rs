@@ -70,7 +70,10 @@ async fn watch(config: &Upstream, kinds: &[(&'static str, Upstream)], heard: &mu
         *heard = true;
         for (kind, upstream) in kinds {
             let of_kind = message.endpoints.iter().filter(|endpoint| endpoint.kind == *kind);
-            let addresses: Vec<String> = of_kind.map(|endpoint| endpoint.address.clone()).collect();
+            let addresses: Vec<String> = of_kind
+                .map(|endpoint| endpoint.address.clone())
+                .filter(|address| logmesh_grpc::check_address(address).is_ok()) // one bad entry must not hide the others
+                .collect();
             // A centre that has just started may not have heard of any yet: the old ones are still worth a try.
             if !addresses.is_empty() {
                 upstream.set_servers(&addresses)?;

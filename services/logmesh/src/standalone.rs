@@ -18,9 +18,11 @@ use logmesh_grpc::{Registration, Routes};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{Rule, UpdateRuleRequest};
+use logmesh_record::Format;
 use logmesh_runtime::{Readiness, Tasks, admin, settings as loader, telemetry};
 use logmesh_store_embedded::EmbeddedStore;
 use logmesh_transfer::Transfer;
+use logmesh_types::ByteSize;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::info;
@@ -32,6 +34,9 @@ use crate::settings::Settings;
 
 /// How long everything may take to end, before the process ends all the same. Nothing durable is lost by that.
 const GRACE: Duration = Duration::from_secs(15);
+
+/// What the embedded bus keeps of a partition, unless a topic says otherwise.
+const RETENTION_BYTES: ByteSize = ByteSize(8 << 30);
 
 /// What the command line asks unless told otherwise.
 const DEFAULT_SERVER: &str = "127.0.0.1:7400";
@@ -142,6 +147,8 @@ struct Addresses {
 
 async fn serve(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let Prepared { data, grpc, admin } = prepared;
+    let topics = settings.topics.clone().or_defaults(Format::Chunks, Some(RETENTION_BYTES));
+    let settings = Settings { topics, ..settings };
     let addresses = Addresses { grpc: grpc.local_addr()?, admin: admin.local_addr()? };
     let metrics = telemetry::init(&settings.log)?;
     let tasks = Tasks::new();

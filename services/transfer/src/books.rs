@@ -28,17 +28,44 @@ impl Books {
     pub(crate) async fn load(bus: &dyn Bus, of: &TopicPartition) -> Result<Self, BusError> {
         let at = TopicPartition { topic: of.topic.books(), partition: of.partition };
         let marks = bus.watermarks(&at).await?;
-        let mut books = HashMap::new();
+        let mut loaded = Self::default();
         let mut next = marks.low;
         while next < marks.high {
             let records = bus.read(&at, next, READ_BYTES).await?;
             let Some(last) = records.last() else { break };
             next = last.offset.next();
             for record in &records {
-                take(&mut books, &at.topic, &record.value);
+                loaded.take(&at.topic, &record.value);
             }
         }
-        Ok(Self { books, changed: BTreeSet::new() })
+        Ok(loaded)
+    }
+
+    /// Takes a record of the books in. One that knows less than those before it was written late, by a worker that had lost
+    /// the partition: the book is written again.
+    fn take(&mut self, topic: &TopicName, value: &[u8]) {
+        if value.is_empty() {
+            return;
+        }
+        let mut book = match Book::decode(topic, value) {
+            Ok(book) => book,
+            Err(error) => {
+                // Without its book a stream's events are taken for new; their ids still keep them from being doubled within
+                // a day's slice, and the audit shows the hole.
+                warn!(topic = %topic, error, "a book can't be read and is left out");
+                return;
+            }
+        };
+        if let Some(before) = self.books.get(&book.stream) {
+            let latest = book.clone();
+            book.merge(before);
+            if book != latest {
+                self.changed.insert(book.stream);
+            } else {
+                self.changed.remove(&book.stream);
+            }
+        }
+        self.books.insert(book.stream, book);
     }
 
     /// The book of a stream, an empty one if there is none yet.
@@ -72,14 +99,26 @@ impl Books {
     }
 }
 
-fn take(books: &mut HashMap<StreamId, Book>, topic: &TopicName, value: &[u8]) {
-    if value.is_empty() {
-        return;
-    }
-    match Book::decode(topic, value) {
-        Ok(book) => drop(books.insert(book.stream, book)),
-        // Without its book a stream's events are taken for new; their ids still keep them from being doubled within a
-        // day's slice, and the audit shows the hole.
-        Err(error) => warn!(topic = %topic, error, "a book can't be read and is left out"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_book_is_merged_and_written_again() {
+        let topic: TopicName = "logs.books".parse().unwrap();
+        let stream = StreamId::from_bytes([7; 16]);
+        let record = |end| {
+            let mut book = Book::new(stream);
+            book.add(ByteRange::new(0, end));
+            book.encode().value
+        };
+        let mut books = Books::default();
+        for end in [10, 30, 20] {
+            books.take(&topic, &record(end));
+        }
+        assert_eq!(books.book(stream).watermark(), 30);
+        assert_eq!(books.take_changed().len(), 1);
+        books.take(&topic, &record(40));
+        assert!(books.take_changed().is_empty(), "the last record says all");
     }
 }

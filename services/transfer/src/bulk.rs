@@ -12,12 +12,16 @@ use logmesh_bus::{Bus, NewRecord, NextOffset, Record, TopicPartition};
 use logmesh_index::{IndexError, IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{Content, Coverage, DeadLetter, Document, codec, document};
-use logmesh_runtime::{CancellationToken, RetryPolicy};
+use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::{DocId, TopicName, UnixNanos};
 use tracing::{error, warn};
 
 use crate::books::Books;
 use crate::status::Shared;
+use crate::worker::COMPONENT;
+
+/// Attempts that may fail before the worker is called unready.
+const PASSING: u32 = 3;
 
 /// What a bulk writes to.
 #[derive(Clone, Debug)]
@@ -25,6 +29,7 @@ pub(crate) struct Backends {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) index: Arc<dyn IndexWriter>,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) readiness: Readiness,
     pub(crate) retry: RetryPolicy,
     pub(crate) token: CancellationToken,
 }
@@ -167,6 +172,7 @@ impl Bulk {
         }
         append_all(records, to).await?;
         to.shared.count(&counts);
+        to.going();
         Ok(offsets)
     }
 }
@@ -190,7 +196,11 @@ async fn create(
                     match outcome {
                         Outcome::Created => counts.created += 1,
                         Outcome::Duplicate => counts.duplicates += 1,
-                        Outcome::Busy { after } => {
+                        Outcome::Busy { after, reason } => {
+                            if pause.is_none() {
+                                to.stuck(&format!("the index can't take documents now: {reason}"), attempt);
+                                attempt += 1;
+                            }
                             pause = pause.max(Some(after));
                             busy.push(entry);
                         }
@@ -287,12 +297,25 @@ async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Resu
 impl Backends {
     /// Says what can't be done now and waits before the next attempt.
     pub(crate) async fn wait(&self, error: &(dyn std::fmt::Display + Sync), attempt: &mut u32) -> Result<(), Stop> {
-        warn!(%error, attempt, "transfer waits for a backend");
-        self.shared.state().error = error.to_string();
+        self.stuck(&error.to_string(), *attempt);
         let go_on = self.retry.pause(*attempt, &self.token).await;
         *attempt = attempt.saturating_add(1);
-        self.shared.state().error.clear();
         if go_on { Ok(()) } else { Err(Stop::Cancelled) }
+    }
+
+    /// Says what keeps the worker from going on. What passes at once is no reason to call it unready.
+    pub(crate) fn stuck(&self, reason: &str, attempt: u32) {
+        warn!(reason, attempt, "transfer waits for a backend");
+        self.shared.state().error = reason.to_owned();
+        if attempt >= PASSING {
+            self.readiness.set(COMPONENT, false, reason);
+        }
+    }
+
+    /// Something was written, or there is nothing to write: nothing keeps the worker.
+    pub(crate) fn going(&self) {
+        self.shared.state().error.clear();
+        self.readiness.set(COMPONENT, true, "");
     }
 }
 

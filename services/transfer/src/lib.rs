@@ -81,6 +81,6 @@ impl Transfer {
     /// Adds the gRPC service.
     pub fn add_to(&self, routes: &mut Routes) {
         let service = Service::new(self.bus.clone(), self.shared.clone());
-        routes.add(TransferServiceServer::new(service)).needs(worker::COMPONENT);
+        routes.add(TransferServiceServer::new(service)).needs(worker::COMPONENT).needs(worker::TOPICS);
     }
 }

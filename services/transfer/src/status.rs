@@ -47,6 +47,7 @@ impl Shared {
             ("repeat", &mut counts.repeats, add.repeats),
             ("dead_letter", &mut counts.dead_letters, add.dead_letters),
             ("overlap", &mut counts.overlaps, add.overlaps),
+            ("lost_record", &mut counts.lost_records, add.lost_records),
         ];
         for (outcome, total, more) in pairs {
             *total += more;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition, TopicSpec};
 use logmesh_index::IndexWriter;
+use logmesh_proto::transfer::v1::Counts;
 use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::TopicName;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::books::Books;
 use crate::bulk::{Backends, Bulk, Stop};
@@ -18,6 +19,9 @@ use crate::{GROUP, Settings};
 
 /// What it is called where readiness is shown.
 pub(crate) const COMPONENT: &str = "transfer";
+
+/// Ready while the index takes every topic.
+pub(crate) const TOPICS: &str = "topics";
 
 /// Why one membership in the consumer group ended.
 enum End {
@@ -30,7 +34,6 @@ enum End {
 pub(crate) struct Worker {
     to: Backends,
     settings: Settings,
-    readiness: Readiness,
 }
 
 impl Worker {
@@ -42,13 +45,13 @@ impl Worker {
         readiness: Readiness,
         token: CancellationToken,
     ) -> Self {
-        let to = Backends { bus, index, shared, retry: RetryPolicy::default(), token };
-        Self { to, settings, readiness }
+        let to = Backends { bus, index, shared, readiness, retry: RetryPolicy::default(), token };
+        Self { to, settings }
     }
 
     /// Runs until told to stop. An error is one that no waiting mends.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        self.readiness.set(COMPONENT, false, "joining the consumer group");
+        self.to.readiness.set(COMPONENT, false, "joining the consumer group");
         let mut attempt = 0;
         loop {
             match self.member(&mut attempt).await {
@@ -56,7 +59,6 @@ impl Worker {
                 Ok(End::Lost) => warn!("partitions were lost; reading again from what was committed"),
                 Err(Stop::Cancelled) => return Ok(()),
                 Err(Stop::Bus(error)) if error.retryable() || matches!(error, BusError::NotOwner { .. }) => {
-                    self.readiness.set(COMPONENT, false, error.to_string());
                     if self.to.wait(&error, &mut attempt).await.is_err() {
                         return Ok(());
                     }
@@ -69,24 +71,38 @@ impl Worker {
     /// Joins the group for all topics that there are now, and works until there are others.
     async fn member(&self, attempt: &mut u32) -> Result<End, Stop> {
         let topics = self.wait_for_topics().await?;
-        info!(topics = ?topics.iter().map(TopicName::as_str).collect::<Vec<_>>(), "transfer reads these topics");
+        let mut usable = Vec::new();
         for topic in &topics {
-            let fields = &self.settings.topics.get(topic).fields;
-            let mut attempt = 0;
-            while let Err(error) = self.to.index.ensure_topic(topic, fields).await {
-                if !error.retryable() {
-                    return Err(error.into());
-                }
-                self.to.wait(&error, &mut attempt).await?;
+            if self.ensure_topic(topic).await? {
+                usable.push(topic.clone());
             }
         }
-        let mut consumer = self.to.bus.subscribe(GROUP, &topics).await?;
-        self.readiness.set(COMPONENT, true, "");
+        info!(topics = ?usable.iter().map(TopicName::as_str).collect::<Vec<_>>(), "transfer reads these topics");
+        let mut consumer = self.to.bus.subscribe(GROUP, &usable).await?;
+        self.to.going();
+        if usable.len() == topics.len() {
+            self.to.readiness.set(TOPICS, true, "");
+        }
         *attempt = 0;
         let mut holding = Holding::default();
         let end = self.work(consumer.as_mut(), &topics, &mut holding).await;
         self.to.shared.state().partitions.clear();
         end
+    }
+
+    /// Declares the topic in the index; false if the index refuses it, which must not keep the others.
+    async fn ensure_topic(&self, topic: &TopicName) -> Result<bool, Stop> {
+        let fields = &self.settings.topics.get(topic).fields;
+        let mut attempt = 0;
+        while let Err(error) = self.to.index.ensure_topic(topic, fields).await {
+            if !error.retryable() {
+                error!(%topic, %error, "the index refuses the topic: its records stay on the bus until that is mended and transfer started again");
+                self.to.readiness.set(TOPICS, false, format!("topic {topic} is left out: {error}"));
+                return Ok(false);
+            }
+            self.to.wait(&error, &mut attempt).await?;
+        }
+        Ok(true)
     }
 
     /// The topics to read, when there is at least one.
@@ -96,7 +112,7 @@ impl Worker {
             if !topics.is_empty() {
                 return Ok(topics);
             }
-            self.readiness.set(COMPONENT, true, ""); // nothing to do is no fault
+            self.to.going(); // nothing to do is no fault
             tokio::select! {
                 () = tokio::time::sleep(self.settings.topic_refresh.0) => {}
                 () = self.to.token.cancelled() => return Err(Stop::Cancelled),
@@ -131,9 +147,15 @@ impl Worker {
                     }
                     if look_for_topics <= Instant::now() {
                         look_for_topics = Instant::now() + self.settings.topic_refresh.0;
-                        if self.topics().await? != topics {
-                            self.flush(consumer, holding).await?;
-                            return Ok(End::TopicsChanged);
+                        match self.topics().await {
+                            Ok(now) if now == topics => {}
+                            Ok(_) => {
+                                self.flush(consumer, holding).await?;
+                                return Ok(End::TopicsChanged);
+                            }
+                            // Those that are known go on.
+                            Err(error) if error.retryable() => debug!(%error, "can't look for new topics now"),
+                            Err(error) => return Err(error.into()),
                         }
                     }
                 }
@@ -154,7 +176,9 @@ impl Worker {
     async fn assigned(&self, partitions: &[TopicPartition], holding: &mut Holding) -> Result<(), Stop> {
         for at in partitions {
             let books = Books::load(self.to.bus.as_ref(), at).await?;
+            let committed = self.to.bus.committed(GROUP, at).await?;
             info!(topic = %at.topic, partition = at.partition, streams = books.len(), "holds a partition");
+            holding.next.insert(at.clone(), committed.unwrap_or(NextOffset(0)));
             let status = Partition { fresh: None, streams: books.len() };
             self.to.shared.state().partitions.insert(at.clone(), status);
             holding.books.insert(at.clone(), books);
@@ -165,6 +189,7 @@ impl Worker {
     fn forget(&self, partitions: &[TopicPartition], holding: &mut Holding) {
         for at in partitions {
             holding.books.remove(at);
+            holding.next.remove(at);
             self.to.shared.state().partitions.remove(at);
         }
     }
@@ -176,6 +201,15 @@ impl Worker {
         consumer: &mut dyn Consumer,
         holding: &mut Holding,
     ) -> Result<(), Stop> {
+        if let (Some(next), Some(first), Some(last)) = (holding.next.get_mut(at), records.first(), records.last()) {
+            let lost = first.offset.0.saturating_sub(next.0);
+            if lost > 0 {
+                let (topic, partition, from) = (&at.topic, at.partition, next.0);
+                error!(%topic, partition, from, records = lost, "the bus removed records that were not in the index yet; audit shows their lines");
+                self.to.shared.count(&Counts { lost_records: lost, ..Counts::default() });
+            }
+            *next = last.offset.next();
+        }
         for record in records {
             let Some(books) = holding.books.get_mut(at) else { continue }; // revoked: its next owner reads it
             holding.bulk.add(at, record, books);
@@ -228,6 +262,8 @@ pub(crate) async fn topics_with_books(bus: &dyn Bus) -> Result<Vec<TopicSpec>, B
 #[derive(Default)]
 struct Holding {
     books: HashMap<TopicPartition, Books>,
+    /// The next offset that each of its partitions will give.
+    next: HashMap<TopicPartition, NextOffset>,
     bulk: Bulk,
     /// When the bulk is written at the latest; `None` while it is empty.
     flush_at: Option<Instant>,

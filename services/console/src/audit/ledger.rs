@@ -70,7 +70,12 @@ impl Ledger {
                 let at = TopicPartition { topic: topic.name.books(), partition };
                 read_books(bus, &at, |stream, book| {
                     if streams.contains(&stream) {
-                        ledger.entry(stream, &topic.name).book = book;
+                        let entry = ledger.entry(stream, &topic.name);
+                        let before = entry.book.take();
+                        entry.book = book.map(|mut book| {
+                            before.iter().for_each(|before| book.merge(before));
+                            book
+                        });
                     }
                 })
                 .await?;

@@ -98,12 +98,17 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
     let mut client = TransferServiceClient::new(session.channel.clone());
     let status = client.get_status(request(GetStatusRequest {})).await?.into_inner();
     let lag: u64 = status.partitions.iter().map(|partition| partition.lag_records).sum();
-    let detail = if status.error.is_empty() { progress(&status, lag) } else { status.error.clone() };
+    let mut detail = if status.error.is_empty() { progress(&status, lag) } else { status.error.clone() };
+    let lost = status.counts.as_ref().map_or(0, |counts| counts.lost_records);
+    if lost > 0 {
+        detail.push_str(&format!(", {lost} records were removed by retention before they were indexed (see `audit`)"));
+    }
     let oldest = oldest(&status);
     let facts = json!({
         "partitions": status.partitions.len(),
         "lag_records": lag,
         "fresh_time": time(oldest.as_ref()),
+        "lost_records": lost,
         "dead_letters": status.counts.as_ref().map_or(0, |counts| counts.dead_letters),
     });
     Ok((status.error.is_empty(), detail, facts))

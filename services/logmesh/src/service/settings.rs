@@ -1,6 +1,6 @@
 //! The settings of services that run apart: one file can serve them all, and each reads what it needs.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use logmesh_record::{Format, Topics};
@@ -69,7 +69,7 @@ impl Default for Settings {
 impl Settings {
     /// Gives each part what it shares with others, and says which setting can't work.
     pub(crate) fn complete(mut self, kind: Kind) -> anyhow::Result<Self> {
-        self.topics = self.topics.or_format(Format::Events);
+        self.topics = self.topics.or_defaults(Format::Events, None);
         self.gateway.topics = self.topics.clone();
         self.transfer.topics = self.topics.clone();
         self.console.config_servers = self.config_servers.clone();
@@ -80,10 +80,31 @@ impl Settings {
         for server in &self.config_servers {
             logmesh_grpc::check_address(server).context("config_servers")?;
         }
+        self.check_secrets()?;
         if let Some(address) = &self.advertise {
             logmesh_grpc::check_address(address).context("advertise")?;
         }
         Ok(self)
+    }
+
+    /// Refuses to send a password or a key in clear text to another machine, unless the operator said `--insecure`. (Kafka's own
+    /// settings refuse it whatever is said.)
+    fn check_secrets(&self) -> anyhow::Result<()> {
+        let elastic = &self.elasticsearch;
+        let secrets = [
+            ("etcd", &self.etcd.endpoints, self.etcd.user.is_some(), self.etcd.tls.enabled),
+            ("elasticsearch", &elastic.urls, !elastic.user.is_empty() || !elastic.api_key.is_empty(), false),
+        ];
+        for (section, addresses, secret, encrypted) in secrets {
+            let open = |address: &&String| !encrypted && !address.starts_with("https://") && !is_local(address);
+            let exposed = if secret && !self.insecure { addresses.iter().find(open) } else { None };
+            ensure!(
+                exposed.is_none(),
+                "{section}: a password or key would go to {} in clear text; use TLS, or accept that with --insecure",
+                exposed.map_or("", String::as_str)
+            );
+        }
+        Ok(())
     }
 
     /// Where this service listens.
@@ -95,6 +116,15 @@ impl Settings {
     pub(crate) fn admin(&self, kind: Kind) -> SocketAddr {
         self.listen_admin.unwrap_or_else(|| crate::address::admin(self.listen(kind)))
     }
+}
+
+/// Whether `host:port` or a URL names this machine.
+fn is_local(address: &str) -> bool {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or(authority);
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -119,6 +149,13 @@ mod tests {
         assert!(complaint(none).contains("config_servers"));
         let nowhere = Settings { config_servers: vec!["nowhere".to_owned()], ..Settings::default() };
         assert!(complaint(nowhere).contains("nowhere"));
+        let mut clear = Settings::default();
+        clear.elasticsearch.api_key = "key".to_owned();
+        clear.elasticsearch.urls = vec!["http://127.0.0.1:9200".to_owned(), "https://es:9200".to_owned()];
+        clear.clone().complete(Kind::Console).unwrap();
+        clear.elasticsearch.urls.push("http://es:9200".to_owned());
+        assert!(complaint(clear.clone()).contains("http://es:9200"));
+        Settings { insecure: true, ..clear }.complete(Kind::Console).unwrap();
         let bad = Settings { advertise: Some("me".to_owned()), ..Settings::default() };
         assert!(complaint(bad).contains("advertise"));
     }
