@@ -7,6 +7,7 @@ mod inbox;
 mod member;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,13 @@ use member::{Command, Member};
 /// Counts the members that were dropped and are about to leave their groups.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leaving {
-    count: Arc<(Mutex<usize>, Condvar)>,
+    count: Arc<(Mutex<isize>, Condvar)>,
 }
 
 impl Leaving {
     fn change(&self, by: isize) {
         let mut count = self.count.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *count = count.saturating_add_signed(by);
+        *count += by;
         self.count.1.notify_all();
     }
 
@@ -52,12 +53,15 @@ impl Leaving {
 struct End {
     inbox: Arc<Inbox>,
     leaving: Leaving,
+    half: Arc<AtomicBool>,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
         self.inbox.fail(BusError::Unavailable { reason: "the consumer has ended".to_owned() });
-        self.leaving.change(-1);
+        if self.half.swap(true, Ordering::SeqCst) {
+            self.leaving.change(-1);
+        }
     }
 }
 
@@ -67,6 +71,8 @@ pub(crate) struct GroupConsumer {
     inbox: Arc<Inbox>,
     commands: mpsc::Sender<Command>,
     leaving: Leaving,
+    /// True once one of the two, this and its thread, is gone: a member is leaving only if its thread is the later one.
+    half: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for GroupConsumer {
@@ -86,14 +92,15 @@ impl GroupConsumer {
         let (commands, inputs) = mpsc::channel();
         let member = Member::join(settings, group, topics, Arc::clone(&inbox), inputs);
         let member = member.map_err(|error| unavailable(&error))?;
-        let end = End { inbox: Arc::clone(&inbox), leaving: leaving.clone() };
+        let half = Arc::new(AtomicBool::new(false));
+        let end = End { inbox: Arc::clone(&inbox), leaving: leaving.clone(), half: Arc::clone(&half) };
         let work = move || {
             let _end = end;
             member.run();
         };
         let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(work);
         thread.map_err(|error| BusError::Unavailable { reason: format!("no thread for a consumer: {error}") })?;
-        Ok(Self { group: group.to_owned(), inbox, commands, leaving })
+        Ok(Self { group: group.to_owned(), inbox, commands, leaving, half })
     }
 
     /// Has the thread do something, and waits until it is done.
@@ -133,7 +140,37 @@ impl Consumer for GroupConsumer {
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
         // The thread sees that nobody can tell it anything any more, and leaves.
-        self.leaving.change(1);
+        if !self.half.swap(true, Ordering::SeqCst) {
+            self.leaving.change(1);
+        }
         self.inbox.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whichever of a member's two ends goes first, nothing is left to be waited for.
+    #[test]
+    fn a_member_whose_thread_ended_first_is_not_leaving() {
+        for thread_first in [true, false] {
+            let (leaving, half) = (Leaving::default(), Arc::new(AtomicBool::new(false)));
+            let inbox = Arc::new(Inbox::new(&Settings::default()));
+            let end = End { inbox: Arc::clone(&inbox), leaving: leaving.clone(), half: Arc::clone(&half) };
+            let commands = mpsc::channel().0;
+            let consumer = GroupConsumer { group: "g".to_owned(), inbox, commands, leaving: leaving.clone(), half };
+            let count = || *leaving.count.0.lock().unwrap();
+            if thread_first {
+                drop(end);
+                assert_eq!(count(), 0);
+                drop(consumer);
+            } else {
+                drop(consumer);
+                assert_eq!(count(), 1);
+                drop(end);
+            }
+            assert_eq!(count(), 0);
+        }
     }
 }
