@@ -16,8 +16,10 @@ const RESERVED: &[&str] = &[
     "auto.commit.enable",
     "auto.offset.reset",
     "bootstrap.servers",
+    "check.crcs",
     "compression.codec",
     "compression.type",
+    "delivery.report.only.error",
     "delivery.timeout.ms",
     "enable.auto.commit",
     "enable.auto.offset.store",
@@ -32,6 +34,7 @@ const RESERVED: &[&str] = &[
     "group.instance.id",
     "group.protocol",
     "heartbeat.interval.ms",
+    "isolation.level",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
     "max.partition.fetch.bytes",
@@ -41,9 +44,11 @@ const RESERVED: &[&str] = &[
     "metadata.broker.list",
     "partition.assignment.strategy",
     "partitioner",
+    "plugin.library.paths",
     "queue.buffering.max.kbytes",
     "queue.buffering.max.messages",
     "queued.max.messages.kbytes",
+    "receive.message.max.bytes",
     "request.required.acks",
     "retries",
     "sasl.mechanism",
@@ -60,6 +65,9 @@ const RESERVED: &[&str] = &[
     "transactional.id",
 ];
 
+/// What is in the names of properties that are secrets, or of ways to log in that need them.
+const SECRET: &[&str] = &["oauthbearer", "password", "pem", "secret"];
+
 /// How to reach Kafka, and figures that an operator may want to move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -70,10 +78,11 @@ pub struct Settings {
     pub tls: Tls,
     /// How to say who we are, if Kafka asks.
     pub sasl: Option<Sasl>,
-    /// Copies of each partition of a new topic; unset: the broker's `default.replication.factor`.
+    /// Copies of each partition of a new topic; unset: three, or as many as there are brokers if they are fewer, or the
+    /// broker's `default.replication.factor` if that is more.
     pub replication: Option<u16>,
-    /// Copies that must have a record before it is durable, of a new topic; unset: the broker's `min.insync.replicas`.
-    /// With three copies it should be 2: at 1, a broker that breaks for good may take acknowledged records with it.
+    /// Copies that must have a record before it is durable, of a new topic; unset: the broker's `min.insync.replicas`,
+    /// but 2 at least if there are three copies: at 1, a broker that breaks for good may take acknowledged records with it.
     pub min_in_sync: Option<u16>,
     /// How batches are compressed.
     pub compression: Compression,
@@ -184,7 +193,7 @@ impl Settings {
         self.check_bounds()?;
         for name in self.client.keys() {
             ensure!(!RESERVED.contains(&name.as_str()), "client: {name} is set by logmesh and can't be set here");
-            let secret = name.contains("password") || name.contains("secret");
+            let secret = SECRET.iter().any(|part| name.contains(part));
             ensure!(!secret, "client: {name} would be printed with the settings; it can't be set here");
         }
         Ok(())
@@ -223,7 +232,11 @@ mod tests {
         };
         assert!(message(client("acks")).contains("client: acks"));
         assert!(message(client("enable.idempotence")).contains("enable.idempotence"));
-        assert!(message(client("ssl.key.password")).contains("ssl.key.password"));
+        assert!(message(client("delivery.report.only.error")).contains("set by logmesh"));
+        for secret in ["ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.config"] {
+            let message = message(client(secret));
+            assert!(message.contains(secret) && message.contains("printed"), "{message}");
+        }
         client("client.rack").check().unwrap();
         assert!(message(Settings { brokers: vec!["kafka".to_owned()], ..Settings::default() }).contains("host:port"));
         assert!(
