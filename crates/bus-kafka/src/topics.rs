@@ -12,7 +12,7 @@ use rdkafka::admin::{
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use crate::clients::MAX_BATCH_BYTES;
 use crate::context::{Quiet, is_unknown, stopping, unavailable};
@@ -31,6 +31,9 @@ const TOMBSTONE_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The size of a compacted topic's files. Only those that are full are compacted, and who loads the books reads all.
 const COMPACT_SEGMENT_BYTES: usize = 32 << 20;
 
+/// The property that bounds a topic's batches.
+const LARGEST: &str = "max.message.bytes";
+
 /// Asks Kafka about its topics and makes them.
 pub(crate) struct Topics {
     settings: Settings,
@@ -38,7 +41,8 @@ pub(crate) struct Topics {
     asking: Arc<BaseConsumer<Quiet>>,
     /// How many partitions each topic has that was seen.
     partitions: RwLock<HashMap<TopicName, u32>>,
-    cleanups: Mutex<HashMap<TopicName, (Instant, Cleanup)>>,
+    /// What was told of each, and when; `None` if nothing was.
+    cleanups: Mutex<HashMap<TopicName, (Instant, Option<Cleanup>)>>,
 }
 
 /// Topics and how many partitions they have.
@@ -79,14 +83,16 @@ impl Topics {
         if found.is_empty() {
             self.forget(name);
         }
-        Ok(self.specs(found).await?.pop())
+        Ok(self.specs(found, true).await?.pop())
     }
 
+    /// All topics. One that cannot be described, as others' may be, must not hide the rest: it is taken to keep
+    /// everything.
     pub(crate) async fn all(&self) -> Result<Vec<TopicSpec>, BusError> {
         let found = self.find(None).await?;
         // None is taken out: a broker may not have heard yet of what another has made.
         self.partitions.write().unwrap_or_else(PoisonError::into_inner).extend(found.iter().cloned());
-        self.specs(found).await
+        self.specs(found, false).await
     }
 
     pub(crate) async fn ensure(&self, spec: &TopicSpec) -> Result<(), BusError> {
@@ -102,8 +108,9 @@ impl Topics {
             let text = |spec: &TopicSpec| format!("{} partitions, cleanup {}", spec.partitions, kind(&spec.cleanup));
             return Err(BusError::TopicDiffers { topic: spec.name.clone(), found: text(&found), wanted: text(spec) });
         }
-        if found.cleanup != spec.cleanup {
-            self.alter(spec).await?;
+        let set = self.entries(&spec.name).await?;
+        if found.cleanup != spec.cleanup || small(&set).is_some() {
+            self.alter(spec, &set).await?;
             self.forget(&spec.name);
         }
         // So that no broker that hasn't heard of it yet is asked.
@@ -112,8 +119,9 @@ impl Topics {
     }
 
     async fn make(&self, spec: &TopicSpec) -> Result<(), BusError> {
-        let configs = self.configs(spec);
-        let replication = TopicReplication::Fixed(self.settings.replication.map_or(-1, i32::from));
+        let (copies, min_in_sync) = self.copies(&spec.name).await?;
+        let configs = configs(spec, min_in_sync);
+        let replication = TopicReplication::Fixed(i32::from(copies));
         let mut topic = NewTopic::new(spec.name.as_str(), spec.partitions as i32, replication);
         topic.config = configs.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let results = self.admin.create_topics([&topic], &self.options()).await.map_err(|error| unavailable(&error))?;
@@ -130,26 +138,21 @@ impl Topics {
         }
     }
 
-    /// What is set on a new topic.
-    fn configs(&self, spec: &TopicSpec) -> Vec<(&'static str, String)> {
-        let mut configs = vec![
-            ("max.message.bytes", MAX_BATCH_BYTES.to_string()),
-            // Kafka refuses what is an hour ahead of its clock, for good; a gateway's clock must not stop its agents.
-            ("message.timestamp.after.max.ms", i64::MAX.to_string()),
-        ];
-        if let Some(min) = self.settings.min_in_sync {
-            configs.push(("min.insync.replicas", min.to_string()));
+    /// How many copies a new topic gets, and how many of them must have a record, if that is to be set on it.
+    async fn copies(&self, name: &TopicName) -> Result<(u16, Option<u16>), BusError> {
+        if let (Some(copies), Some(min)) = (self.settings.replication, self.settings.min_in_sync) {
+            return Ok((copies, Some(min)));
         }
-        match &spec.cleanup {
-            Cleanup::Delete { .. } => configs.push(("cleanup.policy", "delete".to_owned())),
-            Cleanup::Compact => configs.extend([
-                ("cleanup.policy", "compact".to_owned()),
-                ("delete.retention.ms", TOMBSTONE_AGE.as_millis().to_string()),
-                ("segment.bytes", COMPACT_SEGMENT_BYTES.to_string()),
-            ]),
-        }
-        configs.extend(retention(&spec.cleanup));
-        configs
+        let take = |metadata: &Metadata| {
+            let ids: Vec<i32> = metadata.brokers().iter().map(|broker| broker.id()).collect();
+            let answered = ids.contains(&metadata.orig_broker_id()).then(|| metadata.orig_broker_id());
+            (answered.or(ids.first().copied()), ids.len())
+        };
+        let (Some(broker), live) = self.ask(Some(name), take).await? else { return Err(not_yet(name)) };
+        let answers = self.admin.describe_configs([&ResourceSpecifier::Broker(broker)], &self.options()).await;
+        let answer = answers.map_err(|error| unavailable(&error))?.into_iter().next();
+        let entries = answer.and_then(Result::ok).map(|resource| resource.entries);
+        Ok(safe(&self.settings, live, &entries.unwrap_or_default())) // none: this user may not ask
     }
 
     /// The topic as it was made. Brokers hear of it one after another.
@@ -164,75 +167,123 @@ impl Topics {
         }
     }
 
-    /// Takes retention figures over. Kafka forgets what it isn't told again, so what else was set is said too.
-    async fn alter(&self, spec: &TopicSpec) -> Result<(), BusError> {
-        let described = self.describe(std::slice::from_ref(&spec.name)).await?;
-        let set = described.into_iter().flat_map(|(_, entries)| entries);
-        let set = set.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
-        let mut configs: HashMap<String, String> = set.filter_map(|entry| Some((entry.name, entry.value?))).collect();
-        configs.extend(retention(&spec.cleanup).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    /// Takes retention figures over, and room for our largest record, on a topic on which this is set. Kafka forgets what
+    /// it isn't told again, so what else was set is said too.
+    async fn alter(&self, spec: &TopicSpec, set: &[ConfigEntry]) -> Result<(), BusError> {
+        let own = set.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let own = own.filter_map(|entry| Some((entry.name.as_str(), entry.value.clone()?)));
+        let mut configs: HashMap<&str, String> = own.collect();
+        configs.extend(retention(&spec.cleanup));
+        let small = small(set);
+        if small.is_some() {
+            configs.insert(LARGEST, MAX_BATCH_BYTES.to_string());
+        }
         let mut change = AlterConfig::new(ResourceSpecifier::Topic(spec.name.as_str()));
-        change.entries = configs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        change.entries = configs.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let results =
             self.admin.alter_configs([&change], &self.options()).await.map_err(|error| unavailable(&error))?;
-        match results.into_iter().next() {
-            Some(Ok(_)) => Ok(()),
-            Some(Err((_, code))) => Err(unavailable(&KafkaError::AdminOp(code))),
-            None => Err(not_yet(&spec.name)),
+        match (results.into_iter().next(), small) {
+            (Some(Ok(_)), None) => Ok(()),
+            (Some(Ok(_)), Some(_)) => self.raised(&spec.name).await,
+            (Some(Err((_, code))), Some(bytes)) if is_refused(code) => Err(BusError::TopicDiffers {
+                topic: spec.name.clone(),
+                found: format!("{LARGEST} {bytes}"),
+                wanted: format!("{LARGEST} {MAX_BATCH_BYTES}"),
+            }),
+            (Some(Err((_, code))), _) => Err(unavailable(&KafkaError::AdminOp(code))),
+            (None, _) => Err(not_yet(&spec.name)),
         }
+    }
+
+    /// Waits until brokers have heard that the topic takes our largest record.
+    async fn raised(&self, name: &TopicName) -> Result<(), BusError> {
+        let end = Instant::now() + SPREAD;
+        while small(&self.entries(name).await?).is_some() {
+            if Instant::now() >= end {
+                return Err(not_yet(name));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     /// The topics that there are, or the one asked for if there is one.
     async fn find(&self, name: Option<&TopicName>) -> Result<Found, BusError> {
-        let (asking, name) = (Arc::clone(&self.asking), name.cloned());
-        let timeout = self.settings.request_timeout.0;
-        let find = move || {
-            drain(&asking);
-            let metadata = asking.fetch_metadata(name.as_ref().map(TopicName::as_str), timeout);
-            let metadata = metadata.map_err(|error| explain(&asking, &error))?;
+        let strict = name.is_some();
+        let take = move |metadata: &Metadata| {
             let mut found = Vec::new();
             for topic in metadata.topics() {
                 // Others' topics may have names that ours can't have.
                 let Ok(name) = topic.name().parse::<TopicName>() else { continue };
-                found.extend(partitions_of(topic)?.map(|partitions| (name, partitions)));
+                let partitions = match partitions_of(topic) {
+                    Err(error) if strict => return Err(error),
+                    partitions => partitions.ok().flatten(),
+                };
+                found.extend(partitions.map(|partitions| (name, partitions)));
             }
             found.sort_unstable();
             Ok(found)
         };
-        tokio::task::spawn_blocking(find).await.map_err(|_| stopping())?
+        self.ask(name, take).await?
     }
 
-    /// What these topics are.
-    async fn specs(&self, found: Found) -> Result<Vec<TopicSpec>, BusError> {
+    /// What brokers know of this topic, or of all.
+    async fn ask<T: Send + 'static>(
+        &self,
+        name: Option<&TopicName>,
+        take: impl FnOnce(&Metadata) -> T + Send + 'static,
+    ) -> Result<T, BusError> {
+        let (asking, name) = (Arc::clone(&self.asking), name.cloned());
+        let timeout = self.settings.request_timeout.0;
+        let ask = move || {
+            drain(&asking);
+            let metadata = asking.fetch_metadata(name.as_ref().map(TopicName::as_str), timeout);
+            Ok(take(&metadata.map_err(|error| explain(&asking, &error))?))
+        };
+        tokio::task::spawn_blocking(ask).await.map_err(|_| stopping())?
+    }
+
+    /// What these topics are. If strict, one that can't be described is an error.
+    async fn specs(&self, found: Found, strict: bool) -> Result<Vec<TopicSpec>, BusError> {
         let stale: Vec<TopicName> = {
             let cleanups = self.cleanups.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = |name: &TopicName| cleanups.get(name).is_some_and(|(since, _)| since.elapsed() < FRESH);
+            let good = |since: Instant, known: bool| since.elapsed() < FRESH && (known || !strict);
+            let fresh = |name| cleanups.get(name).is_some_and(|(since, cleanup)| good(*since, cleanup.is_some()));
             found.iter().filter(|(name, _)| !fresh(name)).map(|(name, _)| name.clone()).collect()
         };
         let described = if stale.is_empty() { Vec::new() } else { self.describe(&stale).await? };
         let mut cleanups = self.cleanups.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, entries) in described {
-            cleanups.insert(name, (Instant::now(), cleanup_of(&entries)));
-        }
+        let now = Instant::now();
+        cleanups.extend(stale.into_iter().map(|name| (name, (now, None))));
+        cleanups.extend(described.into_iter().map(|(name, entries)| (name, (now, Some(cleanup_of(&entries))))));
         if cleanups.len() > 2 * found.len() + 100 {
             cleanups.retain(|name, _| found.iter().any(|(there, _)| there == name)); // those of topics that are gone
         }
         let specs = found.into_iter().filter_map(|(name, partitions)| {
-            let cleanup = cleanups.get(&name)?.1;
-            Some(TopicSpec { name, partitions, cleanup })
+            let cleanup = match cleanups.get(&name)?.1 {
+                None if strict => return Some(Err(silent(&name))),
+                cleanup => cleanup.unwrap_or(Cleanup::Delete { max_age: None, max_bytes: None }),
+            };
+            Some(Ok(TopicSpec { name, partitions, cleanup }))
         });
-        Ok(specs.collect())
+        specs.collect()
     }
 
-    /// What is set on these topics. A broker that hasn't heard of one yet tells nothing of it, so it's asked again.
+    /// What is set on this topic.
+    async fn entries(&self, name: &TopicName) -> Result<Vec<ConfigEntry>, BusError> {
+        let described = self.describe(std::slice::from_ref(name)).await?.pop();
+        described.map(|(_, entries)| entries).ok_or_else(|| silent(name))
+    }
+
+    /// What is set on these topics, without those of which Kafka tells nothing. A broker that hasn't heard of one yet
+    /// tells nothing of it either, so it's asked again for a while.
     async fn describe(&self, names: &[TopicName]) -> Result<Vec<(TopicName, Vec<ConfigEntry>)>, BusError> {
         let (mut left, mut described) = (names.to_vec(), Vec::new());
         let end = Instant::now() + SPREAD;
         loop {
             let resources: Vec<_> = left.iter().map(|name| ResourceSpecifier::Topic(name.as_str())).collect();
             let answers = self.admin.describe_configs(&resources, &self.options()).await;
-            for answer in answers.map_err(|error| unavailable(&error))? {
-                let resource = answer.map_err(|code| unavailable(&KafkaError::AdminOp(code)))?;
+            for resource in answers.map_err(|error| unavailable(&error))?.into_iter().flatten() {
                 let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
                 if resource.entries.is_empty() {
                     continue;
@@ -241,11 +292,8 @@ impl Topics {
                     described.push((left.swap_remove(place), resource.entries));
                 }
             }
-            let Some(silent) = left.first() else { return Ok(described) };
-            if Instant::now() >= end {
-                let why = "it was just removed, or this user may not describe it";
-                let reason = format!("Kafka does not tell what is set on topic {silent}: {why}");
-                return Err(BusError::Unavailable { reason });
+            if left.is_empty() || Instant::now() >= end {
+                return Ok(described);
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -281,16 +329,59 @@ fn partitions_of(topic: &MetadataTopic) -> Result<Option<u32>, BusError> {
     }
 }
 
+/// What is set on a new topic.
+fn configs(spec: &TopicSpec, min_in_sync: Option<u16>) -> Vec<(&'static str, String)> {
+    let mut configs = vec![
+        (LARGEST, MAX_BATCH_BYTES.to_string()),
+        // As we send it: a broker that compresses everything with zstd would store what we can't read.
+        ("compression.type", "producer".to_owned()),
+        // Kafka refuses what is an hour ahead of its clock, for good; a gateway's clock must not stop its agents.
+        ("message.timestamp.after.max.ms", i64::MAX.to_string()),
+    ];
+    configs.extend(min_in_sync.map(|min| ("min.insync.replicas", min.to_string())));
+    match &spec.cleanup {
+        Cleanup::Delete { .. } => configs.push(("cleanup.policy", "delete".to_owned())),
+        Cleanup::Compact => configs.extend([
+            ("cleanup.policy", "compact".to_owned()),
+            ("delete.retention.ms", TOMBSTONE_AGE.as_millis().to_string()),
+            ("segment.bytes", COMPACT_SEGMENT_BYTES.to_string()),
+        ]),
+    }
+    configs.extend(retention(&spec.cleanup));
+    configs
+}
+
+/// How many copies a new topic gets on a broker that is set so, and how many of them must have a record, if that is to
+/// be set on it.
+fn safe(settings: &Settings, live: usize, broker: &[ConfigEntry]) -> (u16, Option<u16>) {
+    let default = figure(broker, "default.replication.factor").unwrap_or(1) as u16;
+    let copies = settings.replication.unwrap_or(default.max(live.min(3) as u16));
+    let weak = figure(broker, "min.insync.replicas").is_none_or(|min| min < 2);
+    (copies, settings.min_in_sync.or((copies >= 3 && weak).then_some(2)))
+}
+
+/// The largest batch that the topic takes, if our largest record may not fit.
+fn small(entries: &[ConfigEntry]) -> Option<u64> {
+    figure(entries, LARGEST).filter(|bytes| *bytes < MAX_BATCH_BYTES as u64)
+}
+
+fn value<'a>(entries: &'a [ConfigEntry], name: &str) -> Option<&'a str> {
+    entries.iter().find(|entry| entry.name == name)?.value.as_deref()
+}
+
+/// `None` if it isn't there or is -1, which means without limit.
+fn figure(entries: &[ConfigEntry], name: &str) -> Option<u64> {
+    value(entries, name)?.parse().ok()
+}
+
 /// Which records the topic keeps.
 fn cleanup_of(entries: &[ConfigEntry]) -> Cleanup {
-    let value = |name: &str| entries.iter().find(|entry| entry.name == name)?.value.as_deref();
-    let figure = |name: &str| value(name)?.parse::<u64>().ok(); // -1: for ever
-    match value("cleanup.policy") {
+    match value(entries, "cleanup.policy") {
         Some("compact") => Cleanup::Compact,
         // With both policies records go by age, too: that isn't what `Compact` promises.
         _ => Cleanup::Delete {
-            max_age: figure("retention.ms").map(Duration::from_millis),
-            max_bytes: figure("retention.bytes"),
+            max_age: figure(entries, "retention.ms").map(Duration::from_millis),
+            max_bytes: figure(entries, "retention.bytes"),
         },
     }
 }
@@ -313,4 +404,72 @@ fn kind(cleanup: &Cleanup) -> &'static str {
 
 fn not_yet(name: &TopicName) -> BusError {
     BusError::Unavailable { reason: format!("Kafka has not made topic {name} yet") }
+}
+
+fn silent(name: &TopicName) -> BusError {
+    let why = "it was just removed, or this user may not describe it";
+    BusError::Unavailable { reason: format!("Kafka does not tell what is set on topic {name}: {why}") }
+}
+
+/// True if Kafka will not do it, however often it is asked.
+fn is_refused(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::InvalidConfig
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, value: &str) -> ConfigEntry {
+        ConfigEntry {
+            name: name.to_owned(),
+            value: Some(value.to_owned()),
+            source: ConfigSource::StaticBroker,
+            is_read_only: true,
+            is_default: false,
+            is_sensitive: false,
+        }
+    }
+
+    #[test]
+    fn new_topics_are_safe_unless_the_operator_says_otherwise() {
+        let broker =
+            |copies: &str, min: &str| [entry("default.replication.factor", copies), entry("min.insync.replicas", min)];
+        let unset = Settings::default();
+        assert_eq!(safe(&unset, 1, &broker("1", "1")), (1, None));
+        assert_eq!(safe(&unset, 2, &broker("1", "1")), (2, None));
+        assert_eq!(safe(&unset, 5, &broker("1", "1")), (3, Some(2)));
+        assert_eq!(safe(&unset, 3, &broker("3", "2")), (3, None));
+        // Also if a broker is away just now, or doesn't say.
+        assert_eq!(safe(&unset, 2, &broker("3", "1")), (3, Some(2)));
+        assert_eq!(safe(&unset, 3, &[]), (3, Some(2)));
+        let copies = Settings { replication: Some(1), ..Settings::default() };
+        assert_eq!(safe(&copies, 3, &broker("3", "1")), (1, None));
+        let min = Settings { min_in_sync: Some(1), ..Settings::default() };
+        assert_eq!(safe(&min, 3, &broker("1", "2")), (3, Some(1)));
+    }
+
+    /// Removed between being listed and described, or of another who lets nobody ask.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_topic_that_cannot_be_described_does_not_hide_the_rest() {
+        let server = tokio::task::spawn_blocking(logmesh_testing::servers::kafka).await.unwrap();
+        let settings = Settings { brokers: vec![server.address()], ..Settings::default() };
+        let asking = Arc::new(settings.asking().create_with_context(Quiet::default()).unwrap());
+        let topics = Topics::new(&settings, asking).unwrap();
+        let there = TopicSpec { name: "there".parse().unwrap(), partitions: 1, cleanup: Cleanup::Compact };
+        topics.ensure(&there).await.unwrap();
+        let gone: TopicName = "gone".parse().unwrap();
+        let cleanup = Cleanup::Delete { max_age: None, max_bytes: None };
+        let all = topics.specs(vec![(gone.clone(), 1), (there.name.clone(), 1)], false).await.unwrap();
+        assert_eq!(all, [TopicSpec { name: gone.clone(), partitions: 1, cleanup }, there]);
+        // What was assumed then is not taken for an answer.
+        let error = topics.specs(vec![(gone, 1)], true).await.unwrap_err();
+        assert!(error.retryable() && error.to_string().contains("gone"), "{error}");
+    }
 }

@@ -10,18 +10,28 @@ use std::time::{Duration, Instant};
 
 use common::{at, bus, check_stored, record, soon, topic, write};
 use logmesh_bus::{Bus, NextOffset};
+use logmesh_testing::Folder;
 use logmesh_testing::servers::{self, Server};
 use logmesh_types::unit::Span;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 
-/// Starts three nodes together: none is ready before most of them run.
-fn start() -> Vec<Server> {
+/// Starts three nodes together: none is ready before most of them run. Their own defaults are those of a bare Kafka.
+fn start(config: &str) -> Vec<Server> {
     let ports = [(); 3].map(|()| servers::free_port());
     let voters: Vec<_> = (1..).zip(ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
     let quorum = voters.join(",");
     let spawn = |(id, port): (i32, u16)| {
         let (id, port) = (id.to_string(), port.to_string());
         let heap = ("KAFKA_HEAP", "320m");
-        servers::Kafka::spawn(&[("KAFKA_NODE_ID", &id), ("KAFKA_PORT", &port), ("KAFKA_QUORUM", &quorum), heap])
+        servers::Kafka::spawn(&[
+            ("KAFKA_NODE_ID", &id),
+            ("KAFKA_PORT", &port),
+            ("KAFKA_QUORUM", &quorum),
+            heap,
+            ("KAFKA_CONFIG", config),
+        ])
     };
     let mut nodes: Vec<_> = (1..).zip(ports).map(spawn).collect();
     nodes.iter_mut().for_each(Server::wait_ready);
@@ -36,21 +46,35 @@ async fn kill(mut node: Server) -> Server {
     tokio::task::spawn_blocking(kill).await.unwrap()
 }
 
-/// With three copies, two of them needed: a killed broker costs nothing; with two killed, appends fail in bounded time,
+/// How many copies the topic has, and how many of them must have a record.
+async fn copies(address: &str, topic: &str) -> (usize, String) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address).create().unwrap();
+    let answer = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &AdminOptions::new()).await.unwrap();
+    let min = answer[0].as_ref().unwrap().get("min.insync.replicas").unwrap().value.clone().unwrap();
+    let metadata = admin.inner().fetch_metadata(Some(topic), common::PATIENCE).unwrap();
+    (metadata.topics()[0].partitions()[0].replicas().len(), min)
+}
+
+/// With three copies, two of them needed, as topics get them if nothing is set: a killed broker costs nothing; with two killed, appends fail in bounded time,
 /// and work again when they are back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_goes_on_without_one_and_waits_without_two() {
-    let mut nodes = tokio::task::spawn_blocking(start).await.unwrap();
+    let folder = Folder::new();
+    let config = folder.join("server.properties");
+    std::fs::write(&config, "default.replication.factor=1\nmin.insync.replicas=1\n").unwrap();
+    let config = config.display().to_string();
+    let mut nodes = tokio::task::spawn_blocking(move || start(&config)).await.unwrap();
     let addresses: Vec<_> = nodes.iter().map(Server::address).collect();
     let open = |delivery: u64| {
         bus(&addresses[0], |settings| {
             settings.brokers = addresses.clone();
-            (settings.replication, settings.min_in_sync) = (Some(3), Some(2));
             settings.delivery_timeout = Span(Duration::from_secs(delivery));
         })
     };
     let bus = Arc::new(open(120));
     let topic = topic(&bus, "t", 3).await;
+    assert_eq!(copies(&addresses[0], "t").await, (3, "2".to_owned()));
     let stop = Arc::new(AtomicBool::new(false));
     let keys = ["a", "b", "c", "d", "e"];
     let writers: Vec<_> = keys

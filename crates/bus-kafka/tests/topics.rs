@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{at, bus, read_all, record, topic};
+use common::{at, bus, noise, read_all, record, topic};
 use logmesh_bus::{Bus, BusError, Cleanup, NewRecord, TopicSpec};
 use logmesh_testing::servers;
 use logmesh_types::UnixNanos;
@@ -40,7 +40,7 @@ async fn new_retention_keeps_what_else_is_set() {
     let name = topic(&bus, "kept", 2).await;
     let before = set_on(&admin(&address), "kept").await;
     assert_eq!((before["retention.ms"].as_str(), before["retention.bytes"].as_str()), ("-1", "-1"));
-    assert_eq!(before["min.insync.replicas"], "1");
+    assert_eq!((before["min.insync.replicas"].as_str(), before["compression.type"].as_str()), ("1", "producer"));
     let cleanup = Cleanup::Delete { max_age: Some(DAY), max_bytes: Some(1 << 30) };
     bus.ensure_topic(&TopicSpec { name, partitions: 2, cleanup }).await.unwrap();
     let after = set_on(&admin(&address), "kept").await;
@@ -79,6 +79,21 @@ async fn topics_of_others_are_read_as_they_are() {
     assert!(all.iter().all(|spec| !spec.name.as_str().starts_with("__")));
     let error = bus.ensure_topic(&TopicSpec { cleanup: Cleanup::Compact, ..spec }).await.unwrap_err();
     assert!(matches!(error, BusError::TopicDiffers { .. }), "{error}");
+}
+
+/// A topic that another has made with room for small records only takes large ones as soon as it is ensured.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_another_gets_room_for_large_records() {
+    let address = address().await;
+    let bus = bus(&address, |_| {});
+    let narrow = NewTopic::new("narrow", 1, TopicReplication::Fixed(1))
+        .set("max.message.bytes", "1048576")
+        .set("segment.ms", "3600000");
+    admin(&address).create_topics([&narrow], &AdminOptions::new()).await.unwrap();
+    let name = topic(&bus, "narrow", 1).await;
+    let set = set_on(&admin(&address), "narrow").await;
+    assert_eq!(set["segment.ms"], "3600000");
+    bus.append(&name, record("k", noise(4 << 20, 1))).await.unwrap().await.unwrap();
 }
 
 /// Kafka takes `.` and `_` for the same in names: a matter for whoever names topics, not for trying again.
