@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::{Change, ConfigStore, Revision, Snapshot, StoreError, Versioned, WatchError};
 
-const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(100), max: Duration::from_secs(5) };
+const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(100), max: Duration::from_secs(2) };
 
 /// A watch that lived this long is of a store that's there: a silent one would have been noticed.
 const SETTLED: Duration = Duration::from_secs(10);

@@ -65,6 +65,7 @@ impl Settings {
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.servers.is_empty(), "servers is empty; name at least one, such as 127.0.0.1:7400");
         for server in &self.servers {
+            logmesh_grpc::check_address(server)?;
             self.check_server(server)?;
         }
         for key in self.labels.keys() {

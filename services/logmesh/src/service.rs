@@ -91,10 +91,16 @@ pub(crate) async fn run(kind: Kind, args: Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return ctl::fail(Exit::Usage, &telemetry::chain(&error)),
     };
-    if args.print_config {
-        return ctl::print(&loaded.print());
+    let printed = args.print_config.then(|| ctl::print(&loaded.print()));
+    // Also what was only to be printed is checked.
+    let settings = match loaded.value.complete(kind) {
+        Ok(settings) => settings,
+        Err(error) => return ctl::fail(Exit::Usage, &format!("{error:#}")),
+    };
+    if let Some(printed) = printed {
+        return printed;
     }
-    let process = match Process::prepare(kind, loaded.value).await {
+    let process = match Process::prepare(kind, settings).await {
         Ok(process) => process,
         Err(error) => return ctl::fail(Exit::Usage, &format!("{error:#}")),
     };
@@ -117,7 +123,6 @@ struct Process {
 
 impl Process {
     async fn prepare(kind: Kind, settings: Settings) -> anyhow::Result<Self> {
-        let settings = settings.complete(kind)?;
         let grpc = logmesh_runtime::listen("gRPC", settings.listen(kind), settings.insecure).await?;
         let admin = logmesh_runtime::listen("metrics", settings.admin(kind), settings.insecure).await?;
         let (tasks, readiness) = (Tasks::new(), Readiness::new());

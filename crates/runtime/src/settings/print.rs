@@ -69,4 +69,5 @@ fn is_secret(key: &[String]) -> bool {
 
 fn is_unset(value: &Value) -> bool {
     matches!(value, Value::Empty(_, Empty::None | Empty::Unit))
+        || matches!(value, Value::String(_, text) if text.is_empty())
 }

@@ -80,6 +80,11 @@ impl Settings {
         for server in &self.config_servers {
             logmesh_grpc::check_address(server).context("config_servers")?;
         }
+        self.etcd.check().context("etcd")?;
+        self.kafka.check().context("kafka")?;
+        self.elasticsearch.check().context("elasticsearch")?;
+        self.config.check().context("config")?;
+        self.gateway.check().context("gateway and topics")?;
         self.check_secrets()?;
         if let Some(address) = &self.advertise {
             logmesh_grpc::check_address(address).context("advertise")?;
@@ -151,11 +156,14 @@ mod tests {
         assert!(complaint(nowhere).contains("nowhere"));
         let mut clear = Settings::default();
         clear.elasticsearch.api_key = "key".to_owned();
-        clear.elasticsearch.urls = vec!["http://127.0.0.1:9200".to_owned(), "https://es:9200".to_owned()];
+        clear.elasticsearch.urls = vec!["http://127.0.0.1:9200".to_owned(), "http://[::1]:9200".to_owned()];
         clear.clone().complete(Kind::Console).unwrap();
         clear.elasticsearch.urls.push("http://es:9200".to_owned());
         assert!(complaint(clear.clone()).contains("http://es:9200"));
         Settings { insecure: true, ..clear }.complete(Kind::Console).unwrap();
+        let mut kafka = Settings::default();
+        kafka.kafka.brokers = vec!["127.0.0.1:29092x".to_owned()];
+        assert!(complaint(kafka).starts_with("kafka: brokers"));
         let bad = Settings { advertise: Some("me".to_owned()), ..Settings::default() };
         assert!(complaint(bad).contains("advertise"));
     }
