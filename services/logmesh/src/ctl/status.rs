@@ -76,7 +76,11 @@ async fn health(service: &'static str, parts: &[&str], session: &Session) -> Res
             Err(status) => return Err(status.into()),
         }
     }
-    Ok(Line { service, ready: wanting.is_empty(), detail: wanting.join("; "), facts: json!({}) })
+    let detail = match wanting.is_empty() {
+        true => String::new(),
+        false => format!("{}; /readyz on its metrics port says why", wanting.join("; ")),
+    };
+    Ok(Line { service, ready: wanting.is_empty(), detail, facts: json!({}) })
 }
 
 async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {
