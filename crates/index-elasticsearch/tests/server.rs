@@ -381,7 +381,11 @@ async fn only_who_is_known_gets_in_and_only_over_tls() {
     known.tls.ca_file = Some(keys.authority.clone());
     (known.user, known.password) = ("elastic".to_owned(), "sesame open".to_owned());
     let index = index(&known);
-    index.ping().await.unwrap();
+    // A server that just started may not know its own users yet.
+    wait_for_async("the user to be known", PATIENCE, || async {
+        index.ping().await.map_err(|error| error.to_string())
+    })
+    .await;
     assert_eq!(index.write(docs(0..1, "x")).await.unwrap(), [Outcome::Created]);
     assert_eq!(found(&index, "x").await, 1);
 
