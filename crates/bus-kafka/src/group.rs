@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::context::{stopping, unavailable};
 use crate::settings::Settings;
 use inbox::Inbox;
-use member::{Command, Member};
+use member::{Command, Member, RETRY_FOR};
 
 /// Counts the members that were dropped and are about to leave their groups.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +73,8 @@ pub(crate) struct GroupConsumer {
     leaving: Leaving,
     /// True once one of the two, this and its thread, is gone: a member is leaving only if its thread is the later one.
     half: Arc<AtomicBool>,
+    /// How long the thread may take to answer.
+    patience: Duration,
 }
 
 impl fmt::Debug for GroupConsumer {
@@ -100,7 +102,8 @@ impl GroupConsumer {
         };
         let thread = std::thread::Builder::new().name("kafka-consumer".to_owned()).spawn(work);
         thread.map_err(|error| BusError::Unavailable { reason: format!("no thread for a consumer: {error}") })?;
-        Ok(Self { group: group.to_owned(), inbox, commands, leaving, half })
+        let patience = 2 * settings.request_timeout.0 + RETRY_FOR;
+        Ok(Self { group: group.to_owned(), inbox, commands, leaving, half, patience })
     }
 
     /// Has the thread do something, and waits until it is done.
@@ -111,7 +114,13 @@ impl GroupConsumer {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| stopping())?;
         self.inbox.wake_member();
-        answer.await.map_err(|_| stopping())?
+        // librdkafka's commit waits without end for a coordinator that is frozen. What comes of it later does no harm: it says
+        // what was done, and the group refuses it if this member no longer counts.
+        let Ok(answer) = tokio::time::timeout(self.patience, answer).await else {
+            let reason = format!("Kafka did not answer this member of group {} within {:?}", self.group, self.patience);
+            return Err(BusError::Unavailable { reason });
+        };
+        answer.map_err(|_| stopping())?
     }
 }
 
@@ -159,7 +168,14 @@ mod tests {
             let inbox = Arc::new(Inbox::new(&Settings::default()));
             let end = End { inbox: Arc::clone(&inbox), leaving: leaving.clone(), half: Arc::clone(&half) };
             let commands = mpsc::channel().0;
-            let consumer = GroupConsumer { group: "g".to_owned(), inbox, commands, leaving: leaving.clone(), half };
+            let consumer = GroupConsumer {
+                group: "g".to_owned(),
+                inbox,
+                commands,
+                leaving: leaving.clone(),
+                half,
+                patience: Duration::from_secs(1),
+            };
             let count = || *leaving.count.0.lock().unwrap();
             if thread_first {
                 drop(end);

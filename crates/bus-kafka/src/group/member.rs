@@ -35,7 +35,7 @@ const PAUSE_AFTER: Duration = Duration::from_millis(500);
 
 /// How often a command is tried again that can't be carried out in the midst of a rebalance, and for how long.
 const RETRY: Duration = Duration::from_millis(50);
-const RETRY_FOR: Duration = Duration::from_secs(10);
+pub(super) const RETRY_FOR: Duration = Duration::from_secs(10);
 
 pub(crate) type Reply = oneshot::Sender<Result<(), BusError>>;
 
