@@ -352,6 +352,8 @@ fn is_refused(code: RDKafkaErrorCode) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use logmesh_testing::wait_for_async;
+
     use super::*;
 
     /// Removed between being listed and described, or of another who lets nobody ask.
@@ -362,10 +364,19 @@ mod tests {
         let asking = Arc::new(settings.asking().create_with_context(Quiet::default()).unwrap());
         let topics = Topics::new(&settings, asking).unwrap();
         let there = TopicSpec { name: "there".parse().unwrap(), partitions: 1, cleanup: Cleanup::Compact };
-        topics.ensure(&there).await.unwrap();
+        let patience = std::time::Duration::from_secs(60);
+        // A broker that just started may take long for the first topic.
+        wait_for_async("the topic to be there", patience, || async {
+            topics.ensure(&there).await.map_err(|error| error.to_string())
+        })
+        .await;
         let gone: TopicName = "gone".parse().unwrap();
         let cleanup = Cleanup::Delete { max_age: None, max_bytes: None };
-        let all = topics.specs(vec![(gone.clone(), 1), (there.name.clone(), 1)], false).await.unwrap();
+        let all = wait_for_async("both to be told of", patience, || async {
+            let both = vec![(gone.clone(), 1), (there.name.clone(), 1)];
+            topics.specs(both, false).await.map_err(|error| error.to_string())
+        })
+        .await;
         assert_eq!(all, [TopicSpec { name: gone.clone(), partitions: 1, cleanup }, there]);
         // What was assumed then is not taken for an answer.
         let error = topics.specs(vec![(gone, 1)], true).await.unwrap_err();
