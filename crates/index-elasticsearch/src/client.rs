@@ -4,7 +4,6 @@
 //! trusts the public authorities that were compiled in, beside those of `ca_file`. It has no time-out for connecting and no
 //! failover either, and of its 89,000 generated lines a bulk of bytes needs none. See `docs/decisions`.
 
-use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64;
 use logmesh_index::IndexError;
+use logmesh_runtime::telemetry::chain;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Certificate, Identity, Method, Response, Url};
 use serde::Deserialize;
@@ -245,17 +245,6 @@ async fn read(mut response: Response) -> Result<(Bytes, bool), reqwest::Error> {
         body.extend_from_slice(&chunk);
     }
     Ok((body.freeze(), false))
-}
-
-/// The error with everything that led to it.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 pub(crate) fn unavailable(reason: impl Into<String>) -> IndexError {

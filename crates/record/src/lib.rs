@@ -13,4 +13,4 @@ pub mod topic;
 pub use book::{Book, Coverage};
 pub use chunk::{ChunkError, EventSlice};
 pub use codec::{Content, DeadLetter, DecodeError, Document, Format, decode};
-pub use topic::{TRANSFER_GROUP, TopicSettings, Topics};
+pub use topic::{TRANSFER_GROUP, TopicSettings, Topics, with_books};

@@ -1,6 +1,6 @@
 //! What a topic is: the part of the settings that gateway, transfer and console share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use logmesh_bus::{Cleanup, TopicSpec};
 use logmesh_index::FieldTypes;
@@ -12,6 +12,13 @@ use crate::codec::Format;
 /// The consumer group in which all transfer workers of a mesh share its topics: what it has committed is in the index, or
 /// booked as rejected.
 pub const TRANSFER_GROUP: &str = "logmesh-transfer";
+
+/// Of all topics of a bus those that have books, in their order: those of others on the same bus are none of ours.
+pub fn with_books(all: Vec<TopicSpec>) -> Vec<TopicSpec> {
+    let names: HashSet<TopicName> = all.iter().map(|spec| spec.name.clone()).collect();
+    let ours = all.into_iter().filter(|spec| !spec.name.is_internal() && names.contains(&spec.name.books()));
+    ours.collect()
+}
 
 /// The settings of one topic.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

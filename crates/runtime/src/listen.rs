@@ -1,7 +1,7 @@
 //! Opening a port, with errors that say what to do, and the rule that nothing is offered off loopback by accident.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::net::TcpListener;
 
@@ -45,6 +45,15 @@ pub enum ListenError {
 /// be the other way to get past this.)
 pub fn check_exposure(addr: SocketAddr, insecure: bool) -> Result<(), ListenError> {
     if insecure || addr.ip().to_canonical().is_loopback() { Ok(()) } else { Err(ListenError::Exposed { addr }) }
+}
+
+/// Whether `host:port` or a URL names this machine.
+pub fn is_local(address: &str) -> bool {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or(authority);
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Opens a TCP port to offer `what`, after [`check_exposure`]. Port 0 takes a free one; the listener knows which.

@@ -22,7 +22,7 @@ use logmesh_tail::Collector;
 use logmesh_types::AgentId;
 use tokio::sync::watch;
 
-pub use settings::Settings;
+pub use settings::{Settings, parse_label};
 
 use centre::{Centre, Link};
 use host::Identity;

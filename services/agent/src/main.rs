@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use logmesh_agent::{Agent, Settings};
+use logmesh_agent::{Agent, Settings, parse_label};
 use logmesh_runtime::{Readiness, Tasks, admin, listen, settings, telemetry};
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ struct Options {
     #[arg(long, value_name = "GLOB")]
     allow: Option<Vec<String>>,
     /// A label of this host for selectors; may be given more than once.
-    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     #[serde(serialize_with = "as_map")]
     labels: Option<Vec<(String, String)>>,
     /// Where positions and the last good rules are kept [default: /var/lib/logmesh-agent].
@@ -47,11 +47,6 @@ struct Options {
     #[arg(long)]
     #[serde(skip)]
     print_config: bool,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
-    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 fn as_map<S: serde::Serializer>(labels: &Option<Vec<(String, String)>>, serializer: S) -> Result<S::Ok, S::Error> {

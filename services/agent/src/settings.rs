@@ -1,11 +1,11 @@
 //! The settings of an agent.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use logmesh_runtime::telemetry;
+use logmesh_runtime::{is_local, telemetry};
 use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES};
 use logmesh_types::{AgentId, ByteSize};
 use serde::{Deserialize, Serialize};
@@ -87,17 +87,19 @@ impl Settings {
 
     /// Refuses a server on another machine, unless the owner said `--insecure`.
     pub(crate) fn check_server(&self, server: &str) -> anyhow::Result<()> {
-        let authority = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
         ensure!(
-            is_local || self.insecure,
+            is_local(server) || self.insecure,
             "{server} is on another machine, and without TLS and authentication anybody on the way could read or change \
              what is sent; accept that with --insecure"
         );
         Ok(())
     }
+}
+
+/// A label as an option says it: `key=value`.
+pub fn parse_label(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 #[cfg(test)]

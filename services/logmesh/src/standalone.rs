@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use logmesh_agent::Agent;
+use logmesh_agent::{Agent, parse_label};
 use logmesh_bus::Bus;
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_config::ConfigService;
@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GLOB")]
     allow: Vec<String>,
     /// A label of this host's agent; may be given more than once.
-    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     labels: Vec<(String, String)>,
     /// Allow an address that other machines can reach, without TLS and authentication.
     #[arg(long)]
@@ -86,11 +86,6 @@ struct Given<'a> {
     allow: Option<&'a [String]>,
     labels: Option<BTreeMap<&'a str, &'a str>>,
     insecure: Option<bool>,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
-    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 /// Runs until it's told to stop, or until something fails for good.

@@ -6,13 +6,12 @@ use logmesh_bus::{Bus, BusError, NextOffset, TopicPartition};
 use logmesh_proto::time::timestamp;
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferService;
-use logmesh_record::DeadLetter;
+use logmesh_record::{DeadLetter, with_books};
 use logmesh_types::TopicName;
 use tonic::{Request, Response, Status};
 
 use crate::GROUP;
 use crate::status::Shared;
-use crate::worker::topics_with_books;
 
 /// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
 const PAGE_BYTES: usize = 2 << 20;
@@ -97,7 +96,7 @@ impl TransferService for Service {
             (state.counts, state.error.clone())
         };
         let mut answer = proto::GetStatusResponse { partitions: Vec::new(), counts: Some(counts), error };
-        for topic in topics_with_books(self.bus.as_ref()).await.map_err(bus_status)? {
+        for topic in with_books(self.bus.topics().await.map_err(bus_status)?) {
             for partition in 0..topic.partitions {
                 let at = TopicPartition { topic: topic.name.clone(), partition };
                 answer.partitions.push(self.partition(at).await.map_err(bus_status)?);

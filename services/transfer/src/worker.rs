@@ -1,12 +1,13 @@
 //! The worker's loop: read, fill a bulk, write it, commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition, TopicSpec};
+use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_index::IndexWriter;
 use logmesh_proto::transfer::v1::Counts;
+use logmesh_record::with_books;
 use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::TopicName;
 use tokio::time::Instant;
@@ -121,7 +122,7 @@ impl Worker {
     }
 
     async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
-        Ok(topics_with_books(self.to.bus.as_ref()).await?.into_iter().map(|spec| spec.name).collect())
+        Ok(with_books(self.to.bus.topics().await?).into_iter().map(|spec| spec.name).collect())
     }
 
     async fn work(
@@ -248,14 +249,6 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-/// The topics that have books: those of others on the same bus are none of ours.
-pub(crate) async fn topics_with_books(bus: &dyn Bus) -> Result<Vec<TopicSpec>, BusError> {
-    let all = bus.topics().await?;
-    let names: HashSet<TopicName> = all.iter().map(|spec| spec.name.clone()).collect();
-    let ours = all.into_iter().filter(|spec| !spec.name.is_internal() && names.contains(&spec.name.books()));
-    Ok(ours.collect())
 }
 
 /// What a member holds: the books of its partitions, and the bulk being filled.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use logmesh_bus::{Bus, NextOffset, Record, TopicPartition, partition_of};
 use logmesh_record::codec::{self, Content};
-use logmesh_record::{Book, TRANSFER_GROUP};
+use logmesh_record::{Book, TRANSFER_GROUP, with_books};
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 use tracing::warn;
 
@@ -26,13 +26,8 @@ pub(super) struct Topic {
 
 /// The topics that have books, by name. Others on the same bus are none of ours.
 pub(super) async fn topics(bus: &dyn Bus) -> Result<Vec<Topic>, AuditError> {
-    let all = bus.topics().await?;
-    let names: HashSet<&TopicName> = all.iter().map(|spec| &spec.name).collect();
-    let data = all.iter().filter(|spec| !spec.name.is_internal() && names.contains(&spec.name.books()));
-    let mut topics: Vec<Topic> =
-        data.map(|spec| Topic { name: spec.name.clone(), partitions: spec.partitions }).collect();
-    topics.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(topics)
+    let topics = with_books(bus.topics().await?).into_iter();
+    Ok(topics.map(|spec| Topic { name: spec.name, partitions: spec.partitions }).collect())
 }
 
 /// What the bus knows of a stream in one topic.

@@ -1,10 +1,10 @@
 //! The settings of services that run apart: one file can serve them all, and each reads what it needs.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use logmesh_record::{Format, Topics};
-use logmesh_runtime::telemetry;
+use logmesh_runtime::{is_local, telemetry};
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
@@ -121,15 +121,6 @@ impl Settings {
     pub(crate) fn admin(&self, kind: Kind) -> SocketAddr {
         self.listen_admin.unwrap_or_else(|| crate::address::admin(self.listen(kind)))
     }
-}
-
-/// Whether `host:port` or a URL names this machine.
-fn is_local(address: &str) -> bool {
-    let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
-    let authority = authority.split('/').next().unwrap_or(authority);
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
