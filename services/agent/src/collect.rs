@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use logmesh_runtime::Tasks;
+use logmesh_runtime::{CancellationToken, Tasks};
 use logmesh_tail::{Chunk, Collector, FileStatus, RuleError, RuleStatus, TailRule, Totals, Waker};
 use logmesh_types::{ByteRange, RuleName, StreamId};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -54,8 +54,8 @@ pub(crate) struct Handle {
     activity: watch::Receiver<u64>,
 }
 
-/// Starts the thread. When the tasks are asked to end, it writes its positions and ends.
-pub(crate) fn start(collector: Collector, tasks: &Tasks) -> anyhow::Result<Handle> {
+/// Starts the thread. When the token is cancelled, it writes its positions and ends.
+pub(crate) fn start(collector: Collector, tasks: &Tasks, token: CancellationToken) -> anyhow::Result<Handle> {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (activity, seen) = watch::channel(0);
     let handle = Handle { commands, waker: collector.waker(), activity: seen };
@@ -68,7 +68,7 @@ pub(crate) fn start(collector: Collector, tasks: &Tasks) -> anyhow::Result<Handl
             ended.send(driver.run()).ok();
         })
         .context("cannot start the collector's thread")?;
-    let (stop, token) = (handle.clone(), tasks.token());
+    let stop = handle.clone();
     tasks.spawn("collector", async move {
         let mut end = end;
         tokio::select! {

@@ -17,7 +17,7 @@ mod settings;
 use std::sync::Arc;
 
 use anyhow::Context;
-use logmesh_runtime::{Readiness, Tasks};
+use logmesh_runtime::{CancellationToken, Readiness, Tasks};
 use logmesh_tail::Collector;
 use logmesh_types::AgentId;
 use tokio::sync::watch;
@@ -52,7 +52,9 @@ impl Agent {
             logmesh_tail::Settings::new(identity.id.clone(), settings.state_dir.clone(), settings.allow.clone());
         tail.own_dirs = settings.own_dirs.clone();
         tail.max_in_flight_bytes = settings.max_in_flight.0;
-        let collector = collect::start(Collector::open(tail)?, tasks)?;
+        // The collector outlives the connection, to hear of the last acks.
+        let drained = CancellationToken::new();
+        let collector = collect::start(Collector::open(tail)?, tasks, drained.clone())?;
 
         let (centre, view) = Centre::new(
             settings.servers.clone(),
@@ -70,6 +72,7 @@ impl Agent {
             collector: collector.clone(),
             gateways: gateways_seen,
             connected,
+            drained: drained.drop_guard(),
         };
         tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, gateways_file, tasks.token()));
         tasks.spawn("agent-push", push.run(tasks.token()));

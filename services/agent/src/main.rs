@@ -11,7 +11,7 @@ use logmesh_agent::{Agent, Settings, parse_label};
 use logmesh_runtime::{Readiness, Tasks, admin, listen, settings, telemetry};
 use serde::Serialize;
 
-/// How long the process may take to end.
+/// How long the process may take to end, beyond the settings' `drain`.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Exit codes: bad usage or settings, and an internal failure.
@@ -94,11 +94,12 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         let tasks = Tasks::new();
         tasks.stop_on_signals()?;
         let readiness = Readiness::new();
+        let grace = settings.drain.0 + GRACE;
         let agent = Agent::start(settings, &tasks)?;
         tracing::info!(agent = %agent.id(), metrics = %listener.local_addr()?, "agent runs");
         agent.show_readiness(&readiness, &tasks);
         tasks.spawn("admin", admin::serve(listener, metrics, readiness, tasks.token()));
-        tasks.finish(GRACE).await
+        tasks.finish(grace).await
     })
 }
 

@@ -1,6 +1,7 @@
 //! The connection to a gateway: chunks go over it, acks come back.
 //!
-//! One gateway at a time, chosen so that agents spread over all of them; another when that one fails.
+//! One gateway at a time, chosen so that agents spread over all of them; another when that one fails. A process that
+//! ends waits for the acks of what is on its way, for a bounded time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use logmesh_types::ByteRange;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::DropGuard;
 
 use crate::collect::Handle;
 use crate::host::Identity;
@@ -39,19 +41,24 @@ pub(crate) struct Push {
     pub collector: Handle,
     pub gateways: watch::Receiver<Vec<Endpoint>>,
     pub connected: watch::Sender<bool>,
+    /// Lets the collector end, however this task does.
+    pub drained: DropGuard,
 }
 
+/// How a connection ended, other than by a failure.
+#[derive(Clone, Copy)]
 enum End {
     GoAway(Duration),
     Stopped,
 }
 
 impl Push {
-    /// Runs until the token is cancelled.
+    /// Runs until the token is cancelled and what is on its way then is acked, or the time for that is over.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         let retry = RetryPolicy::default();
-        let mut attempt = 0;
-        while let Some(gateway) = self.choose(attempt, &token).await {
+        // The place of the gateway in the order, and how many connections failed since one served.
+        let (mut place, mut failures) = (0, 0);
+        while let Some((gateway, others)) = self.choose(place, &token).await {
             let mut served = false;
             let end = self.serve(&gateway, &mut served, &token).await;
             self.connected.send_replace(false);
@@ -60,33 +67,53 @@ impl Push {
                 return Ok(());
             }
             match end {
-                Ok(End::Stopped) => return Ok(()),
+                Ok(End::Stopped) => break,
+                // It goes on itself: perhaps a new gateway is nearer now.
+                Ok(End::GoAway(pause)) if pause.is_zero() => place = 0,
+                // It is ending: the next one is there, and its other agents come to that too.
+                Ok(End::GoAway(_)) if others => {
+                    place += 1;
+                    if !retry.pause(0, &token).await {
+                        break;
+                    }
+                }
                 Ok(End::GoAway(pause)) => {
-                    attempt = 0;
-                    tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(pause) => {} }
+                    tokio::select! { () = token.cancelled() => break, () = tokio::time::sleep(pause) => {} }
                 }
                 Err(error) => {
                     tracing::warn!(gateway = %gateway.address, error = format!("{error:#}"),
                         "no connection to the gateway; what isn't acked will be sent again");
-                    attempt = if served { 1 } else { attempt + 1 };
-                    if !retry.pause(attempt - 1, &token).await {
-                        return Ok(());
+                    (place, failures) = (place + 1, if served { 0 } else { failures + 1 });
+                    if !retry.pause(failures, &token).await {
+                        break;
                     }
                 }
             }
         }
+        self.say_what_is_left().await;
+        drop(self.drained);
         Ok(())
     }
 
-    /// The gateway for this attempt: each agent has an order of its own, and goes on in it while connections fail.
-    async fn choose(&mut self, attempt: u32, token: &CancellationToken) -> Option<Endpoint> {
+    async fn say_what_is_left(&self) {
+        if let Ok(snapshot) = self.collector.snapshot().await
+            && snapshot.totals.in_flight_bytes > 0
+        {
+            let bytes = snapshot.totals.in_flight_bytes;
+            tracing::info!(bytes, "ends before all was acked; the rest is sent again after the next start");
+        }
+    }
+
+    /// The gateway at this place, and whether there are others: each agent has an order of its own, and goes on in it
+    /// while connections fail.
+    async fn choose(&mut self, place: usize, token: &CancellationToken) -> Option<(Endpoint, bool)> {
         let mut order = tokio::select! {
             () = token.cancelled() => return None,
             known = self.gateways.wait_for(|known| !known.is_empty()) => known.ok()?.clone(),
         };
         order.sort_by_cached_key(|gateway| rank(self.identity.id.as_str(), &gateway.id));
-        let index = attempt as usize % order.len();
-        Some(order.swap_remove(index))
+        let (index, others) = (place % order.len(), order.len() > 1);
+        Some((order.swap_remove(index), others))
     }
 
     async fn serve(&self, gateway: &Endpoint, served: &mut bool, token: &CancellationToken) -> anyhow::Result<End> {
@@ -100,23 +127,30 @@ impl Push {
         };
         let mut answers = opened.context("no answer")?.map_err(refused)?.into_inner();
         tracing::info!(gateway = %gateway.address, id = %gateway.id, "connected to a gateway");
-        let mut away: Option<(Duration, Instant)> = None;
+        let mut leaving: Option<(End, Instant)> = None;
         loop {
-            let deadline = away.map_or_else(Instant::now, |(_, deadline)| deadline);
+            let stopping = matches!(leaving, Some((End::Stopped, _)));
+            let deadline = leaving.map_or_else(Instant::now, |(_, deadline)| deadline);
             let answer = tokio::select! {
                 answer = answers.message() => answer.map_err(refused),
-                () = token.cancelled() => return Ok(End::Stopped),
-                () = tokio::time::sleep_until(deadline), if away.is_some() => Ok(None),
+                () = token.cancelled(), if !stopping => {
+                    self.collector.disconnected().await?;
+                    leaving = Some((End::Stopped, Instant::now() + self.settings.drain.0));
+                    continue;
+                }
+                () = tokio::time::sleep_until(deadline), if leaving.is_some() => Ok(None),
             };
-            match (answer, away) {
+            match (answer, leaving) {
                 (Ok(Some(answer)), _) => {
                     *served = true;
                     self.connected.send_if_modified(|connected| !std::mem::replace(connected, true));
-                    if let Some(pause) = self.take(answer).await? {
-                        away = Some((pause, Instant::now() + DRAIN_TIMEOUT));
+                    if let Some(pause) = self.take(answer).await?
+                        && !stopping
+                    {
+                        leaving = Some((End::GoAway(pause), Instant::now() + DRAIN_TIMEOUT));
                     }
                 }
-                (_, Some((pause, _))) => return Ok(End::GoAway(pause)),
+                (_, Some((end, _))) => return Ok(end),
                 (Ok(None), None) => return Err(anyhow!("the gateway ended the stream")),
                 (Err(error), None) => return Err(error),
             }
@@ -124,6 +158,9 @@ impl Push {
     }
 
     /// Takes an answer; a go-away gives the time to wait.
+    ///
+    /// The next stream isn't opened before this one has ended: an ack speaks for everything before it in its file, so
+    /// the acks of two gateways at a time would vouch for each other's chunks.
     async fn take(&self, answer: PushResponse) -> anyhow::Result<Option<Duration>> {
         match answer.response {
             Some(Response::Ack(ack)) => self.collector.ack(ack.stream_id.parse()?, ack.end_offset).await?,

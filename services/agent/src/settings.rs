@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::ensure;
 use logmesh_runtime::{is_local, telemetry};
 use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES};
-use logmesh_types::{AgentId, ByteSize};
+use logmesh_types::{AgentId, ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
 /// The most labels, and the most bytes that they may take as JSON: every document carries them, and a gateway refuses
@@ -35,6 +36,8 @@ pub struct Settings {
     pub own_dirs: Vec<PathBuf>,
     /// Bytes that may be on their way to a gateway.
     pub max_in_flight: ByteSize,
+    /// How long the acks of what is on its way are waited for when the process is asked to end.
+    pub drain: Span,
     /// Where `/metrics`, `/healthz` and `/readyz` are, when it runs as a process of its own.
     pub listen_admin: SocketAddr,
     /// Allow servers that aren't on this machine, without TLS and authentication.
@@ -53,6 +56,7 @@ impl Default for Settings {
             state_dir: PathBuf::from("/var/lib/logmesh-agent"),
             own_dirs: Vec::new(),
             max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
+            drain: Span(Duration::from_secs(5)),
             listen_admin: SocketAddr::from(([127, 0, 0, 1], 7499)),
             insecure: false,
             log: telemetry::Settings::default(),

@@ -6,12 +6,14 @@ mod mesh;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use logmesh_agent::{Agent, Settings};
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::fleet::v1::{RuleState, StreamState};
 use logmesh_runtime::Tasks;
 use logmesh_testing::wait_for_async;
+use logmesh_types::Span;
 
 use mesh::{Centre, Gateway, LIMIT, Mode, Server};
 
@@ -39,8 +41,12 @@ impl Host {
     }
 
     fn start(&mut self, servers: &[&Server]) {
+        self.start_with(self.settings(servers));
+    }
+
+    fn start_with(&mut self, settings: Settings) {
         let tasks = Tasks::new();
-        Agent::start(self.settings(servers), &tasks).unwrap();
+        Agent::start(settings, &tasks).unwrap();
         self.tasks = Some(tasks);
     }
 
@@ -197,6 +203,50 @@ async fn a_go_away_is_followed_without_sending_anything_twice() {
     host.append("a.log", "two\n");
     arrived(&gateway, &["one\ntwo\n"]).await;
     assert_eq!(gateway.chunks.lock().unwrap().len(), 2);
+    host.stop().await;
+}
+
+/// Stops an agent whose gateway has one chunk unacked, starts it again, and answers how many chunks came in all.
+async fn stopped_with_a_chunk_unacked(mode: Mode, drain: Duration) -> usize {
+    let (gateway, gateway_server) = Gateway::start(mode).await;
+    let (centre, server) = Centre::start(&[gateway_server.address]).await;
+    let mut host = Host::new();
+    host.append("a.log", "one\n");
+    let settings = |host: &Host| Settings { drain: Span(drain), ..host.settings(&[&server]) };
+    host.start_with(settings(&host));
+    centre.tell(vec![host.rule("a", 1, "*.log")], &[]);
+    arrived(&gateway, &["one\n"]).await;
+    host.stop().await;
+    gateway.mode.send_replace(Mode::Ack);
+    host.append("a.log", "two\n");
+    host.start_with(settings(&host));
+    arrived(&gateway, &["one\ntwo\n"]).await;
+    host.stop().await;
+    let starts: Vec<u64> = gateway.chunks.lock().unwrap().iter().map(|chunk| chunk.start_offset).collect();
+    starts.iter().filter(|start| **start == 0).count()
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_waits_for_the_acks_of_what_is_on_its_way() {
+    let sent = stopped_with_a_chunk_unacked(Mode::Late, LIMIT).await;
+    assert_eq!(sent, 1, "what was acked while the agent ended isn't sent again");
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_waits_no_longer_than_it_was_told() {
+    let sent = stopped_with_a_chunk_unacked(Mode::Deaf, Duration::from_millis(50)).await;
+    assert_eq!(sent, 2, "what wasn't acked is sent again");
+}
+
+#[tokio::test]
+async fn an_agent_without_a_gateway_ends_at_once() {
+    let (centre, server) = Centre::start(&[]).await;
+    let mut host = Host::new();
+    host.append("a.log", "one\n");
+    host.start_with(Settings { drain: Span(2 * LIMIT), ..host.settings(&[&server]) });
+    centre.tell(vec![host.rule("a", 1, "*.log")], &[]);
+    wait_for_async("the rule", LIMIT, || async { centre.rule("a").map(drop).ok_or("not yet".to_owned()) }).await;
+    // It gives up after half of what the agent would wait.
     host.stop().await;
 }
 

@@ -38,6 +38,10 @@ pub(crate) enum Mode {
     Ack,
     /// Takes them and says nothing.
     Silent,
+    /// Acks them when the agent has no more.
+    Late,
+    /// Takes them and says nothing, even when the agent has no more.
+    Deaf,
     /// Acks one chunk, then asks to go away.
     GoAway,
     /// Ends the stream with an error at the first chunk.
@@ -132,7 +136,7 @@ impl Gateway {
                 self.chunks.lock().unwrap().push(chunk);
             }
             match mode {
-                Mode::Silent => continue,
+                Mode::Silent | Mode::Late | Mode::Deaf => continue,
                 Mode::Break => {
                     answers.send(Err(Status::unavailable("broken on purpose"))).await.ok();
                     return;
@@ -150,6 +154,16 @@ impl Gateway {
                 say(Answer::GoAway(GoAway { reason: "STREAM_AGE".into(), retry_after: None })).await;
             }
             say(Answer::Credit(Credit { bytes })).await;
+        }
+        let (mode, chunks) = (*self.mode.borrow(), self.chunks.lock().unwrap().clone());
+        match mode {
+            Mode::Late => {
+                for Chunk { stream_id, end_offset, .. } in chunks {
+                    say(Answer::Ack(Ack { stream_id, end_offset, positions: vec![] })).await;
+                }
+            }
+            Mode::Deaf => std::future::pending().await,
+            _ => {}
         }
     }
 }
