@@ -49,7 +49,11 @@ async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
     let code = if readiness.all_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut text = String::new();
     for (name, ready, reason) in readiness.snapshot() {
-        let line = if ready { format!("{name}: ready\n") } else { format!("{name}: not ready: {reason}\n") };
+        let line = match (ready, reason.as_str()) {
+            (true, "") => format!("{name}: ready\n"),
+            (true, note) => format!("{name}: ready, but {note}\n"),
+            (false, reason) => format!("{name}: not ready: {reason}\n"),
+        };
         text.push_str(&line);
     }
     if text.is_empty() {
@@ -91,8 +95,12 @@ mod tests {
         let answer = get(addr, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.contains("bus: not ready: opening the log\nstore: ready\n"), "{answer}");
-        readiness.set("bus", true, "");
-        assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
+        readiness.set("bus", true, "the disk is nearly full");
+        let answer = get(addr, "/readyz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("bus: ready, but the disk is nearly full"),
+            "{answer}"
+        );
         assert!(get(addr, "/healthz").await.contains("ok"));
         assert!(get(addr, "/metrics").await.contains("logmesh_test_lines 7"));
 

@@ -17,7 +17,8 @@ impl Readiness {
         Self::default()
     }
 
-    /// Says whether the component can work, and in `reason` what it's waiting for if it can't.
+    /// Says whether the component can work, and in `reason` what it's waiting for if it can't, or what is wrong though it
+    /// can.
     pub fn set(&self, component: &'static str, ready: bool, reason: impl Into<String>) {
         let state = (ready, reason.into());
         self.components.write().unwrap_or_else(PoisonError::into_inner).insert(component, state);

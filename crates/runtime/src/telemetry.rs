@@ -2,12 +2,13 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// How often the recorder folds its samples into histograms. Without that they'd pile up until somebody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -61,21 +62,50 @@ impl MetricsHandle {
     }
 }
 
+/// Changes what is logged, once logging is set up.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// A level of the settings, understood.
+#[derive(Debug)]
+pub struct Level(EnvFilter);
+
+/// Refuses what isn't a level.
+pub fn level(text: &str) -> anyhow::Result<Level> {
+    let filter = EnvFilter::try_new(text)
+        .with_context(|| format!("log level {text:?} is neither a level nor a list of target=level"))?;
+    Ok(Level(filter))
+}
+
+/// Logs by another level from now on. Fails before [`init`].
+pub fn set_level(level: Level) -> anyhow::Result<()> {
+    FILTER.get().context("logging isn't set up yet")?(level.0).context("cannot change the log level")
+}
+
 /// Starts logging and metrics. Once for each process: a second call is an error.
 pub fn init(settings: &Settings) -> anyhow::Result<MetricsHandle> {
-    let filter = EnvFilter::try_new(&settings.level)
-        .with_context(|| format!("log level {:?} is neither a level nor a list of target=level", settings.level))?;
+    let Level(filter) = level(&settings.level)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         // It would be said on stderr, and where that is what failed (`2>&1 | head`), saying it panics.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
-    match settings.format {
-        Format::Text => builder.try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|error| anyhow::anyhow!("logging is set up already: {error}"))?;
+    let (started, set_filter): (_, SetFilter) = match settings.format {
+        Format::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter)))
+        }
+    };
+    started.map_err(|error| anyhow::anyhow!("logging is set up already: {error}"))?;
+    // It is the first: a second one has failed above.
+    FILTER.set(set_filter).ok();
     log_panics();
     let handle = recorder()?.install_recorder().context("metrics are set up already")?;
     keep_up(handle.clone())?;
@@ -148,7 +178,12 @@ mod tests {
     fn it_is_set_up_once_and_a_bad_level_is_refused() {
         let bad = Settings { level: "logmesh=loud".to_owned(), ..Settings::default() };
         assert!(init(&bad).unwrap_err().to_string().contains("loud"));
+        assert!(set_level(level("info").unwrap()).is_err(), "it isn't set up");
         init(&Settings::default()).unwrap();
+        assert!(!tracing::enabled!(tracing::Level::DEBUG));
+        set_level(level("debug").unwrap()).unwrap();
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(level("logmesh=loud").is_err());
         assert!(init(&Settings::default()).unwrap_err().to_string().contains("already"));
     }
 }

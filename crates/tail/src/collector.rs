@@ -12,6 +12,7 @@
 //! bytes alone don't make.
 
 mod discover;
+mod reconfigure;
 mod report;
 mod turns;
 

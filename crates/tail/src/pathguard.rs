@@ -170,6 +170,17 @@ impl PathGuard {
         }
     }
 
+    /// Whether a file that is followed may be read on: where it lies now, or where it lay if it is there no more.
+    pub(crate) fn keeps(&self, path: &Path, real: &Path) -> bool {
+        match self.open(path) {
+            Ok(_) => true,
+            Err(Refusal::NotFound(_) | Refusal::Unreadable { .. }) => {
+                self.allow.iter().any(|glob| glob.matches(real) || glob.matches(path))
+            }
+            Err(_) => false,
+        }
+    }
+
     fn open_beneath(&self, path: &Path) -> Result<Opened, Refusal> {
         let mut refusal = Refusal::NotAllowed(path.to_owned());
         for glob in &self.allow {

@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use crate::collect::Handle;
 use crate::host::Identity;
 use crate::rules::{Rules, Standing};
+use crate::settings::Settings;
 
 /// How long a server may take to answer, and how long it may be silent (it says something every 10 s).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ pub(crate) struct View {
 
 /// Runs the rules: the last good ones at once, then what the centre says.
 pub(crate) struct Centre {
-    servers: Vec<String>,
+    settings: watch::Receiver<Arc<Settings>>,
     identity: Arc<Identity>,
     collector: Handle,
     rules: Rules,
@@ -52,52 +53,69 @@ pub(crate) struct Centre {
 /// How a connection ended that was once open.
 enum End {
     GoAway(Duration),
+    /// The settings have changed: servers, labels or what is allowed may be others.
+    Changed,
     Stopped,
 }
 
 impl Centre {
-    pub(crate) fn new(servers: Vec<String>, identity: Arc<Identity>, collector: Handle, rules: Rules) -> (Self, View) {
+    pub(crate) fn new(
+        settings: watch::Receiver<Arc<Settings>>,
+        identity: Arc<Identity>,
+        collector: Handle,
+        rules: Rules,
+    ) -> (Self, View) {
         let (link, link_seen) = watch::channel(None);
         let (standing, rules_seen) = watch::channel(Arc::default());
-        (Self { servers, identity, collector, rules, link, standing }, View { link: link_seen, rules: rules_seen })
+        (Self { settings, identity, collector, rules, link, standing }, View { link: link_seen, rules: rules_seen })
     }
 
-    /// Runs until the token is cancelled. One server after the other is tried, for ever. When the collector has ended,
-    /// the process is ending too.
+    /// Runs until the token is cancelled. One server after the other is tried, for ever; the first again, with the rules
+    /// judged anew, when the settings change. When the collector has ended, the process is ending too.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
-        if self.apply().await.is_err() {
-            return Ok(());
-        }
         let retry = RetryPolicy::default();
-        let (mut attempt, mut number) = (0, 0);
-        for server in self.servers.clone().iter().cycle() {
+        let mut changes = self.settings.clone();
+        let (mut attempt, mut number, mut place) = (0, 0, 0);
+        let mut apply = true;
+        loop {
+            let settings = changes.borrow_and_update().clone();
+            if std::mem::take(&mut apply) && self.apply().await.is_err() {
+                return Ok(());
+            }
+            let server = &settings.servers[place % settings.servers.len()];
             let mut connected = false;
-            let end = self.connect(server, &mut number, &mut connected, &token).await;
+            let end = tokio::select! {
+                end = self.connect(server, &settings.labels, &mut number, &mut connected, &token) => end,
+                Ok(()) = changes.changed() => Ok(End::Changed),
+            };
             self.link.send_replace(None);
+            place += 1;
             if connected {
                 attempt = 0;
             }
             match end {
                 Ok(End::Stopped) => return Ok(()),
+                Ok(End::Changed) => (apply, place) = (true, 0),
                 Ok(End::GoAway(pause)) => {
                     tracing::debug!(%server, ?pause, "the centre asks to connect again");
                     tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(pause) => {} }
                 }
                 Err(error) => {
                     tracing::warn!(%server, error = format!("{error:#}"), "no connection to the centre; trying again");
-                    if !retry.pause(attempt, &token).await {
-                        return Ok(());
+                    tokio::select! {
+                        on = retry.pause(attempt, &token) => if !on { return Ok(()) },
+                        Ok(()) = changes.changed() => (apply, place) = (true, 0),
                     }
                     attempt += 1;
                 }
             }
         }
-        Ok(())
     }
 
     async fn connect(
         &mut self,
         server: &str,
+        labels: &BTreeMap<String, String>,
         number: &mut u64,
         connected: &mut bool,
         token: &CancellationToken,
@@ -106,7 +124,7 @@ impl Centre {
         let mut client = AgentConfigServiceClient::new(channel.clone());
         let request = WatchConfigRequest {
             agent_id: self.identity.id.to_string(),
-            labels: self.identity.labels(),
+            labels: self.identity.labels(labels),
             held: self.rules.held(),
             session: self.identity.session.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

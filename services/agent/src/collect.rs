@@ -1,13 +1,16 @@
 //! The thread that drives the collector, and the handle by which tasks talk to it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use logmesh_runtime::{CancellationToken, Tasks};
-use logmesh_tail::{Chunk, Collector, FileStatus, RuleError, RuleStatus, TailRule, Totals, Waker};
+use logmesh_tail::{Chunk, Collector, FileStatus, GlobError, RuleError, RuleStatus, TailRule, Totals, Waker};
 use logmesh_types::{ByteRange, RuleName, StreamId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::settings::Settings;
 
 /// Commands that may wait for the thread.
 const COMMANDS: usize = 1024;
@@ -43,6 +46,7 @@ enum Command {
     /// Send nothing more; the acks still count.
     Disconnected,
     Snapshot(oneshot::Sender<Snapshot>),
+    Reconfigure(Arc<Settings>, oneshot::Sender<Result<(), GlobError>>),
     Stop,
 }
 
@@ -121,6 +125,13 @@ impl Handle {
         let (answer, snapshot) = oneshot::channel();
         self.send(Command::Snapshot(answer)).await?;
         snapshot.await.map_err(|_| ended())
+    }
+
+    /// Takes what the collector needs of changed settings; an error: a bad glob, and nothing has changed.
+    pub(crate) async fn reconfigure(&self, settings: Arc<Settings>) -> anyhow::Result<()> {
+        let (answer, outcome) = oneshot::channel();
+        self.send(Command::Reconfigure(settings, answer)).await?;
+        outcome.await.map_err(|_| ended())?.context("allow")
     }
 
     /// A chunk was taken out of the connection's queue: there's room for another.
@@ -206,6 +217,10 @@ impl Driver {
             Command::Disconnected => self.connection = None,
             Command::Snapshot(answer) => {
                 answer.send(self.snapshot()).ok();
+            }
+            Command::Reconfigure(settings, answer) => {
+                let Settings { allow, own_dirs, max_in_flight, .. } = &*settings;
+                answer.send(self.collector.reconfigure(allow.clone(), own_dirs.clone(), max_in_flight.0)).ok();
             }
             Command::Stop => self.stop = true,
         }

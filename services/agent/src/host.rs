@@ -23,8 +23,6 @@ pub(crate) struct Identity {
     pub session: String,
     pub host: String,
     pub ips: Vec<String>,
-    /// The owner's labels.
-    pub own_labels: BTreeMap<String, String>,
 }
 
 impl Identity {
@@ -38,13 +36,12 @@ impl Identity {
             session: random_text()?,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             ips: addresses(),
-            own_labels: settings.labels.clone(),
         })
     }
 
-    /// All labels, for selectors.
-    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
-        let mut labels = self.own_labels.clone();
+    /// All labels, the owner's and those of the machine, for selectors.
+    pub(crate) fn labels(&self, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut labels = own.clone();
         labels.insert("host".into(), self.host.clone());
         labels.insert("os".into(), std::env::consts::OS.into());
         labels.insert("ip".into(), self.ips.join(","));

@@ -10,6 +10,7 @@ mod collect;
 mod gateways;
 mod host;
 mod push;
+mod reload;
 mod report;
 mod rules;
 mod settings;
@@ -22,9 +23,11 @@ use logmesh_tail::Collector;
 use logmesh_types::AgentId;
 use tokio::sync::watch;
 
+pub use reload::{Reloader, SettingsFile};
 pub use settings::{Settings, parse_label};
 
 use centre::{Centre, Link};
+use collect::Handle;
 use host::Identity;
 use push::Push;
 use report::Reporter;
@@ -34,6 +37,8 @@ use rules::Rules;
 #[derive(Debug, Clone)]
 pub struct Agent {
     identity: Arc<Identity>,
+    settings: watch::Sender<Arc<Settings>>,
+    collector: Handle,
     link: watch::Receiver<Option<Link>>,
     gateway: watch::Receiver<bool>,
 }
@@ -56,18 +61,15 @@ impl Agent {
         let drained = CancellationToken::new();
         let collector = collect::start(Collector::open(tail)?, tasks, drained.clone())?;
 
-        let (centre, view) = Centre::new(
-            settings.servers.clone(),
-            identity.clone(),
-            collector.clone(),
-            Rules::load(&settings.state_dir),
-        );
         let gateways_file = gateways::file_in(&settings.state_dir);
+        let rules = Rules::load(&settings.state_dir);
+        let (settings, settings_seen) = watch::channel(settings);
+        let (centre, view) = Centre::new(settings_seen.clone(), identity.clone(), collector.clone(), rules);
         let (gateways, gateways_seen) = watch::channel(gateways::load(&gateways_file));
         let (connected, gateway) = watch::channel(false);
         let link = view.link.clone();
         let push = Push {
-            settings,
+            settings: settings_seen,
             identity: identity.clone(),
             collector: collector.clone(),
             gateways: gateways_seen,
@@ -76,14 +78,31 @@ impl Agent {
         };
         tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, gateways_file, tasks.token()));
         tasks.spawn("agent-push", push.run(tasks.token()));
-        tasks.spawn("agent-report", Reporter::new(identity.clone(), collector, view).run(tasks.token()));
+        tasks.spawn("agent-report", Reporter::new(identity.clone(), collector.clone(), view).run(tasks.token()));
         tasks.spawn("agent-centre", centre.run(tasks.token()));
-        Ok(Self { identity, link, gateway })
+        Ok(Self { identity, settings, collector, link, gateway })
     }
 
     /// Its id.
     pub fn id(&self) -> &AgentId {
         &self.identity.id
+    }
+
+    /// Takes other settings while it runs, and answers which can't change before the next start: these keep their values.
+    /// After an error all is as it was.
+    ///
+    /// The rules are judged anew, files that aren't allowed any more are let go, and the centre is connected to again.
+    pub async fn reload(&self, settings: Settings) -> anyhow::Result<Vec<&'static str>> {
+        settings.check()?;
+        let present = self.settings.borrow().clone();
+        let (settings, fixed) = settings.with_fixed_of(&present);
+        if settings != *present {
+            let settings = Arc::new(settings);
+            self.collector.reconfigure(settings.clone()).await?;
+            self.settings.send_replace(settings);
+            tracing::info!("the settings have changed");
+        }
+        Ok(fixed)
     }
 
     /// Keeps the components `centre` and `gateway` of a process up to date.

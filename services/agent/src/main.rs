@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use logmesh_agent::{Agent, Settings, parse_label};
+use logmesh_agent::{Agent, Reloader, Settings, SettingsFile, parse_label};
+use logmesh_runtime::settings::Loaded;
 use logmesh_runtime::{Readiness, Tasks, admin, listen, settings, telemetry};
 use serde::Serialize;
 
@@ -67,9 +68,10 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let loaded = match settings::load::<Settings>(options.config.as_deref(), &options) {
+    let file = SettingsFile::new(options.config.clone());
+    let loaded = match load(&options) {
         Ok(loaded) => loaded,
-        Err(error) => return fail(USAGE, &telemetry::chain(&error)),
+        Err(error) => return fail(USAGE, &error),
     };
     if options.print_config {
         return match std::io::stdout().write_all(loaded.print().as_bytes()) {
@@ -80,24 +82,30 @@ fn main() -> ExitCode {
     if let Err(error) = loaded.value.check() {
         return fail(USAGE, &format!("{error:#}"));
     }
-    match run(loaded.value) {
+    match run(loaded.value, file, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(INTERNAL, &format!("{error:#}")),
     }
 }
 
-fn run(settings: Settings) -> anyhow::Result<()> {
+fn load(options: &Options) -> Result<Loaded<Settings>, String> {
+    settings::load(options.config.as_deref(), options).map_err(|error| telemetry::chain(&error))
+}
+
+fn run(settings: Settings, file: SettingsFile, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let metrics = telemetry::init(&settings.log)?;
         let listener = listen("metrics", settings.listen_admin, settings.insecure).await?;
         let tasks = Tasks::new();
         tasks.stop_on_signals()?;
+        let reloader = Reloader::new(file, move || Ok(load(&options)?.value))?;
         let readiness = Readiness::new();
         let grace = settings.drain.0 + GRACE;
         let agent = Agent::start(settings, &tasks)?;
         tracing::info!(agent = %agent.id(), metrics = %listener.local_addr()?, "agent runs");
         agent.show_readiness(&readiness, &tasks);
+        tasks.spawn("reload", reloader.run(agent, readiness.clone(), tasks.token()));
         tasks.spawn("admin", admin::serve(listener, metrics, readiness, tasks.token()));
         tasks.finish(grace).await
     })

@@ -3,6 +3,7 @@
 //! One gateway at a time, chosen so that agents spread over all of them; another when that one fails. A process that
 //! ends waits for the acks of what is on its way, for a bounded time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ const MAX_AWAY: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(crate) struct Push {
-    pub settings: Arc<Settings>,
+    pub settings: watch::Receiver<Arc<Settings>>,
     pub identity: Arc<Identity>,
     pub collector: Handle,
     pub gateways: watch::Receiver<Vec<Endpoint>>,
@@ -117,7 +118,7 @@ impl Push {
     }
 
     async fn serve(&self, gateway: &Endpoint, served: &mut bool, token: &CancellationToken) -> anyhow::Result<End> {
-        self.settings.check_server(&gateway.address)?;
+        self.settings.borrow().check_server(&gateway.address)?;
         let mut client = IngestServiceClient::new(logmesh_grpc::channel(&gateway.address)?);
         // Without credit no chunk comes yet.
         let requests = self.requests(self.collector.connected().await?);
@@ -135,7 +136,7 @@ impl Push {
                 answer = answers.message() => answer.map_err(refused),
                 () = token.cancelled(), if !stopping => {
                     self.collector.disconnected().await?;
-                    leaving = Some((End::Stopped, Instant::now() + self.settings.drain.0));
+                    leaving = Some((End::Stopped, Instant::now() + self.settings.borrow().drain.0));
                     continue;
                 }
                 () = tokio::time::sleep_until(deadline), if leaving.is_some() => Ok(None),
@@ -184,15 +185,15 @@ impl Push {
     }
 
     fn requests(&self, chunks: mpsc::Receiver<Chunk>) -> impl Stream<Item = PushRequest> + Send + 'static {
-        let (identity, collector) = (self.identity.clone(), self.collector.clone());
+        let (identity, collector, settings) = (self.identity.clone(), self.collector.clone(), self.settings.clone());
         ReceiverStream::new(chunks).map(move |chunk| {
             collector.chunk_taken();
-            PushRequest { chunk: Some(to_message(chunk, &identity)) }
+            PushRequest { chunk: Some(to_message(chunk, &identity, &settings.borrow().labels)) }
         })
     }
 }
 
-fn to_message(chunk: Chunk, identity: &Identity) -> message::Chunk {
+fn to_message(chunk: Chunk, identity: &Identity, labels: &BTreeMap<String, String>) -> message::Chunk {
     let source = &chunk.source;
     message::Chunk {
         stream_id: chunk.stream.to_string(),
@@ -210,7 +211,7 @@ fn to_message(chunk: Chunk, identity: &Identity) -> message::Chunk {
             host_ips: identity.ips.clone(),
             path: source.path.clone(),
             service: source.service.clone().unwrap_or_default(),
-            labels: identity.own_labels.clone(),
+            labels: labels.clone(),
         }),
         continuations: if chunk.continuation { vec![0] } else { Vec::new() },
         data: chunk.data,

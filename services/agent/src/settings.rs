@@ -89,6 +89,21 @@ impl Settings {
         Ok(())
     }
 
+    /// These settings with the values of `present` where they can't change while the agent runs; and which those are that
+    /// would have changed.
+    pub(crate) fn with_fixed_of(self, present: &Self) -> (Self, Vec<&'static str>) {
+        let differs = [
+            ("id", self.id != present.id),
+            ("state_dir", self.state_dir != present.state_dir),
+            ("listen_admin", self.listen_admin != present.listen_admin),
+            ("log.format", self.log.format != present.log.format),
+        ];
+        let Self { id, state_dir, listen_admin, .. } = present.clone();
+        let log = telemetry::Settings { format: present.log.format, ..self.log };
+        let fixed = differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect();
+        (Self { id, state_dir, listen_admin, log, ..self }, fixed)
+    }
+
     /// Refuses a server on another machine, unless the owner said `--insecure`.
     pub(crate) fn check_server(&self, server: &str) -> anyhow::Result<()> {
         ensure!(

@@ -4,8 +4,6 @@
 
 mod mesh;
 
-use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use logmesh_agent::{Agent, Settings};
@@ -15,76 +13,8 @@ use logmesh_runtime::Tasks;
 use logmesh_testing::wait_for_async;
 use logmesh_types::Span;
 
-use mesh::{Centre, Gateway, LIMIT, Mode, Server};
-
-struct Host {
-    dir: tempfile::TempDir,
-    tasks: Option<Tasks>,
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("logs")).unwrap();
-        Self { dir, tasks: None }
-    }
-
-    fn settings(&self, servers: &[&Server]) -> Settings {
-        Settings {
-            id: Some("host-1".parse().unwrap()),
-            servers: servers.iter().map(|server| server.address.to_string()).collect(),
-            allow: vec![format!("{}/logs/**", self.dir.path().display())],
-            labels: [("role".to_owned(), "web".to_owned())].into(),
-            state_dir: self.dir.path().join("state"),
-            ..Settings::default()
-        }
-    }
-
-    fn start(&mut self, servers: &[&Server]) {
-        self.start_with(self.settings(servers));
-    }
-
-    fn start_with(&mut self, settings: Settings) {
-        let tasks = Tasks::new();
-        Agent::start(settings, &tasks).unwrap();
-        self.tasks = Some(tasks);
-    }
-
-    async fn stop(&mut self) {
-        let tasks = self.tasks.take().unwrap();
-        tasks.shutdown();
-        tasks.finish(LIMIT).await.unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("logs").join(name)
-    }
-
-    fn append(&self, name: &str, text: &str) {
-        let mut file = std::fs::File::options().append(true).create(true).open(self.path(name)).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn rule(&self, name: &str, revision: i64, glob: &str) -> Rule {
-        Rule {
-            name: format!("rules/{name}"),
-            revision,
-            paths: vec![self.path(glob).display().to_string()],
-            topic: "logs".into(),
-            service: "shop".into(),
-            ..Rule::default()
-        }
-    }
-}
-
-async fn arrived(gateway: &Gateway, texts: &[&str]) {
-    wait_for_async("the lines at the gateway", LIMIT, || async {
-        let mut there = gateway.texts();
-        there.sort();
-        if there == texts { Ok(()) } else { Err(format!("{there:?}")) }
-    })
-    .await;
-}
+use mesh::host::{Host, arrived};
+use mesh::{Centre, Gateway, LIMIT, Mode};
 
 #[tokio::test]
 async fn lines_reach_the_gateway_and_the_centre_is_told() {

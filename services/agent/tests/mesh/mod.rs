@@ -1,5 +1,9 @@
 //! A centre and gateways as an agent sees them, in this process, that do what a test tells them.
 
+#![allow(dead_code, reason = "not every test uses everything")]
+
+pub(crate) mod host;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
