@@ -9,6 +9,7 @@ mod bulk;
 mod catalog;
 mod client;
 mod complex;
+mod facets;
 mod form;
 mod names;
 mod page;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::{
-    Bar, EventSpan, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
+    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
     Selection, Slice,
 };
 use logmesh_types::{DocId, StreamId, TopicName};
@@ -148,6 +149,10 @@ impl IndexReader for ElasticIndex {
 
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError> {
         self.inner.histogram(selection, interval).await
+    }
+
+    async fn facets(&self, selection: &Selection, field: &str, limit: usize) -> Result<Facets, IndexError> {
+        self.inner.facets(selection, field, limit).await
     }
 
     async fn spans(

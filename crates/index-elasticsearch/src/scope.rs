@@ -13,7 +13,7 @@ use crate::translate::{any_of, date, query};
 
 /// The most bytes of indices' names in a URL; Elasticsearch takes 4,096 for all of it. With more, all indices are asked, and
 /// a filter names the topics.
-const NAMED_BYTES: usize = 2_000;
+pub(crate) const NAMED_BYTES: usize = 2_000;
 
 /// What a selection comes to.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ const BATCH_BYTES: usize = 16 << 20;
 /// Ids that are looked up at a time.
 const IDS: usize = 1_000;
 /// The most indices that topics are read from.
-const MAX_INDICES: usize = 60_000;
+pub(crate) const MAX_INDICES: usize = 60_000;
 
 const NANOS_PER_MILLI: i64 = 1_000_000;
 
@@ -75,7 +75,7 @@ impl FoundHits<'_> {
 
 impl Inner {
     /// A search of which every shard must take part: half an answer would look like missing documents.
-    async fn ask(&self, indices: &str, body: Value) -> Result<Answer, IndexError> {
+    pub(crate) async fn ask(&self, indices: &str, body: Value) -> Result<Answer, IndexError> {
         let path = format!("{indices}/_search?{LENIENT}&allow_partial_search_results=false");
         let answer = self.client.call(Method::POST, &path, Body::Json(body)).await?;
         if answer.is_ok() { Ok(answer) } else { Err(answer.error()) }

@@ -49,7 +49,7 @@ pub(crate) const DATE_FORMAT: &str = "strict_date_optional_time_nanos";
 /// The most fields of an index. A label beyond it is kept, but can't be found.
 const MAX_FIELDS: usize = 1_000;
 /// Of this version of the mapping.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// The settings of an index.
 pub(crate) fn settings(settings: &Settings) -> Value {
@@ -124,9 +124,9 @@ pub(crate) fn mappings(fields: &FieldTypes) -> Value {
     properties.insert(ANY_LABEL.to_owned(), keyword());
     properties.insert(EARLY.to_owned(), json!({ "type": "long" }));
     properties.insert(ID.to_owned(), json!({ "type": "keyword" }));
-    for name in [VALUES, PATHS] {
-        properties.insert(name.to_owned(), json!({ "type": "keyword", "doc_values": false }));
-    }
+    // Found by and counted; the paths are only found by.
+    properties.insert(VALUES.to_owned(), json!({ "type": "keyword" }));
+    properties.insert(PATHS.to_owned(), json!({ "type": "keyword", "doc_values": false }));
     properties.insert(LABELS.to_owned(), json!({ "type": "object", "dynamic": true, "subobjects": false }));
     properties.insert(
         "parsed".to_owned(),

@@ -9,7 +9,8 @@ use std::time::Duration;
 use logmesh_index::conformance::{Doc, NOON, query, slice, stream, topic};
 use logmesh_index::query::{Query, is_word_char};
 use logmesh_index::{
-    FieldType, FieldTypes, Hit, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection,
+    Facets, FieldType, FieldTypes, Hit, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit,
+    Selection,
 };
 use logmesh_index_elasticsearch::{ElasticIndex, Settings};
 use logmesh_index_embedded::EmbeddedIndex;
@@ -24,6 +25,35 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const TOPICS: [&str; 3] = ["logs", "logs-2", "other"];
+
+/// Fields whose values are counted.
+const FACETS: [&str; 25] = [
+    "_topic",
+    "attributes.method",
+    "attributes.method.name",
+    "attributes.ok",
+    "attributes.status",
+    "attributes.took",
+    "attributes.undeclared",
+    "attributes.when",
+    "host",
+    "host.name",
+    "k8s.pod.name",
+    "labels",
+    "labels.role",
+    "labels.role.x",
+    "log.file.path",
+    "log.level",
+    "log.offset",
+    "logmesh.length",
+    "logmesh.stream",
+    "message",
+    "no.field",
+    "parsed",
+    "parsed.a",
+    "parsed.a.b",
+    "parsed.d",
+];
 
 /// The two indices, with the same documents.
 struct Both {
@@ -112,6 +142,22 @@ impl Both {
         let interval = Duration::from_millis([1, 7, 1_000, 3_600_000][size % 4]);
         let bars = self.elastic.histogram(selection, interval).await.unwrap();
         assert_eq!(bars, self.embedded.histogram(selection, interval).await.unwrap(), "{text} by {interval:?}");
+        // Three fields each time, one after the other.
+        for field in FACETS.iter().cycle().skip(3 * size).take(3) {
+            let [elastic, embedded] = self.facets(selection, field, [2, 1_000][size % 2]).await;
+            assert_eq!(elastic, embedded, "{field} of {selection:?}");
+        }
+    }
+
+    /// The values of a field, from both; or that they can't be counted.
+    async fn facets(&self, selection: &Selection, field: &str, limit: usize) -> [Option<Facets>; 2] {
+        let counted = |facets: Result<Facets, IndexError>| match facets {
+            Ok(facets) => Some(facets),
+            Err(IndexError::NotCountable { .. }) => None,
+            Err(error) => panic!("{field} of {}: {error}", selection.query),
+        };
+        let elastic = self.elastic.facets(selection, field, limit).await;
+        [counted(elastic), counted(self.embedded.facets(selection, field, limit).await)]
     }
 }
 

@@ -156,6 +156,32 @@ async fn many_topics_are_searched_together() {
     assert_eq!(index.count(&selection("attributes.status:<9")).await.unwrap(), 17);
     assert_eq!(index.count(&some("attributes.status:<9", 0..33)).await.unwrap(), 16);
     assert_eq!(index.count(&some("_topic:0*", 0..33)).await.unwrap(), 10);
+    // Numbers here and texts there are counted apart.
+    for (selection, values) in [(selection("x"), 34), (some("x", 1..34), 33), (some("x", 3..5), 2)] {
+        let facets = index.facets(&selection, "attributes.status", 1_000).await.unwrap();
+        assert_eq!((facets.values.len(), facets.others, facets.error_bound), (values, 0, 0));
+        assert!(facets.values.iter().all(|facet| facet.count == 1));
+        assert_eq!(index.facets(&selection, "_topic", 1_000).await.unwrap().values.len(), values);
+    }
+}
+
+/// An index that an older version made is there for as long as its documents are kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_index_is_searched_and_says_what_it_cannot_count() {
+    let server = servers::elasticsearch();
+    let settings = settings(server);
+    let index = index(&settings);
+    let path = format!("{}old@2026.01.30", settings.index_prefix);
+    let old = json!({ "dynamic": false, "properties": { "logmesh.derived.values": { "type": "keyword", "doc_values": false } } });
+    assert_eq!(call(server, Method::PUT, &path, json!({ "mappings": old })).await["acknowledged"], true);
+    let doc =
+        |n, name| Doc::new(n, "x").with("parsed", json!({ "a": "b" })).in_slice(slice(name, "2026-01-30")).build();
+    assert_eq!(index.write(vec![doc(1, "old"), doc(2, "new")]).await.unwrap(), [Outcome::Created, Outcome::Created]);
+    assert_eq!(found(&index, "parsed.a:b").await, 2);
+    let refused = index.facets(&selection("*"), "parsed.a", 10).await;
+    assert!(matches!(&refused, Err(IndexError::NotCountable { reason }) if reason.contains("older")), "{refused:?}");
+    let new = Selection { topics: vec![topic("new")], ..selection("*") };
+    assert_eq!(index.facets(&new, "parsed.a", 10).await.unwrap().values.len(), 1);
 }
 
 /// An index of somebody else's that is named like one of ours is no reason to stop.

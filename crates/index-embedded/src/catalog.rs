@@ -53,6 +53,13 @@ impl Catalog {
         topics.get(topic).cloned().unwrap_or_default()
     }
 
+    /// The declared types of these topics, or of all.
+    pub(crate) fn types_of(&self, wanted: &[TopicName]) -> Topics {
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let asked = topics.iter().filter(|(topic, _)| wanted.is_empty() || wanted.contains(topic));
+        asked.map(|(topic, types)| (topic.clone(), types.clone())).collect()
+    }
+
     /// Declares fields of a topic; see [`logmesh_index::IndexWriter::ensure_topic`].
     pub(crate) fn ensure_topic(&self, topic: &TopicName, fields: &FieldTypes) -> Result<(), IndexError> {
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);

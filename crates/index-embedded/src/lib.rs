@@ -9,6 +9,7 @@ mod catalog;
 mod complement;
 mod directory;
 mod error;
+mod facets;
 mod folder;
 mod page;
 mod schema;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::{
-    Bar, EventSpan, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
+    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
     Selection, Slice,
 };
 use logmesh_types::limits::MAX_PAGE_SIZE;
@@ -183,6 +184,11 @@ impl IndexReader for EmbeddedIndex {
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError> {
         let selection = selection.clone();
         self.read_with(move |catalog| catalog.histogram(&selection, interval)).await
+    }
+
+    async fn facets(&self, selection: &Selection, field: &str, limit: usize) -> Result<Facets, IndexError> {
+        let (selection, field) = (selection.clone(), field.to_owned());
+        self.read_with(move |catalog| catalog.facets(&selection, &field, limit)).await
     }
 
     async fn spans(

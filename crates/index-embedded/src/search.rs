@@ -22,12 +22,12 @@ use crate::translate::{Translator, of_stream, rules_out, within};
 const MAX_BARS: usize = 10_000;
 
 /// A slice that may hold documents of a selection.
-struct Part {
-    topic: TopicName,
+pub(crate) struct Part {
+    pub(crate) topic: TopicName,
     /// See [`page::slice_number`].
     number: u64,
     searcher: Searcher,
-    fields: Fields,
+    pub(crate) fields: Fields,
     /// All that is asked for but the time.
     any_time: Box<dyn Query>,
     /// All that is asked for.
@@ -43,7 +43,7 @@ enum Overlap {
 
 impl Catalog {
     /// The slices that may hold documents of the selection. They are as they were when this was called.
-    fn parts(&self, selection: &Selection) -> Result<Vec<Part>, IndexError> {
+    pub(crate) fn parts(&self, selection: &Selection) -> Result<Vec<Part>, IndexError> {
         let mut parts = Vec::new();
         for slice in self.names(&selection.topics) {
             let predicate = selection.query.resolve(&self.types(&slice.topic));
@@ -168,7 +168,7 @@ type Visit<'a> = &'a mut dyn FnMut(u32, &dyn Weight, &SegmentReader) -> tantivy:
 impl Part {
     /// Calls `visit` with the number, the weight and the reader of each segment that may hold documents of the
     /// selection.
-    fn for_each_segment(&self, selection: &Selection, visit: Visit<'_>) -> tantivy::Result<()> {
+    pub(crate) fn for_each_segment(&self, selection: &Selection, visit: Visit<'_>) -> tantivy::Result<()> {
         let scoring = EnableScoring::disabled_from_searcher(&self.searcher);
         let any_time = self.any_time.weight(scoring)?;
         let in_time = self.in_time.weight(scoring)?;

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+pub mod facets;
 pub mod query;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 
+pub use crate::facets::{Facet, Facets, MAX_FACETS};
 use crate::query::Query;
 
 /// The part of the index that a document belongs to: one day of one topic. A function of the record alone (its topic
@@ -92,6 +94,12 @@ pub enum IndexError {
     #[error("the query cannot be answered: {reason}")]
     Unsupported {
         /// What, and what to write instead.
+        reason: String,
+    },
+    /// The field has no values that could be counted.
+    #[error("the values of the field cannot be counted: {reason}")]
+    NotCountable {
+        /// Why, and what to ask for instead.
         reason: String,
     },
     /// The page token is none of this search's.
@@ -247,6 +255,23 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
     /// How many documents there are in each interval, empty ones left out, by time. At most 10,000 bars, else
     /// [`IndexError::Unsupported`]; so may be an interval that isn't whole milliseconds.
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError>;
+
+    /// The most frequent values of a field: at most `limit` of them, 1 to [`MAX_FACETS`].
+    ///
+    /// - A value is the text by which `field:"value"` finds it. A document counts once for each of its values, so that one
+    ///   with an array may count for several, and one without the field for none.
+    /// - `_topic` counts the documents of each topic; `labels` and `parsed` count every value in them.
+    /// - A declared number has one text however it was written, `1.5` for `1.50`. (A document that holds one number twice,
+    ///   in two ways of writing, may count twice.) A value that isn't of the declared type is listed by its text too. The
+    ///   integers that every document has, as `log.offset`, are listed where they are integers.
+    /// - A field that no document has gives an empty list.
+    ///
+    /// Counted in bounded memory: see [`Facets::error_bound`].
+    ///
+    /// # Errors
+    /// [`IndexError::NotCountable`] for `message`, `_id`, `@timestamp`, and what one of the topics declares as a
+    /// [`FieldType::Date`].
+    async fn facets(&self, selection: &Selection, field: &str, limit: usize) -> Result<Facets, IndexError>;
 
     /// The spans of the documents of a stream, over all slices of the topic, with `range.start >= from`, by start, then
     /// id; at most `limit`. Documents that hold the same bytes twice come twice. With `from` 0, what was written before the

@@ -1,11 +1,11 @@
-//! `SearchService`: hits, counts and histograms from the index, and the live tail from the bus.
+//! `SearchService`: hits, counts, histograms and facets from the index, and the live tail from the bus.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
 use logmesh_grpc::{internal, page_size, resource_exhausted, unavailable};
-use logmesh_index::{Hit, IndexError, IndexReader, Order, Page, PageLimit, Selection};
+use logmesh_index::{Facets, Hit, IndexError, IndexReader, MAX_FACETS, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
 use logmesh_proto::search::v1::search_service_server::SearchService;
 use logmesh_proto::time::{std_duration, timestamp};
@@ -23,6 +23,9 @@ const PAGE_BYTES: usize = 3 << 20;
 /// The width of a bar that doesn't say, and the least.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The values of a list that doesn't say.
+const DEFAULT_FACETS: usize = 10;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -107,11 +110,43 @@ impl SearchService for Search {
         Ok(Response::new(proto::HistogramResponse { bars: bars.collect() }))
     }
 
+    async fn facets(&self, request: Request<proto::FacetsRequest>) -> Result<Response<proto::FacetsResponse>, Status> {
+        let request = request.into_inner();
+        let (start, end) = (request.start_time.as_ref(), request.end_time.as_ref());
+        let selection = selection(&request.query, start, end, &request.topics, UnixNanos::now())?;
+        if request.field.is_empty() {
+            return Err(bad_field("field", "it must name the field whose values are to be counted"));
+        }
+        let limit = match usize::try_from(request.limit) {
+            Ok(0) => DEFAULT_FACETS,
+            Ok(limit @ 1..=MAX_FACETS) => limit,
+            _ => return Err(bad_field("limit", format!("it must be 0 to {MAX_FACETS}"))),
+        };
+        let _place = self.place()?;
+        let facets = self.index.facets(&selection, &request.field, limit).await.map_err(status)?;
+        Ok(Response::new(facets_response(facets, PAGE_BYTES)))
+    }
+
     async fn tail(&self, request: Request<proto::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
         let request = request.into_inner();
         let stream = self.tails.open(query(&request.query, UnixNanos::now())?, topics(&request.topics)?).await?;
         Ok(Response::new(stream))
     }
+}
+
+/// The values as they go over the wire: those that `bytes` have room for.
+fn facets_response(facets: Facets, bytes: usize) -> proto::FacetsResponse {
+    let mut response =
+        proto::FacetsResponse { others: facets.others, error_bound: facets.error_bound, ..Default::default() };
+    let mut left = Some(bytes);
+    for facet in facets.values {
+        left = left.and_then(|left| left.checked_sub(facet.value.len()));
+        match left {
+            Some(_) => response.values.push(proto::FacetValue { value: facet.value, count: facet.count }),
+            None => response.others += facet.count,
+        }
+    }
+    response
 }
 
 /// The hit as it goes over the wire.
@@ -128,7 +163,26 @@ fn status(error: IndexError) -> Status {
     match &error {
         IndexError::Unavailable { .. } => unavailable("INDEX_UNAVAILABLE", error.to_string()),
         IndexError::Unsupported { reason } => bad_field("query", reason),
+        IndexError::NotCountable { reason } => bad_field("field", reason),
         IndexError::BadPageToken => bad_field("page_token", &error),
         IndexError::Damaged { .. } => internal(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use logmesh_index::Facet;
+
+    use super::*;
+
+    #[test]
+    fn long_values_are_left_out_and_counted() {
+        let values = [("x".repeat(10), 5), ("y".repeat(9), 3), ("z".to_owned(), 2)];
+        let values = values.into_iter().map(|(value, count)| Facet { value, count }).collect();
+        let facets = Facets { values, others: 7, error_bound: 1 };
+        let all = facets_response(facets.clone(), 20);
+        assert_eq!((all.values.len(), all.others, all.error_bound), (3, 7, 1));
+        let cut = facets_response(facets, 18);
+        assert_eq!((cut.values.len(), cut.others), (1, 12));
     }
 }

@@ -14,7 +14,7 @@ use logmesh_index::{IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::ingest::v1::Event;
 use logmesh_proto::search::v1::search_service_client::SearchServiceClient;
-use logmesh_proto::search::v1::{HistogramRequest, SearchRequest, TailRequest};
+use logmesh_proto::search::v1::{FacetsRequest, HistogramRequest, SearchRequest, TailRequest};
 use logmesh_proto::time::timestamp;
 use logmesh_record::{Topics, codec, document};
 use logmesh_runtime::Tasks;
@@ -173,6 +173,30 @@ async fn a_histogram_counts_by_interval() {
     let ask = HistogramRequest { interval, ..Default::default() };
     let bars = server.client.histogram(ask).await.unwrap().into_inner().bars;
     assert_eq!(bars.iter().map(|bar| bar.count).collect::<Vec<_>>(), [2, 1]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn facets_count_the_values_of_a_field() {
+    let mut server = Server::start(Settings::default()).await;
+    server.write(&["a x", "b x", "c"]).await;
+    let ask = FacetsRequest { query: "x".into(), field: "_topic".into(), ..Default::default() };
+    let facets = server.client.facets(ask.clone()).await.unwrap().into_inner();
+    let values: Vec<(&str, u64)> = facets.values.iter().map(|value| (value.value.as_str(), value.count)).collect();
+    assert_eq!((values, facets.others, facets.error_bound), (vec![("logs", 2)], 0, 0));
+    let none = FacetsRequest { topics: vec!["others".into()], limit: 1_000, ..ask.clone() };
+    assert!(server.client.facets(none).await.unwrap().into_inner().values.is_empty());
+    for (request, says) in [
+        (FacetsRequest { field: String::new(), ..ask.clone() }, "field: it must name"),
+        (FacetsRequest { field: "@timestamp".into(), ..ask.clone() }, "field: @timestamp holds times"),
+        (FacetsRequest { limit: -1, ..ask.clone() }, "limit: "),
+        (FacetsRequest { limit: 1_001, ..ask.clone() }, "limit: "),
+        (FacetsRequest { query: "a AND (".into(), ..ask }, "query"),
+    ] {
+        let status = server.client.facets(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(logmesh_grpc::describe(&status).contains(says), "{}", logmesh_grpc::describe(&status));
+    }
     server.stop().await;
 }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
 mod documents;
+mod facets;
 mod oracle;
 mod queries;
 mod searching;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use documents::{Doc, NOON, selection, slice, stream, topic};
+pub use facets::*;
 pub use oracle::*;
 pub use queries::*;
 pub use searching::*;
@@ -122,6 +124,11 @@ macro_rules! conformance {
             a_page_token_belongs_to_its_search
             times_bound_a_search
             bars_count_documents
+            values_are_counted
+            values_are_counted_by_their_types
+            values_of_topics_and_slices_are_added_up
+            very_many_values_are_counted_within_a_bound
+            what_has_no_values_is_refused
             spans_tell_where_documents_lie
             a_query_finds_what_its_definition_says
         );

@@ -1,19 +1,41 @@
 //! Random documents and random queries: an index finds exactly what [`query::matches`] says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use logmesh_types::DocId;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Doc, Fixture, Opened, selection, slice, topic};
-use crate::{FieldType, FieldTypes, IndexReader, IndexWriter, Order, PageLimit, query};
+use crate::facets::value_text;
+use crate::{Facet, Facets, FieldType, FieldTypes, IndexReader, IndexWriter, MAX_FACETS, Order, PageLimit, query};
 
 const DOCUMENTS: usize = 240;
 const QUERIES: usize = 600;
+
+/// Fields whose values are counted, one after the other.
+const FACETS: [&str; 17] = [
+    "_topic",
+    "attributes.method",
+    "attributes.ok",
+    "attributes.status",
+    "attributes.took",
+    "attributes.undeclared",
+    "host.name",
+    "labels",
+    "labels.role",
+    "log.level",
+    "log.offset",
+    "logmesh.length",
+    "no.field",
+    "parsed",
+    "parsed.a.b",
+    "parsed.c",
+    "parsed.d",
+];
 
 const WORDS: [&str; 10] = ["error", "errors", "Timeout", "10", "0", "v1", "größe", "x", "mirror", "a"];
 const KEYWORDS: [&str; 8] = ["web-1", "web-12", "db", "ERROR", "error", "", "a b", "10"];
@@ -153,24 +175,24 @@ pub async fn a_query_finds_what_its_definition_says(fixture: &impl Fixture) {
     }
     for number in 0..QUERIES {
         let text = query_text().new_tree(&mut runner).unwrap().current();
-        check(&opened, &docs, &text).await;
+        check(&opened, &docs, &text, FACETS[number % FACETS.len()]).await;
         if number == QUERIES / 2 {
             opened = opened.reopen().await;
         }
     }
 }
 
-async fn check<F: Fixture>(opened: &Opened<'_, F>, docs: &[Doc], text: &str) {
+async fn check<F: Fixture>(opened: &Opened<'_, F>, docs: &[Doc], text: &str, field: &str) {
     let selection = selection(text);
-    let expected: BTreeSet<DocId> = docs
-        .iter()
-        .filter(|doc| {
-            let mut document = doc.document();
-            document.insert("_topic".to_owned(), json!(doc.build().slice.topic));
-            query::matches(&selection.query, &types(), &document)
-        })
-        .map(Doc::id)
-        .collect();
+    let (mut expected, mut counts) = (BTreeSet::new(), BTreeMap::<String, u64>::new());
+    for doc in docs {
+        let mut document = doc.document();
+        document.insert("_topic".to_owned(), json!(doc.build().slice.topic));
+        if query::matches(&selection.query, &types(), &document) {
+            expected.insert(doc.id());
+            values(&document, field).into_iter().for_each(|value| *counts.entry(value).or_default() += 1);
+        }
+    }
     let page = opened.index.search(&selection, Order::NewestFirst, PageLimit::hits(1_000), None).await;
     let page = page.unwrap_or_else(|error| panic!("{text}: {error}"));
     let found: BTreeSet<DocId> = page.hits.iter().map(|hit| hit.id).collect();
@@ -181,4 +203,21 @@ async fn check<F: Fixture>(opened: &Opened<'_, F>, docs: &[Doc], text: &str) {
         .collect();
     assert!(wrong.is_empty(), "{text}: found {} of {}, wrong: {wrong:#?}", found.len(), expected.len());
     assert_eq!(opened.index.count(&selection).await.unwrap(), expected.len() as u64, "{text}");
+    let facets = opened.index.facets(&selection, field, MAX_FACETS).await;
+    let facets = facets.unwrap_or_else(|error| panic!("{field} of {text}: {error}"));
+    let mut counts: Vec<Facet> = counts.into_iter().map(|(value, count)| Facet { value, count }).collect();
+    counts.sort_by_key(|facet| std::cmp::Reverse(facet.count));
+    assert_eq!(facets, Facets { values: counts, others: 0, error_bound: 0 }, "{field} of {text}");
+}
+
+/// The texts that a document's values of a field are counted by.
+fn values(document: &Map<String, Value>, field: &str) -> BTreeSet<String> {
+    let kind = query::field::kind(field, &types());
+    let mut values = BTreeSet::new();
+    query::field::for_each_leaf(document, &mut |path, value| {
+        let named = path == field || query::field::flattened_root(path) == Some(field);
+        let text = query::field::keyword_text(value).filter(|_| named);
+        values.extend(text.map(|text| value_text(kind, &text).into_owned()));
+    });
+    values
 }
