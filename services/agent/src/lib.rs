@@ -24,7 +24,7 @@ use logmesh_types::AgentId;
 use tokio::sync::watch;
 
 pub use reload::{Reloader, SettingsFile};
-pub use settings::{Settings, parse_label};
+pub use settings::{Compression, Settings, parse_label};
 
 use centre::{Centre, Link};
 use collect::Handle;

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use futures::{Stream, StreamExt};
 use logmesh_proto::discovery::v1::Endpoint;
 use logmesh_proto::ingest::v1::ingest_service_client::IngestServiceClient;
-use logmesh_proto::ingest::v1::push_response::Response;
+use logmesh_proto::ingest::v1::push_response::Response as Answer;
 use logmesh_proto::ingest::v1::{self as message, PushRequest, PushResponse};
 use logmesh_proto::time::{std_duration, timestamp};
 use logmesh_runtime::{CancellationToken, RetryPolicy};
@@ -21,6 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::DropGuard;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::collect::Handle;
 use crate::host::Identity;
@@ -118,15 +121,11 @@ impl Push {
     }
 
     async fn serve(&self, gateway: &Endpoint, served: &mut bool, token: &CancellationToken) -> anyhow::Result<End> {
-        self.settings.borrow().check_server(&gateway.address)?;
-        let mut client = IngestServiceClient::new(logmesh_grpc::channel(&gateway.address)?);
-        // Without credit no chunk comes yet.
-        let requests = self.requests(self.collector.connected().await?);
         let opened = tokio::select! {
-            opened = tokio::time::timeout(ANSWER_TIMEOUT, client.push(requests)) => opened,
+            opened = self.open(&gateway.address) => opened,
             () = token.cancelled() => return Ok(End::Stopped),
         };
-        let mut answers = opened.context("no answer")?.map_err(refused)?.into_inner();
+        let mut answers = opened?;
         tracing::info!(gateway = %gateway.address, id = %gateway.id, "connected to a gateway");
         let mut leaving: Option<(End, Instant)> = None;
         loop {
@@ -158,21 +157,48 @@ impl Push {
         }
     }
 
+    /// Opens the stream, with compressed chunks if the settings say so and the gateway can open them.
+    async fn open(&self, address: &str) -> anyhow::Result<Streaming<PushResponse>> {
+        let settings = self.settings.borrow().clone();
+        settings.check_server(address)?;
+        let client = IngestServiceClient::new(logmesh_grpc::channel(address)?);
+        if settings.compression.applies_to(address) {
+            let compressing = client.clone().send_compressed(CompressionEncoding::Zstd);
+            match self.ask(compressing).await? {
+                Err(status) if status.code() == Code::Unimplemented => {
+                    tracing::warn!(gateway = %address, "the gateway takes no zstd: chunks are sent as they are");
+                }
+                answer => return answer.map_err(refused),
+            }
+        }
+        self.ask(client).await?.map_err(refused)
+    }
+
+    async fn ask(
+        &self,
+        mut client: IngestServiceClient<Channel>,
+    ) -> anyhow::Result<Result<Streaming<PushResponse>, Status>> {
+        // Without credit no chunk comes yet.
+        let requests = self.requests(self.collector.connected().await?);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.push(requests)).await.context("no answer")?;
+        Ok(answer.map(Response::into_inner))
+    }
+
     /// Takes an answer; a go-away gives the time to wait.
     ///
     /// The next stream isn't opened before this one has ended: an ack speaks for everything before it in its file, so
     /// the acks of two gateways at a time would vouch for each other's chunks.
     async fn take(&self, answer: PushResponse) -> anyhow::Result<Option<Duration>> {
         match answer.response {
-            Some(Response::Ack(ack)) => self.collector.ack(ack.stream_id.parse()?, ack.end_offset).await?,
-            Some(Response::Credit(credit)) => self.collector.credit(credit.bytes).await?,
-            Some(Response::Reject(reject)) => {
+            Some(Answer::Ack(ack)) => self.collector.ack(ack.stream_id.parse()?, ack.end_offset).await?,
+            Some(Answer::Credit(credit)) => self.collector.credit(credit.bytes).await?,
+            Some(Answer::Reject(reject)) => {
                 let range = ByteRange::new(reject.start_offset, reject.end_offset);
                 tracing::debug!(stream = %reject.stream_id, %range, reason = %reject.reason, "the gateway refused a chunk");
                 let reason = format!("{}: {}", reject.reason, reject.detail);
                 self.collector.reject(reject.stream_id.parse()?, range, reason).await?;
             }
-            Some(Response::GoAway(away)) => {
+            Some(Answer::GoAway(away)) => {
                 tracing::debug!(reason = %away.reason, "the gateway asks to connect again");
                 // The end of the requests: the gateway acks what it has, and ends.
                 self.collector.disconnected().await?;

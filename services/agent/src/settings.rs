@@ -36,6 +36,8 @@ pub struct Settings {
     pub own_dirs: Vec<PathBuf>,
     /// Bytes that may be on their way to a gateway.
     pub max_in_flight: ByteSize,
+    /// How chunks are compressed on their way; taken up with the next connection to a gateway.
+    pub compression: Compression,
     /// How long the acks of what is on its way are waited for when the process is asked to end.
     pub drain: Span,
     /// Where `/metrics`, `/healthz` and `/readyz` are, when it runs as a process of its own.
@@ -44,6 +46,30 @@ pub struct Settings {
     pub insecure: bool,
     /// What to log, and how.
     pub log: telemetry::Settings,
+}
+
+/// How chunks are compressed on their way to a gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// By zstd to a gateway on another machine, not at all to one on this.
+    #[default]
+    Auto,
+    /// By zstd. A gateway that can't open it gets chunks as they are.
+    Zstd,
+    /// Not at all.
+    None,
+}
+
+impl Compression {
+    /// Whether to compress what goes to this gateway.
+    pub(crate) fn applies_to(self, address: &str) -> bool {
+        match self {
+            Self::Auto => !is_local(address),
+            Self::Zstd => true,
+            Self::None => false,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -56,6 +82,7 @@ impl Default for Settings {
             state_dir: PathBuf::from("/var/lib/logmesh-agent"),
             own_dirs: Vec::new(),
             max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
+            compression: Compression::default(),
             drain: Span(Duration::from_secs(5)),
             listen_admin: SocketAddr::from(([127, 0, 0, 1], 7499)),
             insecure: false,
@@ -134,6 +161,16 @@ mod tests {
         for remote in ["10.0.0.7:7401", "config.example:7401", "[2001:db8::1]:7401"] {
             assert!(with(remote, false).check().unwrap_err().to_string().contains("--insecure"));
             with(remote, true).check().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_machine_is_compressed() {
+        for (compression, near, far) in
+            [(Compression::Auto, false, true), (Compression::Zstd, true, true), (Compression::None, false, false)]
+        {
+            let applies = ["127.0.0.1:7402", "10.0.0.7:7402"].map(|address| compression.applies_to(address));
+            assert_eq!(applies, [near, far], "{compression:?}");
         }
     }
 

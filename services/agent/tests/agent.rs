@@ -6,7 +6,7 @@ mod mesh;
 
 use std::time::Duration;
 
-use logmesh_agent::{Agent, Settings};
+use logmesh_agent::{Agent, Compression, Settings};
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::fleet::v1::{RuleState, StreamState};
 use logmesh_runtime::Tasks;
@@ -154,6 +154,26 @@ async fn stopped_with_a_chunk_unacked(mode: Mode, drain: Duration) -> usize {
     host.stop().await;
     let starts: Vec<u64> = gateway.chunks.lock().unwrap().iter().map(|chunk| chunk.start_offset).collect();
     starts.iter().filter(|start| **start == 0).count()
+}
+
+/// Sends lines with zstd to a gateway, and answers how they came.
+async fn sent_with_zstd(mode: Mode) -> Option<String> {
+    let (gateway, gateway_server) = Gateway::start(mode).await;
+    let (centre, server) = Centre::start(&[gateway_server.address]).await;
+    let mut host = Host::new();
+    let text = "the same words again and again\n".repeat(1_000);
+    host.append("a.log", &text);
+    host.start_with(Settings { compression: Compression::Zstd, ..host.settings(&[&server]) });
+    centre.tell(vec![host.rule("a", 1, "*.log")], &[]);
+    arrived(&gateway, &[&text]).await;
+    host.stop().await;
+    gateway.encoding.lock().unwrap().clone()
+}
+
+#[tokio::test]
+async fn chunks_are_compressed_where_the_gateway_can_open_them() {
+    assert_eq!(sent_with_zstd(Mode::Ack).await.as_deref(), Some("zstd"));
+    assert_eq!(sent_with_zstd(Mode::Plain).await, None);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use logmesh_proto::ingest::v1::{PushRequest, PushResponse, WriteRequest, WriteRe
 use logmesh_runtime::{CancellationToken, RetryPolicy, Tasks};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
 
 use push::Session;
@@ -71,9 +72,11 @@ impl Gateway {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Adds `IngestService` to a server. It serves while the component `bus` is ready, if there is one.
+    /// Adds `IngestService` to a server. It serves while the component `bus` is ready, if there is one. Requests may be
+    /// compressed with zstd; the bound on a message holds for what it's opened to.
     pub fn add_to(&self, routes: &mut Routes) {
-        routes.add(IngestServiceServer::new(self.clone())).needs("bus");
+        let service = IngestServiceServer::new(self.clone()).accept_compressed(CompressionEncoding::Zstd);
+        routes.add(service).needs("bus");
     }
 }
 

@@ -50,6 +50,23 @@ async fn what_is_acked_is_on_the_bus() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_chunks_are_taken_and_bombs_are_not() {
+    let mut server = Server::start(Settings::default()).await;
+    server.client = server.client.clone().send_compressed(tonic::codec::CompressionEncoding::Zstd);
+    let mut push = server.push().await;
+    push.send(chunk(1, 0, &"the same\n".repeat(1_000)));
+    assert_eq!(push.ack().await.end_offset, 9_000);
+    // A few hundred bytes on the wire, and more than any message may have when they are opened.
+    push.send(chunk(1, 9_000, &"x".repeat(64 << 20)));
+    let status = push.answer().await.err();
+    assert!(status.is_none_or(|status| status.code() != Code::Ok), "it isn't answered");
+    assert_eq!(server.records("logs").await.len(), 1);
+    let mut push = server.push().await;
+    push.send(chunk(1, 9_000, "more\n"));
+    assert_eq!(push.ack().await.end_offset, 9_005, "others aren't harmed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_keep_their_order() {
     let server = Server::start(Settings::default()).await;
     let mut push = server.push().await;

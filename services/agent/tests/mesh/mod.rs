@@ -28,9 +28,11 @@ use logmesh_proto::ingest::v1::{
     Ack, Chunk, Credit, GoAway, PushRequest, PushResponse, Reject, WriteRequest, WriteResponse,
 };
 use logmesh_runtime::CancellationToken;
+use logmesh_types::limits::MAX_IN_FLIGHT_BYTES;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -40,8 +42,12 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) enum Mode {
     /// Acks each.
     Ack,
+    /// The same, and takes nothing that is compressed.
+    Plain,
     /// Takes them and says nothing.
     Silent,
+    /// Acks each and keeps nothing.
+    Discard,
     /// Acks them when the agent has no more.
     Late,
     /// Takes them and says nothing, even when the agent has no more.
@@ -59,6 +65,8 @@ pub(crate) struct Gateway {
     pub(crate) mode: watch::Sender<Mode>,
     pub(crate) chunks: Mutex<Vec<Chunk>>,
     pub(crate) connections: Mutex<usize>,
+    /// How the last connection's requests are compressed.
+    pub(crate) encoding: Mutex<Option<String>>,
     token: CancellationToken,
 }
 
@@ -80,10 +88,12 @@ async fn serve(routes: Routes, token: CancellationToken) -> Server {
 impl Gateway {
     pub(crate) async fn start(mode: Mode) -> (Arc<Self>, Server) {
         let token = CancellationToken::new();
-        let (chunks, connections) = (Mutex::default(), Mutex::default());
-        let gateway = Arc::new(Self { mode: watch::channel(mode).0, chunks, connections, token: token.clone() });
+        let (chunks, connections, encoding) = Default::default();
+        let mode_seen = watch::channel(mode).0;
+        let gateway = Arc::new(Self { mode: mode_seen, chunks, connections, encoding, token: token.clone() });
         let mut routes = Routes::new();
-        routes.add(IngestServiceServer::new(Ingest(gateway.clone())));
+        let service = IngestServiceServer::new(Ingest(gateway.clone()));
+        routes.add(if mode == Mode::Plain { service } else { service.accept_compressed(CompressionEncoding::Zstd) });
         let server = serve(routes, token).await;
         (gateway, server)
     }
@@ -111,6 +121,8 @@ impl IngestService for Ingest {
 
     async fn push(&self, request: Request<Streaming<PushRequest>>) -> Result<Response<Self::PushStream>, Status> {
         *self.0.connections.lock().unwrap() += 1;
+        let encoding = request.metadata().get("grpc-encoding").map(|text| text.to_str().unwrap().to_owned());
+        *self.0.encoding.lock().unwrap() = encoding;
         let (answers, stream) = mpsc::channel(64);
         let gateway = self.0.clone();
         #[allow(clippy::disallowed_methods)] // ends with the stream
@@ -131,12 +143,12 @@ impl IngestService for Ingest {
 impl Gateway {
     async fn take(&self, mut chunks: Streaming<PushRequest>, answers: mpsc::Sender<Result<PushResponse, Status>>) {
         let say = async |answer| answers.send(Ok(PushResponse { response: Some(answer) })).await.is_ok();
-        say(Answer::Credit(Credit { bytes: 4 << 20 })).await;
+        say(Answer::Credit(Credit { bytes: MAX_IN_FLIGHT_BYTES })).await;
         while let Ok(Some(PushRequest { chunk: Some(chunk) })) = chunks.message().await {
             let (stream_id, end_offset) = (chunk.stream_id.clone(), chunk.end_offset);
             let (bytes, start_offset) = (chunk.data.len() as u64, chunk.start_offset);
             let mode = *self.mode.borrow();
-            if mode != Mode::Break && mode != Mode::Refuse {
+            if !matches!(mode, Mode::Break | Mode::Refuse | Mode::Discard) {
                 self.chunks.lock().unwrap().push(chunk);
             }
             match mode {
@@ -149,7 +161,7 @@ impl Gateway {
                     let (reason, detail) = ("BAD_NAME".to_owned(), "refused on purpose".to_owned());
                     say(Answer::Reject(Reject { stream_id, start_offset, end_offset, reason, detail })).await;
                 }
-                Mode::Ack | Mode::GoAway => {
+                Mode::Ack | Mode::Plain | Mode::Discard | Mode::GoAway => {
                     say(Answer::Ack(Ack { stream_id, end_offset, positions: vec![] })).await;
                 }
             }
