@@ -11,7 +11,7 @@ use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::program::{command, logmesh, run};
 use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Ten lines in `logs/app.log`, found.
 fn mesh_with_lines() -> Mesh {
@@ -36,6 +36,11 @@ fn search_prints_what_it_is_asked_for() {
     assert_eq!(mesh.run(&["search", "*", "--from", "now-1h", "--to", "now", "--count"]).expect(0).stdout, "10\n");
     assert_eq!(mesh.run(&["search", "*", "--topic", "logs", "--count"]).expect(0).stdout, "10\n");
     assert_eq!(mesh.run(&["search", "*", "--topic", "others", "--count"]).expect(0).stdout, "0\n");
+    let topics = mesh.run(&["search", "request", "--facet", "_topic"]).expect(0).stdout;
+    assert_eq!(topics, "COUNT  VALUE\n10     logs\n");
+    let file = mesh.run(&["search", "\"request 3\"", "--facet", "log.file.path", "--json"]).expect(0).stdout;
+    assert_eq!(json_lines(&file), [json!({ "value": mesh.log("app.log"), "count": 1 })]);
+    mesh.run(&["search", "*", "--facet", "message"]).expect(1).says(&["field", "words"]);
     let text = mesh.run(&["search", "\"request 7\""]).expect(0).stdout;
     assert!(text.contains("request 7 took 70ms"), "{text}");
 }
@@ -179,6 +184,7 @@ fn no_server_is_69_and_bad_usage_is_64() {
     for args in [
         &["search"][..],
         &["search", "*", "--limit", "0"],
+        &["search", "*", "--facet", "host.name", "--limit", "1001"],
         &["search", "*", "--since", "soon"],
         &["rules", "get", "Not A Name"],
         &["rules", "apply", "-f", "/nowhere/rules.yaml"],

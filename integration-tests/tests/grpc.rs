@@ -89,6 +89,12 @@ const CALLS: &[(&str, &str, End)] = &[
     ("logmesh.search.v1.SearchService/Search", r#"{"query": "*"}"#, Answer("{")),
     ("logmesh.search.v1.SearchService/Search", r#"{"query": "a AND ("}"#, Error("InvalidArgument", "query")),
     ("logmesh.search.v1.SearchService/Histogram", r#"{"query": "*"}"#, Answer("{")),
+    ("logmesh.search.v1.SearchService/Facets", r#"{"query": "*", "field": "host.name"}"#, Answer("{")),
+    (
+        "logmesh.search.v1.SearchService/Facets",
+        r#"{"query": "*", "field": "message"}"#,
+        Error("InvalidArgument", "field"),
+    ),
     ("logmesh.search.v1.SearchService/Tail", r#"{"query": "*"}"#, Stream("")),
     ("logmesh.audit.v1.AuditService/AuditFleet", "{}", Answer("{")),
     (

@@ -1,11 +1,12 @@
 //! `search` and `tail`.
 
+use logmesh_index::MAX_FACETS;
 use logmesh_index::query::Query;
 use logmesh_proto::search::v1::search_service_client::SearchServiceClient;
-use logmesh_proto::search::v1::{Hit, SearchRequest, TailRequest};
+use logmesh_proto::search::v1::{FacetValue, FacetsRequest, FacetsResponse, Hit, SearchRequest, TailRequest};
 use logmesh_proto::time::timestamp;
 use logmesh_types::{Span, TopicName, UnixNanos};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use super::failure::note;
@@ -21,6 +22,9 @@ const MAX_PAGE_BYTES: usize = 64 << 20;
 /// How far back a search goes that doesn't say.
 const DEFAULT_SINCE: &str = "1h";
 
+/// The hits of a search that doesn't say.
+const DEFAULT_LIMIT: u64 = 100;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct SearchArgs {
     /// What to find: words, "phrases", field:value, AND, OR, NOT, (…); * finds everything
@@ -34,15 +38,18 @@ pub(crate) struct SearchArgs {
     /// Before this time: RFC 3339, now, or now-1h
     #[arg(long, value_name = "TIME")]
     to: Option<UnixNanos>,
-    /// At most so many, the newest
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
+    /// At most so many: the newest, or the most frequent values [default: 100 lines, 10 values]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
     /// Only in this topic; may be given more than once
     #[arg(long, value_name = "TOPIC")]
     topic: Vec<TopicName>,
     /// Print only how many there are, whatever the limit
     #[arg(long)]
     count: bool,
+    /// Print the most frequent values of this field (host.name, _topic, labels.…) and how many lines have each
+    #[arg(long, value_name = "FIELD", conflicts_with = "count")]
+    facet: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -88,6 +95,19 @@ pub(super) async fn run(args: SearchArgs, session: &mut Session) -> Outcome {
     check(&args.query)?;
     let (from, to) = args.times(UnixNanos::now())?;
     let mut client = client(session);
+    if let Some(field) = args.facet {
+        let limit = args.limit.unwrap_or(0);
+        let wanted = FacetsRequest {
+            query: args.query,
+            start_time: from.map(timestamp),
+            end_time: to.map(timestamp),
+            topics: topics(&args.topic),
+            field,
+            limit: i32::try_from(limit).ok().filter(|_| limit <= MAX_FACETS as u64).ok_or_else(too_many)?,
+        };
+        let facets = client.facets(request(wanted)).await?.into_inner();
+        return print_facets(&facets, &mut session.out);
+    }
     let mut search = SearchRequest {
         query: args.query,
         start_time: from.map(timestamp),
@@ -101,7 +121,7 @@ pub(super) async fn run(args: SearchArgs, session: &mut Session) -> Outcome {
         return Ok(session.out.line(&total.to_string())?);
     }
     let mut lines = Lines::default();
-    let mut left = args.limit;
+    let mut left = args.limit.unwrap_or(DEFAULT_LIMIT);
     loop {
         search.page_size = left.min(PAGE) as i32;
         let page = client.search(request(search.clone())).await?.into_inner();
@@ -115,6 +135,32 @@ pub(super) async fn run(args: SearchArgs, session: &mut Session) -> Outcome {
             return Ok(());
         }
     }
+}
+
+fn too_many() -> Failure {
+    Failure::Usage(format!("--limit: with --facet at most {MAX_FACETS}"))
+}
+
+/// Prints the values; what the list doesn't show goes to stderr.
+fn print_facets(facets: &FacetsResponse, out: &mut Output) -> Outcome {
+    if out.json {
+        for FacetValue { value, count } in &facets.values {
+            out.json(&json!({ "value": value, "count": count }))?;
+        }
+    } else {
+        let shown = |value: &str| if value.is_empty() { "\"\"".to_owned() } else { value.to_owned() };
+        let row = |facet: &FacetValue| [facet.count.to_string(), shown(&facet.value)];
+        out.table(["COUNT", "VALUE"], &facets.values.iter().map(row).collect::<Vec<_>>())?;
+    }
+    out.flush()?;
+    if facets.others > 0 {
+        note(&format!("logmesh: values that are not shown: {} more in all; --limit shows more", facets.others), false);
+    }
+    if facets.error_bound > 0 {
+        let most = facets.error_bound;
+        note(&format!("logmesh: the field has very many values: a count may be too low by {most}"), false);
+    }
+    Ok(())
 }
 
 pub(super) async fn tail(args: TailArgs, session: &mut Session) -> Outcome {
@@ -217,6 +263,20 @@ mod tests {
         let (mut out, captured) = Output::captured(true, true);
         Lines::default().print(&hit(document), &mut out).unwrap();
         assert!(captured.text().starts_with(r#"{"_id":"x\"y","_topic":"t","@timestamp""#));
+    }
+
+    #[test]
+    fn values_come_in_columns_or_as_json() {
+        let value = |value: &str, count| FacetValue { value: value.into(), count };
+        let values = vec![value("web-1", 1234), value("a\u{1b}b", 7), value("", 1)];
+        let facets = FacetsResponse { values, others: 0, error_bound: 0 };
+        let (mut out, captured) = Output::captured(false, false);
+        print_facets(&facets, &mut out).unwrap();
+        assert_eq!(captured.text(), "COUNT  VALUE\n1234   web-1\n7      a\\u{1b}b\n1      \"\"\n");
+        let (mut out, captured) = Output::captured(true, false);
+        print_facets(&facets, &mut out).unwrap();
+        assert!(captured.text().starts_with("{\"count\":1234,\"value\":\"web-1\"}\n"), "{}", captured.text());
+        assert_eq!(captured.text().lines().count(), 3);
     }
 
     #[test]
