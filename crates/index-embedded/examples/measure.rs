@@ -70,6 +70,19 @@ async fn main() {
         let page = index.search(&selection(text), Order::NewestFirst, PageLimit::hits(100), None).await.unwrap();
         println!("search {text}: {:?}, {} of {}", start.elapsed(), page.hits.len(), page.total);
     }
+    for (text, field) in [
+        ("*", "host.name"),
+        ("404", "host.name"),
+        ("*", "labels"),
+        ("*", "attributes.status"),
+        ("*", "log.offset"),
+        ("404", "logmesh.stream"),
+    ] {
+        let start = Instant::now();
+        let facets = index.facets(&selection(text), field, 10).await.unwrap();
+        let (most, others) = (facets.values.first().map_or(0, |facet| facet.count), facets.others);
+        println!("facets {field} of {text}: {:?}, {most} at most, {others} others", start.elapsed());
+    }
     let ids: Vec<DocId> = (0..5_000).map(|number| doc(number * 7 % next).id).collect();
     let start = Instant::now();
     let found = index.contains(&"nginx".parse().unwrap(), &ids).await.unwrap();
