@@ -17,6 +17,8 @@ mod report;
 mod turns;
 
 #[cfg(test)]
+mod loss_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
@@ -344,17 +346,17 @@ impl Collector {
             }
             self.settle(bytes, chunks);
             match reached {
-                Some(_) if former => self.ack_former(number, bytes, now),
+                Some((offset, _)) if former => self.ack_former(number, stream, bytes, offset, now),
                 Some((offset, guard)) => self.ack_dormant(number, offset, guard),
                 None => {}
             }
         }
     }
 
-    fn ack_former(&mut self, number: u64, bytes: u64, now: Instant) {
+    fn ack_former(&mut self, number: u64, stream: StreamId, bytes: u64, end: u64, now: Instant) {
         let live = self.files.get_mut(&number).map(|file| &mut file.record);
         if let Some(record) = live.or_else(|| self.dormant.get_mut(&number)) {
-            record.former = record.former.saturating_sub(bytes);
+            record.former_acked(stream, bytes, end);
             self.dirty.insert(number);
             self.check_end(number, now);
         }
@@ -362,11 +364,10 @@ impl Collector {
 
     /// What was on its way of a former generation when the process ended can't be read again.
     fn count_former(&mut self, record: &mut Record) {
-        let lost = std::mem::take(&mut record.former);
+        let lost = record.lose_former();
         if lost > 0 {
             let path = record.path.display();
             tracing::error!(%path, lost, "file was truncated, and the process ended before its former bytes were acked: they may be lost");
-            record.lost_bytes += lost;
             self.totals.lost_bytes += lost;
             self.dirty.insert(record.number);
         }

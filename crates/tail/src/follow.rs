@@ -17,6 +17,7 @@ use logmesh_types::{AgentId, ByteRange, StreamId, UnixNanos};
 use crate::chunk::{Chunk, Source};
 use crate::framing::{End, Framing, Room, continues, frame};
 use crate::state::{Assignment, Guard, Record};
+use crate::status::LossCause;
 
 /// How much of a new file is looked at to tell text from something else.
 const HEAD_BYTES: usize = 1024;
@@ -254,10 +255,10 @@ impl Followed {
     /// What is on its way of the old one is returned; its unread bytes are counted as lost.
     pub(crate) fn next_generation(&mut self, agent: &AgentId) -> (StreamId, Flight, u64) {
         let lost = self.unread();
+        self.record.lose(agent, ByteRange::new(self.read, self.read + lost), LossCause::Truncated);
+        self.record.note_former(self.stream, &self.flight);
         self.record.epoch = self.record.epoch.wrapping_add(1);
-        self.record.lost_bytes += lost;
         (self.record.start, self.record.acked, self.record.size) = (0, 0, 0);
-        self.record.former += self.flight.sent.iter().map(|sent| sent.chunk.range.len()).sum::<u64>();
         self.record.sent_to = Some(0);
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();

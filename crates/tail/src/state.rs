@@ -9,11 +9,12 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use logmesh_types::{RuleName, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 use crate::framing::FramingSpec;
 use crate::pathguard::FileKey;
+use crate::status::Loss;
 
 /// The version of the tables and records below.
 const VERSION: u64 = 1;
@@ -116,13 +117,23 @@ pub(crate) struct Record {
     /// Offsets after `acked` where time ended an event.
     pub cuts: Vec<u64>,
     pub assignment: Assignment,
+    /// Bytes that were gone before they could be collected, of all generations.
     pub lost_bytes: u64,
+    /// Where they were; see [`crate::losses`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<StreamLoss>,
     /// Bytes that weren't read when the file couldn't be found any more: lost, unless it's found again.
     #[serde(default)]
     pub missing: u64,
+    /// When that was noticed.
+    #[serde(default)]
+    pub missing_since: Option<UnixNanos>,
     /// Bytes of former generations that are on their way: lost, if the process ends before they're acked.
     #[serde(default)]
     pub former: u64,
+    /// Where they are, as far as there's room; by generation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_ranges: Vec<StreamRange>,
     /// All that was ever sent of it lies before this, on disk before it's sent. `None`: not known.
     #[serde(default)]
     pub sent_to: Option<u64>,
@@ -131,6 +142,23 @@ pub(crate) struct Record {
     pub framed_to: Option<u64>,
     /// When it was last known to exist.
     pub seen: UnixNanos,
+}
+
+/// A range of a stream that isn't the record's present one, perhaps.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct StreamRange {
+    pub stream: StreamId,
+    pub topic: TopicName,
+    pub range: ByteRange,
+}
+
+/// Lost bytes, and of which of the file's generations they were.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct StreamLoss {
+    pub stream: StreamId,
+    pub topic: TopicName,
+    #[serde(flatten)]
+    pub loss: Loss,
 }
 
 /// A path as text or, where it isn't UTF-8, as its bytes: one odd file name must not make the state unwritable.
@@ -349,9 +377,20 @@ mod tests {
                 framing: FramingSpec { start_pattern: Some("^x".into()) },
                 service: None,
             },
-            lost_bytes: 0,
+            lost_bytes: 7,
+            losses: vec![StreamLoss {
+                stream: StreamId::from_bytes([3; 16]),
+                topic: "t".parse().unwrap(),
+                loss: Loss { range: ByteRange::new(1, 8), cause: crate::LossCause::Gone, noted: UnixNanos(9) },
+            }],
             missing: 1,
+            missing_since: Some(UnixNanos(8)),
             former: 2,
+            former_ranges: vec![StreamRange {
+                stream: StreamId::from_bytes([4; 16]),
+                topic: "t".parse().unwrap(),
+                range: ByteRange::new(0, 2),
+            }],
             sent_to: Some(11),
             framed_to: None,
             seen: UnixNanos(5),

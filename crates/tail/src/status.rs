@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use logmesh_types::{RuleName, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
 
 /// How far a stream is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,49 @@ pub struct FileStatus {
     pub state: FileState,
     /// What keeps it from going on, or did last.
     pub error: Option<String>,
-    /// Bytes that were gone before they could be read.
+    /// Bytes that were gone before they could be collected.
     pub lost_bytes: u64,
+    /// Where they were, as far as that was kept: of a file at most [`MAX_LOSSES`] ranges are.
+    pub losses: Vec<Loss>,
+}
+
+/// The most ranges of lost bytes that are kept of a file; beyond it they're only counted.
+pub const MAX_LOSSES: usize = 16;
+
+/// Bytes of a stream that were gone before they could be collected.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Loss {
+    /// Where they were in the stream.
+    pub range: ByteRange,
+    /// What became of them.
+    pub cause: LossCause,
+    /// When that was noticed.
+    pub noted: UnixNanos,
+}
+
+/// How bytes were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum LossCause {
+    /// The file was truncated, or written anew, before they were acked.
+    Truncated,
+    /// The file was cut short, above the place where it was read: what is written there later is other bytes.
+    CutShort,
+    /// The file was deleted, or moved out of reach, before they were acked.
+    Gone,
+    /// They were sent, and before they were acked the file was truncated and the process ended: they may have arrived.
+    Unacked,
+}
+
+impl LossCause {
+    /// What happened, in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Truncated => "the file was truncated or written anew before they were read",
+            Self::CutShort => "the file was cut short before they were read",
+            Self::Gone => "the file was gone before they were read",
+            Self::Unacked => "the file was truncated and the agent ended before they were acked",
+        }
+    }
 }
 
 impl FileStatus {

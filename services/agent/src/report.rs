@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_proto::fleet::v1::agent_config_service_client::AgentConfigServiceClient;
-use logmesh_proto::fleet::v1::{FileProblem, ReportStatusRequest, RuleEffect, RuleStatus, StreamState, StreamStatus};
+use logmesh_proto::fleet::v1::{
+    FileProblem, LossCause, LostRange, ReportStatusRequest, RuleEffect, RuleStatus, StreamState, StreamStatus,
+};
 use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
-use logmesh_tail::{FileState, FileStatus};
+use logmesh_tail::{self as tail, FileState, FileStatus, Loss};
 use metrics::{counter, gauge};
 use prost::Message;
 use tonic::{Code, Status};
@@ -221,6 +223,22 @@ fn stream_of(file: &FileStatus) -> StreamStatus {
         state: state.into(),
         error: file.error.clone().unwrap_or_default(),
         lost_bytes: file.lost_bytes,
+        lost_ranges: file.losses.iter().map(lost_range).collect(),
+    }
+}
+
+fn lost_range(loss: &Loss) -> LostRange {
+    let cause = match loss.cause {
+        tail::LossCause::Truncated => LossCause::Truncated,
+        tail::LossCause::CutShort => LossCause::CutShort,
+        tail::LossCause::Gone => LossCause::Gone,
+        tail::LossCause::Unacked => LossCause::Unacked,
+    };
+    LostRange {
+        start_offset: loss.range.start,
+        end_offset: loss.range.end,
+        cause: cause.into(),
+        time: Some(timestamp(loss.noted)),
     }
 }
 

@@ -12,6 +12,7 @@ mod coverage;
 mod ledger;
 mod page;
 mod service;
+mod source;
 mod stream;
 
 #[cfg(test)]

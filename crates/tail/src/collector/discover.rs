@@ -1,6 +1,7 @@
 //! Finding files: by scans and hints, by name and by identity.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -206,7 +207,9 @@ impl Collector {
         let resumed = self.wake_up(opened.meta.key);
         let is_new = resumed.is_none();
         let mut record = match resumed {
-            Some(record) => Record { key: opened.meta.key, path: path.to_owned(), missing: 0, ..record },
+            Some(record) => {
+                Record { key: opened.meta.key, path: path.to_owned(), missing: 0, missing_since: None, ..record }
+            }
             None => self.new_record(&opened, path, rule, from_end)?,
         };
         // A rule that owned the file under its former name keeps it.
@@ -310,8 +313,11 @@ impl Collector {
             cuts: Vec::new(),
             assignment: self.rules[rule].assignment(),
             lost_bytes: 0,
+            losses: Vec::new(),
             missing: 0,
+            missing_since: None,
             former: 0,
+            former_ranges: Vec::new(),
             sent_to: None,
             framed_to: None,
             seen: UnixNanos::now(),
@@ -429,6 +435,7 @@ impl Collector {
             tracing::error!(%path, lost, from = read, "file is gone before its last bytes were read: they are lost");
             self.totals.lost_bytes += lost - record.missing;
             record.missing = lost;
+            record.missing_since = Some(UnixNanos::now());
             self.changes += 1;
             self.dirty.insert(number);
         }
@@ -436,7 +443,7 @@ impl Collector {
 
     /// Looks for files that have a record and that no glob found: renamed while nobody watched.
     fn search_by_identity(&mut self, now: Instant) {
-        let mut folders: HashMap<PathBuf, HashMap<u64, PathBuf>> = HashMap::new();
+        let mut folders: HashMap<PathBuf, Option<HashMap<u64, PathBuf>>> = HashMap::new();
         for number in self.dormant.keys().copied().collect::<Vec<_>>() {
             let Some(record) = self.dormant.get(&number) else { continue };
             let Some(rule) = self.rules.iter().position(|r| r.compiled.matches(&record.matched).is_some()) else {
@@ -444,13 +451,16 @@ impl Collector {
             };
             let Some(folder) = record.path.parent() else { continue };
             let names = folders.entry(folder.to_owned()).or_insert_with(|| inodes_in(folder));
+            // What can't be looked into may hold it.
+            let Some(names) = names else { continue };
             let key = record.key;
-            let Some(path) = names.get(&key.inode).cloned() else {
+            let path = names.get(&key.inode).filter(|path| !meta_at(path).is_ok_and(|meta| meta.key != key)).cloned();
+            let Some(path) = path else {
+                // Not there, or another file has its inode now.
                 self.miss(number);
                 continue;
             };
-            if meta_at(&path).is_ok_and(|meta| meta.key == key)
-                && let Ok(opened) = self.guard.open(&path)
+            if let Ok(opened) = self.guard.open(&path)
                 && opened.meta.key == key
                 && let Ok(number) = self.adopt(opened, &path, rule, false, now)
                 && let Some(file) = self.files.get_mut(&number)
@@ -544,12 +554,19 @@ impl Refused {
 
 /// The path of a file in the folder where it was, by its identity.
 fn in_folder_of(path: &Path, key: FileKey) -> Option<PathBuf> {
-    let found = inodes_in(path.parent()?).remove(&key.inode)?;
+    let found = inodes_in(path.parent()?)?.remove(&key.inode)?;
     meta_at(&found).is_ok_and(|meta| meta.key == key).then_some(found)
 }
 
-fn inodes_in(folder: &Path) -> HashMap<u64, PathBuf> {
+/// What lies in a folder, by inode; `None` if that can't be told.
+fn inodes_in(folder: &Path) -> Option<HashMap<u64, PathBuf>> {
     use std::os::unix::fs::DirEntryExt;
-    let Ok(entries) = std::fs::read_dir(folder) else { return HashMap::new() };
-    entries.flatten().take(crate::walk::MAX_ENTRIES).map(|entry| (entry.ino(), entry.path())).collect()
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Some(HashMap::new());
+        }
+        Err(_) => return None,
+    };
+    Some(entries.flatten().take(crate::walk::MAX_ENTRIES).map(|entry| (entry.ino(), entry.path())).collect())
 }

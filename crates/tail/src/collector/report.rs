@@ -1,56 +1,43 @@
 //! What the collector says of itself.
 
-use logmesh_types::RuleName;
+use std::collections::HashMap;
 
-use super::Collector;
+use logmesh_types::{RuleName, StreamId};
+
+use super::{Collector, Draining};
 use crate::follow::{Flight, Followed};
 use crate::state::Record;
 use crate::status::{FileState, FileStatus, RuleStatus, Totals};
 
 impl Collector {
-    /// Each stream that is followed, those whose last chunks aren't acked yet, and files that are gone with a loss.
+    /// Each stream that is followed, those whose last chunks aren't acked yet, and those that ended with a loss.
     pub fn status(&self) -> Vec<FileStatus> {
-        let files = self.files.values().filter(|file| !file.binary).map(status_of);
-        let draining = self.draining.iter().filter_map(|(stream, draining)| {
-            let flight = &draining.flight;
-            let of_record = self.dormant.get(&draining.record).filter(|_| !draining.former);
-            let (first, last) = (flight.sent.front()?, flight.sent.back()?);
-            Some(FileStatus {
-                stream: *stream,
-                path: first.chunk.source.path.clone().into(),
-                rule: first.chunk.source.rule.clone(),
-                topic: first.chunk.source.topic.clone(),
-                start: draining.start,
-                size: last.chunk.range.end,
-                read: last.chunk.range.end,
-                acked: first.chunk.range.start,
-                waiting_since: Some(first.chunk.read_time),
-                state: state_of(flight, true, false),
-                error: flight.error.clone(),
-                lost_bytes: of_record.map_or(0, lost_of),
-            })
-        });
-        let lost = self.dormant.values().filter(|record| lost_of(record) > 0).map(|record| self.status_of_lost(record));
-        let lost = lost.filter(|status| !self.draining.contains_key(&status.stream));
-        files.chain(draining).chain(lost).collect()
-    }
-
-    /// Nothing more comes of a file that is gone: it ends where it is acked.
-    fn status_of_lost(&self, record: &Record) -> FileStatus {
-        FileStatus {
-            stream: Followed::stream_of(&self.settings.agent, record),
-            path: record.path.clone(),
-            rule: record.assignment.rule.clone(),
-            topic: record.assignment.topic.clone(),
-            start: record.start,
-            size: record.acked,
-            read: record.acked,
-            acked: record.acked,
-            waiting_since: None,
-            state: FileState::Draining,
-            error: None,
-            lost_bytes: lost_of(record),
+        let followed = self.files.values().filter(|file| !file.binary);
+        let mut ended: HashMap<StreamId, FileStatus> = HashMap::new();
+        for (stream, draining) in &self.draining {
+            ended.extend(status_of_draining(*stream, draining).map(|status| (*stream, status)));
         }
+        for record in self.dormant.values().filter(|record| record.lost_bytes + record.missing > 0) {
+            let stream = Followed::stream_of(&self.settings.agent, record);
+            let status = ended.entry(stream).or_insert_with(|| ended_at(record, stream, record.acked));
+            tell_losses(status, record, record.missing);
+            status.losses.extend(record.missing_loss());
+        }
+        let records = followed.clone().map(|file| &file.record).chain(self.dormant.values());
+        for record in records.filter(|record| !record.losses.is_empty()) {
+            let present = Followed::stream_of(&self.settings.agent, record);
+            for lost in record.losses.iter().filter(|lost| lost.stream != present) {
+                let start = lost.loss.range.start;
+                let status = ended.entry(lost.stream).or_insert_with(|| FileStatus {
+                    topic: lost.topic.clone(),
+                    start,
+                    ..ended_at(record, lost.stream, start)
+                });
+                status.lost_bytes += lost.loss.range.len();
+                status.losses.push(lost.loss.clone());
+            }
+        }
+        followed.map(status_of).chain(ended.into_values()).collect()
     }
 
     /// Each rule that runs.
@@ -102,8 +89,51 @@ impl Collector {
     }
 }
 
-fn lost_of(record: &Record) -> u64 {
-    record.lost_bytes + record.missing
+fn status_of_draining(stream: StreamId, draining: &Draining) -> Option<FileStatus> {
+    let flight = &draining.flight;
+    let (first, last) = (flight.sent.front()?, flight.sent.back()?);
+    Some(FileStatus {
+        stream,
+        path: first.chunk.source.path.clone().into(),
+        rule: first.chunk.source.rule.clone(),
+        topic: first.chunk.source.topic.clone(),
+        start: draining.start,
+        size: last.chunk.range.end,
+        read: last.chunk.range.end,
+        acked: first.chunk.range.start,
+        waiting_since: Some(first.chunk.read_time),
+        state: state_of(flight, true, false),
+        error: flight.error.clone(),
+        lost_bytes: 0,
+        losses: Vec::new(),
+    })
+}
+
+/// A stream of which nothing more comes: it ends where it is acked.
+fn ended_at(record: &Record, stream: StreamId, acked: u64) -> FileStatus {
+    FileStatus {
+        stream,
+        path: record.path.clone(),
+        rule: record.assignment.rule.clone(),
+        topic: record.assignment.topic.clone(),
+        start: record.start.min(acked),
+        size: acked,
+        read: acked,
+        acked,
+        waiting_since: None,
+        state: FileState::Draining,
+        error: None,
+        lost_bytes: 0,
+        losses: Vec::new(),
+    }
+}
+
+/// Tells in the status of a record's present stream what was lost: of it, and where the stream isn't known any more.
+fn tell_losses(status: &mut FileStatus, record: &Record, missing: u64) {
+    let (own, others) = record.losses_of(status.stream);
+    let elsewhere: u64 = others.iter().map(|lost| lost.loss.range.len()).sum();
+    status.lost_bytes = (record.lost_bytes + missing).saturating_sub(elsewhere);
+    status.losses = own;
 }
 
 fn status_of(file: &Followed) -> FileStatus {
@@ -112,7 +142,7 @@ fn status_of(file: &Followed) -> FileStatus {
         Some(sent) => Some(sent.chunk.read_time),
         None => file.unread_since.filter(|_| file.unread() > 0),
     };
-    FileStatus {
+    let mut status = FileStatus {
         stream: file.stream,
         path: record.path.clone(),
         rule: record.assignment.rule.clone(),
@@ -124,8 +154,11 @@ fn status_of(file: &Followed) -> FileStatus {
         waiting_since,
         state: state_of(&file.flight, file.deleted || file.away, file.error.is_some()),
         error: file.flight.error.clone().or_else(|| file.error.clone()),
-        lost_bytes: record.lost_bytes,
-    }
+        lost_bytes: 0,
+        losses: Vec::new(),
+    };
+    tell_losses(&mut status, record, 0);
+    status
 }
 
 fn state_of(flight: &Flight, gone: bool, failed: bool) -> FileState {

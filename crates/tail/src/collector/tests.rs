@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::framing::FramingSpec;
 use crate::rule::{Pace, StartAt};
-use crate::status::FileState;
+use crate::status::{FileState, LossCause};
 
 const CREDIT: u64 = u64::MAX;
 
@@ -110,13 +110,24 @@ impl Bench {
         self.now += time;
     }
 
-    fn scan(&mut self) {
+    pub(super) fn scan(&mut self) {
         self.pass(Duration::from_secs(11));
     }
 
     fn status(&mut self, name: &str) -> crate::status::FileStatus {
         let path = self.path(name);
         self.it().status().into_iter().find(|file| file.path == path).unwrap()
+    }
+
+    /// Bytes that all generations of a file lost, and of which ranges that is known: start, end, cause.
+    pub(super) fn lost(&mut self, name: &str) -> (u64, Vec<(u64, u64, LossCause)>) {
+        let path = self.path(name);
+        let mut all: Vec<_> = self.it().status().into_iter().filter(|file| file.path == path).collect();
+        all.sort_by_key(|file| file.state != FileState::Draining);
+        let losses = all.iter().flat_map(|file| &file.losses);
+        let mut ranges: Vec<_> = losses.map(|loss| (loss.range.start, loss.range.end, loss.cause)).collect();
+        ranges.sort_by_key(|range| (range.0, range.1));
+        (all.iter().map(|file| file.lost_bytes).sum(), ranges)
     }
 }
 
@@ -313,7 +324,7 @@ fn unread_bytes_that_are_truncated_are_counted() {
     bench.take();
     std::fs::write(bench.path("a.log"), "").unwrap();
     bench.take();
-    assert_eq!(bench.status("a.log").lost_bytes, 7);
+    assert_eq!(bench.lost("a.log"), (7, vec![(4, 11, LossCause::Truncated)]));
     assert_eq!(bench.it().totals().lost_bytes, 7);
 }
 
@@ -677,6 +688,7 @@ fn what_was_deleted_unread_is_told_until_it_is_found_again() {
         (status.stream, status.lost_bytes, status.lag(), status.state),
         (sent[0].stream, 4, 0, FileState::Draining)
     );
+    assert_eq!(bench.lost("a.log"), (4, vec![(4, 8, LossCause::Gone)]));
     assert_eq!(bench.it().totals().lost_bytes, 4, "and nothing of b.log, which was read");
     bench.restart();
     bench.poll();
@@ -699,7 +711,8 @@ fn a_closed_file_that_is_deleted_unread_is_told() {
     std::fs::remove_file(bench.path("a.log")).unwrap();
     bench.scan();
     bench.take();
-    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (5, 5));
+    assert_eq!(bench.lost("a.log"), (5, vec![(4, 9, LossCause::Gone)]));
+    assert_eq!(bench.it().totals().lost_bytes, 5);
 }
 
 #[test]
@@ -712,10 +725,11 @@ fn unacked_bytes_of_a_truncated_file_are_lost_by_a_crash() {
     assert_eq!(after.range.start, 0);
     bench.restart();
     bench.poll().unwrap();
-    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (8, 8));
+    assert_eq!(bench.lost("a.log"), (8, vec![(0, 8, LossCause::Unacked)]));
+    assert_eq!(bench.it().totals().lost_bytes, 8);
     bench.restart();
     let again = bench.poll().unwrap();
-    assert_eq!((bench.status("a.log").lost_bytes, bench.it().totals().lost_bytes), (8, 0), "it is counted once");
+    assert_eq!((bench.lost("a.log").0, bench.it().totals().lost_bytes), (8, 0), "it is counted once");
     bench.ack(&again);
     // What is acked in time isn't lost.
     std::fs::write(bench.path("a.log"), "").unwrap();
@@ -728,7 +742,7 @@ fn unacked_bytes_of_a_truncated_file_are_lost_by_a_crash() {
     bench.poll();
     bench.restart();
     bench.poll();
-    assert_eq!((before.range.len(), bench.status("a.log").lost_bytes), (8, 8));
+    assert_eq!((before.range.len(), bench.lost("a.log").0), (8, 8));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use logmesh_types::UnixNanos;
+use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Collector, Draining};
 use crate::chunk::Chunk;
 use crate::follow::{Limits, Turn};
 use crate::pathguard::meta_of;
+use crate::state::Guard;
+use crate::status::LossCause;
 
 /// How often a deleted file is looked at that someone may still write to, and how long after its last growth it is
 /// given up: as long as it's open, its space on the disk isn't freed.
@@ -178,9 +180,14 @@ impl Collector {
             if meta.size < file.record.size {
                 let lost = file.record.size - meta.size;
                 tracing::error!(path = %file.record.path.display(), lost, "file was cut short before it was read: bytes are lost");
-                file.record.lost_bytes += lost;
+                let range = ByteRange::new(meta.size, file.record.size);
+                file.record.lose(&self.settings.agent, range, LossCause::CutShort);
                 self.totals.lost_bytes += lost;
                 file.stalled_at = None;
+                if u64::from(file.record.head.length) > meta.size {
+                    // What of it was read is guarded by the bytes before the read position.
+                    file.record.head = Guard::of(&[]);
+                }
                 file.record.cuts.retain(|cut| *cut <= meta.size);
             }
             file.grown = now;

@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::Status;
 
 use crate::error::bad_field;
-use crate::limits::{MAX_AGENT_RULES, MAX_REPORT_TEXT_BYTES, MAX_RULE_STATUS_BYTES};
+use crate::limits::{MAX_AGENT_RULES, MAX_LOST_RANGES, MAX_REPORT_TEXT_BYTES, MAX_RULE_STATUS_BYTES};
 
 /// The state that an agent's reports add up to.
 #[derive(Debug, Default)]
@@ -37,6 +37,7 @@ pub(crate) fn check(report: &mut ReportStatusRequest) -> Result<(), Status> {
         cut(&mut stream.error, MAX_REPORT_TEXT_BYTES);
         cut(&mut stream.rule, MAX_REPORT_TEXT_BYTES);
         cut(&mut stream.topic, MAX_REPORT_TEXT_BYTES);
+        stream.lost_ranges.truncate(MAX_LOST_RANGES);
     }
     for (place, rule) in report.rules.iter_mut().enumerate() {
         if rule.name.parse::<logmesh_types::RuleName>().is_err() {

@@ -23,14 +23,20 @@ impl Findings {
         {
             last.end_offset = last.end_offset.max(range.end);
         } else if self.0.len() < MAX_FINDINGS {
-            self.0.push(Finding { start_offset: range.start, end_offset: range.end, detail: detail() });
+            let lost_at_source = false;
+            self.0.push(Finding { start_offset: range.start, end_offset: range.end, detail: detail(), lost_at_source });
         }
     }
 
     /// The findings of both, by start.
     pub(super) fn merge(self, other: Self) -> Vec<Finding> {
+        self.with(other.0)
+    }
+
+    /// These findings and others that come in any order, by start.
+    pub(super) fn with(self, others: Vec<Finding>) -> Vec<Finding> {
         let mut all = self.0;
-        all.extend(other.0);
+        all.extend(others);
         all.sort_by_key(|finding| (finding.start_offset, finding.end_offset));
         all.truncate(MAX_FINDINGS);
         all

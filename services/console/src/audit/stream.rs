@@ -1,7 +1,7 @@
 //! The audit of one stream: agent, bus, books and index put side by side.
 
 use logmesh_index::IndexReader;
-use logmesh_proto::audit::v1::{Finding, StreamAudit};
+use logmesh_proto::audit::v1::StreamAudit;
 use logmesh_proto::fleet::v1::StreamStatus;
 use logmesh_record::Book;
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
@@ -10,6 +10,7 @@ use super::AuditError;
 use super::coverage::{Coverage, Findings};
 use super::ledger::{Entry, Ledger};
 use super::page::Candidate;
+use super::source::{self, Arrived};
 
 /// Documents that are asked of the index at a time.
 const SPANS: usize = 10_000;
@@ -25,7 +26,7 @@ pub(super) async fn audit(
     let entry = known.iter().find(|(topic, _)| *topic == candidate.topic).map_or(&nothing, |(_, entry)| entry);
     let book = entry.book.as_ref();
     let status = candidate.reported.as_ref().and_then(|reported| reported.status.as_ref());
-    let flow = Flow::new(candidate, status, entry, known);
+    let flow = Flow::new(status, entry, known);
 
     let indexed = flow.done.without(&flow.rejected);
     let coverage = compare(&candidate.topic, candidate.stream, &indexed, index).await?;
@@ -33,8 +34,8 @@ pub(super) async fn audit(
     flow.missing.as_slice().iter().for_each(|range| {
         lost.add(*range, || "durable on the bus, and neither booked nor on its way".to_owned());
     });
-    let mut gaps = coverage.gaps.merge(lost);
-    gaps.extend(status.and_then(unread));
+    let lost = lost.with(status.map(|status| source::lost(status, &flow.arrived)).unwrap_or_default());
+    let gaps = coverage.gaps.with(lost);
     let doubles = coverage.doubles.merge(elsewhere(&indexed, &candidate.topic, known));
 
     let said = |said: Option<&String>, booked: Option<&String>| {
@@ -58,17 +59,6 @@ pub(super) async fn audit(
         doubles,
         agent_reported: candidate.reported.as_ref().is_some_and(|one| one.agent_online),
     })
-}
-
-/// Bytes that were cut off the file before the agent could read them: nobody has them any more. The agent knows how many
-/// they were, and not where: the place is that of its reading.
-fn unread(status: &StreamStatus) -> Option<Finding> {
-    let finding = Finding {
-        start_offset: status.read_offset,
-        end_offset: status.read_offset,
-        detail: format!("{} bytes were gone before they could be read", status.lost_bytes),
-    };
-    (status.lost_bytes > 0).then_some(finding)
 }
 
 /// What is indexed in this topic and, as the books say, in another one too.
@@ -95,23 +85,30 @@ struct Flow {
     on_its_way: u64,
     /// What should be done or on its way, and is neither.
     missing: Ranges,
+    arrived: Arrived,
 }
 
 impl Flow {
-    fn new(candidate: &Candidate, status: Option<&StreamStatus>, entry: &Entry, known: &[(TopicName, Entry)]) -> Self {
+    fn new(status: Option<&StreamStatus>, entry: &Entry, known: &[(TopicName, Entry)]) -> Self {
         let done = booked(entry, |book| &book.done);
         let waiting = entry.waiting.without(&done);
-        let mut missing = expected(&done, status).without(&done).without(&waiting);
         // A rule that changed its topic sends the rest of a file there.
-        for (_, elsewhere) in known.iter().filter(|(topic, _)| *topic != candidate.topic) {
-            missing = missing.without(&booked(elsewhere, |book| &book.done)).without(&elsewhere.waiting);
-        }
+        let arrived = Arrived {
+            ranges: known
+                .iter()
+                .flat_map(|(_, entry)| [booked(entry, |book| &book.done), entry.waiting.clone()])
+                .flat_map(|ranges| ranges.as_slice().to_vec())
+                .collect(),
+            more_waits: known.iter().any(|(_, entry)| entry.more_waits),
+        };
+        let lost = status.map(source::ranges).unwrap_or_default();
+        let mut missing = expected(&done, status).without(&arrived.ranges).without(&lost);
         let mut on_its_way = waiting.bytes();
-        if known.iter().any(|(_, entry)| entry.more_waits) {
+        if arrived.more_waits {
             on_its_way += missing.bytes();
             missing = Ranges::default();
         }
-        Self { done, rejected: booked(entry, |book| &book.rejected), on_its_way, missing }
+        Self { done, rejected: booked(entry, |book| &book.rejected), on_its_way, missing, arrived }
     }
 }
 

@@ -13,7 +13,7 @@ use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, GetStreamAuditRequest
 use logmesh_proto::fleet::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use logmesh_proto::fleet::v1::{
     Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest,
-    ListStreamsResponse, StreamStatus,
+    ListStreamsResponse, LossCause, LostRange, StreamStatus,
 };
 use logmesh_proto::ingest::v1::{Chunk, Source};
 use logmesh_record::{Book, TRANSFER_GROUP, Topics, codec, document};
@@ -401,7 +401,53 @@ async fn bytes_that_were_cut_off_before_they_were_read_are_a_gap() {
     let audit = mesh.audit_one().await;
     assert!(!audit.clean);
     assert_eq!(places(&audit.gaps), [(15, 15)], "the agent knows how many, and not where");
-    assert!(audit.gaps[0].detail.starts_with("7 bytes were gone"), "{:?}", audit.gaps);
+    assert!(audit.gaps[0].detail.contains("7 bytes were gone"), "{:?}", audit.gaps);
+}
+
+#[tokio::test]
+async fn what_was_lost_at_the_source_is_a_gap_by_its_range_unless_it_arrived() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.push(&chunk(stream(1), &mesh.topic, 15, NOON)).await;
+    mesh.report(stream(1), 15);
+    let lost = |start_offset, end_offset, cause: LossCause| LostRange {
+        start_offset,
+        end_offset,
+        cause: cause.into(),
+        time: None,
+    };
+    let status = mesh.reports[0].status.as_mut().unwrap();
+    // Killed, the agent had forgotten that 5 to 15 were acked; 15 to 30 wait on the bus; 30 to 40 nobody has.
+    status.lost_ranges = vec![lost(5, 40, LossCause::Gone)];
+    (status.lost_bytes, status.acked_offset, status.read_offset) = (35, 5, 5);
+    let audit = mesh.audit_one().await;
+    assert_eq!(places(&audit.gaps), [(30, 40)]);
+    assert!(audit.gaps[0].lost_at_source && !audit.clean, "{audit:?}");
+    assert!(audit.gaps[0].detail.starts_with("lost at the source: the file was gone"), "{:?}", audit.gaps);
+
+    let status = mesh.reports[0].status.as_mut().unwrap();
+    status.lost_ranges = vec![lost(5, 15, LossCause::Gone), lost(15, 30, LossCause::Unacked)];
+    status.lost_bytes = 25;
+    assert!(mesh.audit_one().await.clean);
+
+    // What was cut off unread is gone, whatever lies in its place now.
+    let status = mesh.reports[0].status.as_mut().unwrap();
+    status.lost_ranges = vec![lost(5, 10, LossCause::CutShort)];
+    status.lost_bytes = 5;
+    assert_eq!(places(&mesh.audit_one().await.gaps), [(5, 10)]);
+}
+
+#[tokio::test]
+async fn a_generation_of_which_nothing_arrived_is_audited_by_its_agents_word() {
+    let mut mesh = Mesh::new().await;
+    mesh.report(stream(2), 0);
+    let status = mesh.reports[0].status.as_mut().unwrap();
+    status.size = 0;
+    status.lost_bytes = 9;
+    status.lost_ranges =
+        vec![LostRange { start_offset: 0, end_offset: 9, cause: LossCause::Truncated.into(), time: None }];
+    let audit = mesh.audit_one().await;
+    assert_eq!((places(&audit.gaps), audit.clean), (vec![(0, 9)], false));
 }
 
 #[tokio::test]

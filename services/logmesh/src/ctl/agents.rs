@@ -2,7 +2,8 @@
 
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
-    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, RuleState, RuleStatus, StreamStatus,
+    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, LostRange, RuleState, RuleStatus,
+    StreamStatus,
 };
 use logmesh_types::{AgentId, UnixNanos};
 use serde_json::{Value, json};
@@ -109,7 +110,39 @@ async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
     }
     out.line("")?;
     let rows: Vec<[String; 7]> = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_row).collect();
-    Ok(out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "PATH", "SAYS"], &rows)?)
+    out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "PATH", "SAYS"], &rows)?;
+    losses(streams.iter().filter_map(|stream| stream.status.as_ref()), out)
+}
+
+/// What was gone before it could be collected, if anything was.
+fn losses<'a>(streams: impl Iterator<Item = &'a StreamStatus>, out: &mut Output) -> Outcome {
+    let lost: Vec<&StreamStatus> = streams.filter(|stream| stream.lost_bytes > 0).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    out.line("")?;
+    out.line("lost before it could be collected, unless `logmesh audit` finds that it arrived:")?;
+    for stream in lost {
+        for range in &stream.lost_ranges {
+            let (cause, time) = (loss_cause(range), time(range.time.as_ref()));
+            let place = format!("[{}, {})", range.start_offset, range.end_offset);
+            out.line(&format!("  {}  {place}  {cause}  {}  {}", stream.stream_id, text(&time), stream.path))?;
+        }
+        let told: u64 = stream.lost_ranges.iter().map(|one| one.end_offset.saturating_sub(one.start_offset)).sum();
+        let rest = stream.lost_bytes.saturating_sub(told);
+        if rest > 0 {
+            out.line(&format!("  {}  {rest} bytes, places not kept  {}", stream.stream_id, stream.path))?;
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn loss_cause(range: &LostRange) -> String {
+    state(range.cause().as_str_name(), "LOSS_CAUSE_")
 }
 
 async fn streams(id: &AgentId, client: &mut Client) -> Result<Vec<AgentStream>, Failure> {
@@ -204,6 +237,15 @@ fn rule_json(rule: &RuleStatus) -> Value {
     })
 }
 
+fn range_json(range: &LostRange) -> Value {
+    json!({
+        "start_offset": range.start_offset,
+        "end_offset": range.end_offset,
+        "cause": loss_cause(range),
+        "time": time(range.time.as_ref()),
+    })
+}
+
 fn stream_json(stream: &StreamStatus) -> Value {
     json!({
         "stream_id": stream.stream_id,
@@ -218,5 +260,6 @@ fn stream_json(stream: &StreamStatus) -> Value {
         "oldest_unacked_time": time(stream.oldest_unacked_time.as_ref()),
         "error": stream.error,
         "lost_bytes": stream.lost_bytes,
+        "lost_ranges": stream.lost_ranges.iter().map(range_json).collect::<Vec<_>>(),
     })
 }

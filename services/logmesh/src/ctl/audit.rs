@@ -36,6 +36,8 @@ struct Sum {
     streams: u64,
     faulty: u64,
     gaps: u64,
+    /// Gaps whose bytes were gone before the agent could collect them.
+    lost_at_source: u64,
     doubles: u64,
     /// Streams that no connected agent reports.
     unreported: u64,
@@ -98,6 +100,7 @@ impl Sum {
         self.streams += 1;
         self.faulty += u64::from(!stream.clean);
         self.gaps += stream.gaps.len() as u64;
+        self.lost_at_source += stream.gaps.iter().filter(|gap| gap.lost_at_source).count() as u64;
         self.doubles += stream.doubles.len() as u64;
         self.unreported += u64::from(!stream.agent_reported);
         self.documents += stream.documents;
@@ -108,10 +111,16 @@ impl Sum {
     fn to_line(&self) -> String {
         let mut line = match self.faulty {
             0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
-            faulty => format!(
-                "{} streams, {} documents: {faulty} streams with faults, {} gaps, {} doubles",
-                self.streams, self.documents, self.gaps, self.doubles
-            ),
+            faulty => {
+                let at_source = match self.lost_at_source {
+                    0 => String::new(),
+                    lost => format!(" ({lost} lost at the source)"),
+                };
+                format!(
+                    "{} streams, {} documents: {faulty} streams with faults, {} gaps{at_source}, {} doubles",
+                    self.streams, self.documents, self.gaps, self.doubles
+                )
+            }
         };
         for (count, what) in [(self.on_its_way, "on their way"), (self.dead_letters, "in the dead letters")] {
             if count > 0 {
@@ -172,7 +181,12 @@ fn to_json(stream: &StreamAudit) -> Value {
 }
 
 fn finding(one: &Finding) -> Value {
-    json!({"start_offset": one.start_offset, "end_offset": one.end_offset, "detail": one.detail})
+    json!({
+        "start_offset": one.start_offset,
+        "end_offset": one.end_offset,
+        "detail": one.detail,
+        "lost_at_source": one.lost_at_source,
+    })
 }
 
 #[cfg(test)]
@@ -214,10 +228,13 @@ mod tests {
 
     #[test]
     fn a_finding_without_a_range_is_a_place() {
-        let lost = Finding { start_offset: 15, end_offset: 15, detail: "7 bytes were gone".into() };
+        let lost =
+            Finding { start_offset: 15, end_offset: 15, detail: "7 bytes were gone".into(), lost_at_source: true };
         let stream = StreamAudit { gaps: vec![lost], ..StreamAudit::default() };
         let (mut out, captured) = Output::captured(false, false);
         show(&stream, &mut out).unwrap();
         assert!(captured.text().contains("gap     at 15  7 bytes were gone"), "{}", captured.text());
+        let (outcome, text) = conclusion(&[stream], "", "");
+        assert!(outcome.is_err() && text.contains("1 gaps (1 lost at the source), 0 doubles"), "{text}");
     }
 }

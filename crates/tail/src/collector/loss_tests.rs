@@ -1,0 +1,80 @@
+//! Bytes that can't be collected are told by their range and cause.
+
+use super::tests::Bench;
+use super::*;
+use crate::status::{FileState, LossCause, MAX_LOSSES};
+
+#[test]
+fn a_file_that_is_cut_short_above_the_reading_tells_what_is_gone() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\nbegun");
+    bench.take();
+    std::fs::File::options().write(true).open(bench.path("a.log")).unwrap().set_len(6).unwrap();
+    assert_eq!(bench.take(), []);
+    assert_eq!(bench.lost("a.log"), (3, vec![(6, 9, LossCause::CutShort)]));
+    bench.append("a.log", "other\n");
+    assert_eq!(bench.take(), [(4, "beother\n".to_owned())], "later bytes take their place");
+    assert_eq!(bench.lost("a.log"), (3, vec![(6, 9, LossCause::CutShort)]));
+}
+
+#[test]
+fn a_loss_is_told_of_the_generation_that_had_it_for_as_long_as_there_is_room() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\nbegun");
+    let first = bench.poll().unwrap();
+    bench.ack(&first);
+    for _ in 0..MAX_LOSSES as u32 + 3 {
+        bench.take();
+        std::fs::write(bench.path("a.log"), "").unwrap();
+        bench.take();
+        bench.append("a.log", "begun");
+    }
+    bench.take();
+    let all = 5 * (MAX_LOSSES as u64 + 3);
+    assert_eq!((bench.lost("a.log").0, bench.lost("a.log").1.len()), (all, MAX_LOSSES));
+    let status = bench.it().status().into_iter().find(|file| file.stream == first.stream).unwrap();
+    assert_eq!((status.state, status.lag(), status.lost_bytes, status.acked), (FileState::Draining, 0, 5, 4));
+    bench.poll();
+    bench.restart();
+    bench.poll();
+    assert_eq!((bench.lost("a.log").0, bench.lost("a.log").1.len()), (all, MAX_LOSSES));
+}
+
+#[test]
+fn what_is_on_its_way_of_a_truncated_file_is_told_with_what_it_lost() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\nbegun");
+    let sent = bench.poll().unwrap();
+    bench.poll();
+    std::fs::write(bench.path("a.log"), "").unwrap();
+    bench.scan();
+    bench.poll();
+    let status = bench.it().status().into_iter().find(|file| file.stream == sent.stream).unwrap();
+    assert_eq!((status.acked, status.size, status.lost_bytes, status.losses[0].range), (0, 4, 5, ByteRange::new(4, 9)));
+    bench.ack(&sent);
+    let status = bench.it().status().into_iter().find(|file| file.stream == sent.stream).unwrap();
+    assert_eq!((status.acked, status.lag(), status.lost_bytes), (4, 0, 5));
+}
+
+#[test]
+fn a_file_whose_inode_went_to_another_while_nobody_watched_is_told() {
+    let mut bench = Bench::new("*.log");
+    bench.append("a.log", "one\nbegun");
+    bench.take();
+    bench.poll();
+    bench.collector = None;
+    let inode = |path: &std::path::Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let before = inode(&bench.path("a.log"));
+    std::fs::remove_file(bench.path("a.log")).unwrap();
+    // Most file systems give the inode out again soon; where this one doesn't, the file is simply gone.
+    for other in 0..200 {
+        let name = format!("other-{other}");
+        bench.append(&name, "x");
+        if inode(&bench.path(&name)) == before {
+            break;
+        }
+    }
+    bench.restart();
+    bench.poll();
+    assert_eq!(bench.lost("a.log"), (5, vec![(4, 9, LossCause::Gone)]));
+}
