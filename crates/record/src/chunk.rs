@@ -1,7 +1,8 @@
 //! A chunk: the raw bytes of a range of a stream, and how they are cut into events.
 
-use logmesh_proto::ingest::v1::{Chunk, Source};
+use logmesh_proto::ingest::v1::{Chunk, DataFormat, Source};
 use logmesh_proto::time::{timestamp, unix_nanos};
+use logmesh_text::Charset;
 use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_CHUNK_EVENTS, MAX_EVENT_BYTES, MAX_PATH_BYTES};
 use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
 use prost::Message;
@@ -27,7 +28,7 @@ const DAY: i64 = 86_400_000_000_000;
 pub struct EventSlice<'a> {
     /// Where it lies in the stream.
     pub range: ByteRange,
-    /// Its bytes, terminator included.
+    /// Its bytes, terminator included; of a line that was cut only those that were kept.
     pub bytes: &'a [u8],
     /// True if it continues the event before it.
     pub continuation: bool,
@@ -81,11 +82,19 @@ pub fn check(chunk: &Chunk) -> Result<(), ChunkError> {
         return refuse("BAD_SIZE", format!("a chunk holds 1 to {MAX_CHUNK_BYTES} bytes, this one {size}"));
     }
     let range = ByteRange::new(chunk.start_offset, chunk.end_offset);
-    if range.len() != size as u64 {
-        return refuse("BAD_RANGE", format!("the range {range} is not as long as the {size} bytes of data"));
+    let omitted = chunk.omitted_bytes;
+    if (size as u64).checked_add(omitted) != Some(range.len()) {
+        let detail = format!("the range {range} is not as long as the {size} bytes of data and {omitted} left out");
+        return refuse("BAD_RANGE", detail);
     }
     if crc32c::crc32c(&chunk.data) != chunk.crc32c {
         return refuse("BAD_CHECKSUM", format!("the bytes of {range} do not match their CRC-32C"));
+    }
+    if !chunk.encoding.is_empty() && Charset::for_label(&chunk.encoding).is_none() {
+        return refuse("BAD_ENCODING", format!("{:?} is no encoding that this version can read", chunk.encoding));
+    }
+    if DataFormat::try_from(chunk.format).is_err() {
+        return refuse("BAD_FORMAT", format!("format {} is none that this version can read", chunk.format));
     }
     check_events(chunk)
 }
@@ -132,6 +141,9 @@ fn check_events(chunk: &Chunk) -> Result<(), ChunkError> {
     if count > MAX_CHUNK_EVENTS {
         return refuse("TOO_MANY_EVENTS", format!("a chunk holds at most {MAX_CHUNK_EVENTS} events, this one {count}"));
     }
+    if chunk.omitted_bytes > 0 && lengths.len() != 1 {
+        return refuse("BAD_LENGTHS", format!("{} events of which bytes were left out; one may be", lengths.len()));
+    }
     if lengths.is_empty() {
         if chunk.data.last() != Some(&b'\n') {
             return refuse("BAD_LENGTHS", "a chunk without event lengths has to end in a line feed".to_owned());
@@ -167,10 +179,11 @@ pub fn events(chunk: &Chunk) -> impl Iterator<Item = EventSlice<'_>> {
         };
         let bytes = rest.get(..length)?;
         let start = chunk.start_offset + at as u64;
+        let end = if chunk.omitted_bytes > 0 { chunk.end_offset } else { start + length as u64 };
         let continuation = continuations.next_if_eq(&&index).is_some();
         at += length;
         index += 1;
-        Some(EventSlice { range: ByteRange::new(start, start + length as u64), bytes, continuation })
+        Some(EventSlice { range: ByteRange::new(start, end), bytes, continuation })
     })
 }
 
@@ -202,6 +215,9 @@ pub(crate) mod tests {
                 labels: [("env".to_owned(), "prod".to_owned())].into(),
             }),
             continuations: vec![],
+            encoding: String::new(),
+            format: 0,
+            omitted_bytes: 0,
         }
     }
 
@@ -250,6 +266,26 @@ pub(crate) mod tests {
         assert_eq!(check(&chunk(0, b"", &[])).unwrap_err().reason, "BAD_SIZE");
         assert_eq!(check(&chunk(0, &vec![b'\n'; MAX_CHUNK_EVENTS + 1], &[])).unwrap_err().reason, "TOO_MANY_EVENTS");
         assert_eq!(check(&chunk(u64::MAX, b"a\n", &[])).unwrap_err().reason, "BAD_RANGE");
+        assert_eq!(fault(&|c| c.encoding = "klingon".into()), "BAD_ENCODING");
+        assert_eq!(fault(&|c| c.format = 9), "BAD_FORMAT");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_alone_and_its_range_is_the_whole_line() {
+        let mut cut = chunk(10, b"abc", &[3]);
+        (cut.end_offset, cut.omitted_bytes) = (20, 7);
+        check(&cut).unwrap();
+        let found: Vec<_> = events(&cut).map(|event| (event.range, event.bytes)).collect();
+        assert_eq!(found, [(ByteRange::new(10, 20), b"abc".as_slice())]);
+        let reason = |change: &dyn Fn(&mut Chunk)| {
+            let mut bad = cut.clone();
+            change(&mut bad);
+            check(&bad).unwrap_err().reason
+        };
+        assert_eq!(reason(&|c| c.omitted_bytes = 6), "BAD_RANGE");
+        assert_eq!(reason(&|c| c.omitted_bytes = u64::MAX), "BAD_RANGE");
+        assert_eq!(reason(&|c| c.event_lengths = vec![1, 2]), "BAD_LENGTHS");
+        assert_eq!(reason(&|c| c.event_lengths = vec![]), "BAD_LENGTHS");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::chunk::{EventSlice, events};
 use crate::codec::Document;
+use crate::message::{Reading, fields_of_path};
 
 /// The deepest nesting, the most keys in all, and the longest text in bytes, that are kept under `parsed`.
 const PARSED_DEPTH: usize = 8;
@@ -22,6 +23,7 @@ const PARSED_TEXT: usize = 8_192;
 
 /// The documents of a chunk that [`crate::chunk::check`] let through, in order, and the date of their slice.
 ///
+/// `@timestamp` is the read time or, of a container's line, the runtime's: the slice is always that of the read time.
 /// All bodies share one buffer; what all events of the chunk have in common is written to JSON once.
 pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
     let Ok(stream) = chunk.stream_id.parse::<StreamId>() else {
@@ -29,12 +31,18 @@ pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
     };
     let read_time = chunk.read_time.as_ref().map_or(UnixNanos(0), unix_nanos);
     let date = read_time.date();
-    let before = format!("{{\"@timestamp\":\"{read_time}\",\"message\":");
-    let after = common_fields(chunk, read_time);
-    let mut buffer = Vec::with_capacity(chunk.data.len() * 2 + (before.len() + after.len() + 96) * 16);
+    let mut after = Vec::new();
+    let reading = Reading::of(chunk);
+    if reading.container {
+        let path = chunk.source.as_ref().map_or("", |source| &source.path);
+        fields_of_path(path).into_iter().for_each(|(name, value)| text_field(&mut after, name, value));
+    }
+    after.extend(common_fields(chunk, read_time));
+    let shared = Shared { reading, before: format!("{TIMESTAMP}{read_time}{MESSAGE}"), after };
+    let mut buffer = Vec::with_capacity(chunk.data.len() * 2 + (shared.before.len() + shared.after.len() + 96) * 16);
     let parts: Vec<(DocId, ByteRange, usize)> = events(chunk)
         .map(|event| {
-            write_event(&mut buffer, &before, &after, &event);
+            write_event(&mut buffer, &shared, &event, chunk.omitted_bytes);
             (DocId::of_event(&stream, event.range.start, event.bytes), event.range, buffer.len())
         })
         .collect();
@@ -75,15 +83,35 @@ pub(crate) fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
     fields
 }
 
-fn write_event(out: &mut Vec<u8>, before: &str, after: &[u8], event: &EventSlice<'_>) {
-    let line = without_terminator(event.bytes);
-    out.extend_from_slice(before.as_bytes());
-    match std::str::from_utf8(line) {
-        Ok(text) => json(out, text),
-        Err(_) => {
-            json(out, &String::from_utf8_lossy(line));
-            text_field(out, "event.original_base64", &BASE64.encode(line));
+/// What all documents of a chunk have in common, as JSON; `before` goes up to the message.
+struct Shared {
+    reading: Reading,
+    before: String,
+    after: Vec<u8>,
+}
+
+const TIMESTAMP: &str = "{\"@timestamp\":\"";
+const MESSAGE: &str = "\",\"message\":";
+
+fn write_event(out: &mut Vec<u8>, shared: &Shared, event: &EventSlice<'_>, omitted: u64) {
+    let message = shared.reading.message(event);
+    let is_time_kept;
+    match message.written.as_ref().map(|written| written.time) {
+        Some(Some(time)) => {
+            is_time_kept = time.0 >= 0;
+            out.extend_from_slice(format!("{TIMESTAMP}{}{MESSAGE}", UnixNanos(time.0.max(0))).as_bytes());
         }
+        other => {
+            is_time_kept = other.is_none();
+            out.extend_from_slice(shared.before.as_bytes());
+        }
+    }
+    json(out, &*message.text);
+    if let Some(original) = &message.original {
+        text_field(out, "event.original_base64", &BASE64.encode(original));
+    }
+    if let Some(written) = &message.written {
+        text_field(out, "log.iostream", written.iostream.name());
     }
     key(out, "log.offset");
     json(out, &event.range.start);
@@ -95,13 +123,17 @@ fn write_event(out: &mut Vec<u8>, before: &str, after: &[u8], event: &EventSlice
         key(out, "logmesh.continuation");
         json(out, &true);
     }
-    out.extend_from_slice(after);
-}
-
-/// The event without its last LF or CRLF.
-fn without_terminator(event: &[u8]) -> &[u8] {
-    let line = event.strip_suffix(b"\n").unwrap_or(event);
-    if line.len() < event.len() { line.strip_suffix(b"\r").unwrap_or(line) } else { line }
+    if omitted > 0 {
+        key(out, "logmesh.truncated");
+        json(out, &true);
+        key(out, "logmesh.omitted");
+        json(out, &omitted);
+    }
+    if !is_time_kept {
+        key(out, "logmesh.unmapped");
+        json(out, &["@timestamp"]);
+    }
+    out.extend_from_slice(&shared.after);
 }
 
 /// The document of an event that a client wrote. `taken` is when the gateway took it.
@@ -238,6 +270,8 @@ fn json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
 
 #[cfg(test)]
 mod tests {
+    use logmesh_proto::ingest::v1::DataFormat;
+
     use super::*;
     use crate::chunk::tests::chunk;
 
@@ -273,6 +307,112 @@ mod tests {
         let documents = bodies(&chunk(0, b"caf\xe9\n", &[]));
         assert_eq!(documents[0]["message"], "caf\u{fffd}");
         assert_eq!(documents[0]["event.original_base64"], BASE64.encode(b"caf\xe9"));
+    }
+
+    #[test]
+    fn bytes_are_decoded_as_the_chunk_says() {
+        let mut gbk = chunk(0, b"\xc4\xe3\xba\xc3\r\n\xc4\n", &[]);
+        gbk.encoding = "GBK".into();
+        let documents = bodies(&gbk);
+        assert_eq!((&documents[0]["message"], documents[0].get("event.original_base64")), (&"你好".into(), None));
+        assert_eq!(documents[1]["message"], "\u{fffd}");
+        assert_eq!(documents[1]["event.original_base64"], BASE64.encode(b"\xc4"));
+        let data: Vec<u8> = "\u{feff}ä\r\nb\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let mut utf16 = chunk(0, &data, &[8, 4]);
+        utf16.encoding = "UTF-16LE".into();
+        let messages: Vec<_> = bodies(&utf16).into_iter().map(|mut body| body.remove("message").unwrap()).collect();
+        assert_eq!(messages, ["ä", "b"]);
+        assert_eq!(bodies(&chunk(0, "\u{feff}a\n".as_bytes(), &[]))[0]["message"], "a");
+    }
+
+    #[test]
+    fn what_a_container_runtime_wrote_is_unwrapped() {
+        let lines = [
+            "{\"log\":\"half \",\"stream\":\"stderr\",\"time\":\"2026-01-30T23:00:00.5Z\"}\n",
+            "{\"log\":\"and half\\r\\n\",\"stream\":\"stderr\",\"time\":\"2026-01-30T23:00:01Z\"}\n",
+            "2026-01-30T23:00:02.000000001+01:00 stdout F  two\n",
+            "2026-01-30T23:00:02Z stdout F words\n",
+            "{\"log\": \"broken\n",
+            "{\"log\":\"x\\n\",\"stream\":\"stdout\",\"time\":\"now\"}\n",
+            "1969-01-01T00:00:00Z stdout F old\n",
+        ];
+        let n = |from: usize, to: usize| lines[from..to].concat().len() as u32;
+        let lengths = [n(0, 2), n(2, 4), n(4, 5), n(5, 6), n(6, 7)];
+        let mut written = chunk(0, lines.concat().as_bytes(), &lengths);
+        written.format = DataFormat::Container.into();
+        written.source.as_mut().unwrap().path = "/var/log/pods/shop_web_1-2/app/0.log".into();
+        let documents = bodies(&written);
+        let field = |name: &str| -> Vec<Value> {
+            documents.iter().map(|document| document.get(name).cloned().unwrap_or_default()).collect()
+        };
+        let messages = ["half and half", " two\nwords", "{\"log\": \"broken", "x", "old"];
+        assert_eq!(field("message"), messages);
+        let read = "2026-01-31T12:00:00.000000005Z";
+        let times = [
+            "2026-01-30T23:00:00.500000000Z",
+            "2026-01-30T22:00:02.000000001Z",
+            read,
+            read,
+            "1970-01-01T00:00:00.000000000Z",
+        ];
+        assert_eq!(field("@timestamp"), times);
+        assert_eq!(
+            field("log.iostream"),
+            ["stderr".into(), "stdout".into(), Value::Null, "stdout".into(), "stdout".into()]
+        );
+        let noted = serde_json::json!(["@timestamp"]);
+        assert_eq!(field("logmesh.unmapped"), [Value::Null, Value::Null, Value::Null, noted.clone(), noted]);
+        assert_eq!(field("k8s.pod.name"), ["web"; 5]);
+        assert!(
+            of_chunk(&written).iter().all(|document| document.date == "2026-01-31"),
+            "the slice is the read time's"
+        );
+    }
+
+    #[test]
+    fn a_line_that_was_cut_says_so() {
+        let mut cut = chunk(7, b"abc", &[3]);
+        (cut.end_offset, cut.omitted_bytes) = (20, 10);
+        let documents = of_chunk(&cut);
+        let (stream, range) = documents[0].stream.unwrap();
+        assert_eq!((range, documents[0].id), (ByteRange::new(7, 20), Some(DocId::of_event(&stream, 7, b"abc"))));
+        let body = &bodies(&cut)[0];
+        assert_eq!((&body["message"], &body["logmesh.length"]), (&"abc".into(), &13.into()));
+        assert_eq!((&body["logmesh.truncated"], &body["logmesh.omitted"]), (&true.into(), &10.into()));
+    }
+
+    proptest::proptest! {
+        /// Each event's document is the one that it has in a chunk of its own.
+        #[test]
+        fn documents_don_t_depend_on_how_events_are_packed(
+            events in proptest::collection::vec((proptest::sample::select(vec![
+                "a\n".as_bytes(), b"\xef\xbb\xbfb\r\n", b"\xff\xfe\x0a\x00", b"\xc4", b"\x00\n\x00",
+                b"2026-01-30T23:00:00Z stdout P a\n2026-01-30T23:00:00Z stdout F b\n",
+                b"2026-01-30T23:00:00Z stderr P \xff\n",
+                b"{\"log\":\"c\\n\",\"stream\":\"stdout\",\"time\":\"x\"}\n",
+            ]), proptest::bool::ANY), 1..8),
+            (start, container) in (0..3u64, proptest::bool::ANY),
+            encoding in proptest::sample::select(vec!["", "gbk", "utf-16le", "utf-16be", "iso-2022-jp"]),
+        ) {
+            let lengths: Vec<u32> = events.iter().map(|(event, _)| event.len() as u32).collect();
+            let data: Vec<u8> = events.iter().flat_map(|(event, _)| event.iter().copied()).collect();
+            let dressed = |mut chunk: Chunk| {
+                chunk.encoding = encoding.into();
+                chunk.format = i32::from(container);
+                chunk
+            };
+            let mut packed = dressed(chunk(start, &data, &lengths));
+            packed.continuations = (0..events.len() as u32).filter(|place| events[*place as usize].1).collect();
+            crate::chunk::check(&packed).unwrap();
+            let mut at = start;
+            let alone = events.iter().flat_map(|(event, continued)| {
+                let mut one = dressed(chunk(at, event, &[event.len() as u32]));
+                one.continuations = if *continued { vec![0] } else { vec![] };
+                at += event.len() as u64;
+                of_chunk(&one)
+            });
+            proptest::prop_assert_eq!(alone.collect::<Vec<_>>(), of_chunk(&packed));
+        }
     }
 
     #[test]

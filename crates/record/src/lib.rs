@@ -8,6 +8,7 @@ pub mod book;
 pub mod chunk;
 pub mod codec;
 pub mod document;
+mod message;
 pub mod topic;
 
 pub use book::{Book, Coverage};

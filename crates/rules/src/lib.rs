@@ -1,7 +1,7 @@
 //! Rules: what to collect where. The model, its text forms and its checks; nothing here does I/O.
 //!
 //! A [`RuleSpec`] is a rule as someone wrote it and may be wrong anywhere; [`RuleSpec::compile`] checks all of it at
-//! once and gives a [`Rule`], whose selector, globs and pattern are ready to match. Only a `Rule` may be applied.
+//! once and gives a [`Rule`], whose selector and globs are ready to match. Only a `Rule` may be applied.
 
 mod proto;
 mod rule;
@@ -11,5 +11,5 @@ mod yaml;
 
 pub use rule::Rule;
 pub use selector::{Labels, Selector, SelectorError};
-pub use spec::{JsonError, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
+pub use spec::{Format, JsonError, LongEvents, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
 pub use yaml::{Document, YamlError, parse_yaml, to_yaml};

@@ -1,9 +1,12 @@
 //! Rules as messages.
 
-use logmesh_proto::config::v1 as message;
-use logmesh_types::ByteSize;
+use std::time::Duration;
 
-use crate::spec::{Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
+use logmesh_proto::config::v1 as message;
+use logmesh_proto::time::{duration, std_duration};
+use logmesh_types::{ByteSize, Span};
+
+use crate::spec::{Format, LongEvents, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
 
 impl From<&RuleSpec> for message::Rule {
     /// The fields that the server sets (revision, etag, times) stay empty.
@@ -11,6 +14,14 @@ impl From<&RuleSpec> for message::Rule {
         let start_at = match spec.start_at {
             StartAt::Beginning => message::StartAt::Beginning,
             StartAt::End => message::StartAt::End,
+        };
+        let long_events = match spec.long_events {
+            LongEvents::Split => message::LongEvents::Split,
+            LongEvents::Cut => message::LongEvents::Cut,
+        };
+        let format = match spec.format {
+            Format::Lines => message::FileFormat::Lines,
+            Format::Container => message::FileFormat::Container,
         };
         Self {
             name: spec.name.clone(),
@@ -25,8 +36,11 @@ impl From<&RuleSpec> for message::Rule {
                 lines_per_second: spec.pace.lines_per_second.unwrap_or(0),
             }),
             start_at: start_at.into(),
-            multiline: (spec.multiline.as_ref())
-                .map(|multiline| message::Multiline { start_pattern: multiline.start_pattern.clone() }),
+            multiline: spec.multiline.as_ref().map(multiline_message),
+            max_event_bytes: spec.max_event_bytes.map_or(0, |size| size.0),
+            long_events: long_events.into(),
+            format: format.into(),
+            encoding: spec.encoding.clone().unwrap_or_default(),
             ..Self::default()
         }
     }
@@ -37,16 +51,39 @@ impl TryFrom<&message::Rule> for RuleSpec {
 
     /// Fails only where a message can say what a rule can't: an enum's value that this version doesn't know.
     fn try_from(rule: &message::Rule) -> Result<Self, Violations> {
+        let mut unknown = Vec::new();
+        let mut unknown_value = |field: &str, number: i32, meanings: &str| {
+            let description = format!("{number} is unknown; {meanings}");
+            unknown.push(Violation { field: field.into(), description });
+        };
         let start_at = match message::StartAt::try_from(rule.start_at) {
-            Ok(message::StartAt::Unspecified | message::StartAt::Beginning) => StartAt::Beginning,
             Ok(message::StartAt::End) => StartAt::End,
+            Ok(message::StartAt::Unspecified | message::StartAt::Beginning) => StartAt::Beginning,
             Err(_) => {
-                let description = format!("{} is unknown; 1 is the beginning, 2 is the end", rule.start_at);
-                return Err(Violations(vec![Violation { field: "start_at".into(), description }]));
+                unknown_value("start_at", rule.start_at, "1 is the beginning, 2 is the end");
+                StartAt::Beginning
             }
         };
+        let long_events = match message::LongEvents::try_from(rule.long_events) {
+            Ok(message::LongEvents::Cut) => LongEvents::Cut,
+            Ok(message::LongEvents::Unspecified | message::LongEvents::Split) => LongEvents::Split,
+            Err(_) => {
+                unknown_value("long_events", rule.long_events, "1 is split, 2 is cut");
+                LongEvents::Split
+            }
+        };
+        let format = match message::FileFormat::try_from(rule.format) {
+            Ok(message::FileFormat::Container) => Format::Container,
+            Ok(message::FileFormat::Unspecified | message::FileFormat::Lines) => Format::Lines,
+            Err(_) => {
+                unknown_value("format", rule.format, "1 is lines, 2 is container");
+                Format::Lines
+            }
+        };
+        if !unknown.is_empty() {
+            return Err(Violations(unknown));
+        }
         let pace = rule.pace.unwrap_or_default();
-        let start_pattern = rule.multiline.as_ref().map(|multiline| multiline.start_pattern.clone());
         Ok(Self {
             name: rule.name.clone(),
             selector: rule.selector.clone(),
@@ -54,15 +91,47 @@ impl TryFrom<&message::Rule> for RuleSpec {
             exclude: rule.exclude.clone(),
             topic: rule.topic.clone(),
             priority: rule.priority,
-            service: Some(rule.service.clone()).filter(|service| !service.is_empty()),
+            service: text(&rule.service),
             pace: Pace {
                 bytes_per_second: Some(ByteSize(pace.bytes_per_second)).filter(|rate| rate.0 > 0),
                 lines_per_second: Some(pace.lines_per_second).filter(|rate| *rate > 0),
             },
             start_at,
-            multiline: (start_pattern.filter(|pattern| !pattern.is_empty()))
-                .map(|start_pattern| Multiline { start_pattern }),
+            multiline: rule
+                .multiline
+                .as_ref()
+                .map(multiline_spec)
+                .filter(|multiline| *multiline != Multiline::default()),
+            max_event_bytes: Some(ByteSize(rule.max_event_bytes)).filter(|size| size.0 > 0),
+            long_events,
+            format,
+            encoding: text(&rule.encoding),
         })
+    }
+}
+
+fn text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn multiline_message(multiline: &Multiline) -> message::Multiline {
+    let text = |pattern: &Option<String>| pattern.clone().unwrap_or_default();
+    message::Multiline {
+        start_pattern: text(&multiline.start_pattern),
+        continue_pattern: text(&multiline.continue_pattern),
+        end_pattern: text(&multiline.end_pattern),
+        timeout: multiline.timeout.map(|timeout| duration(timeout.0)),
+    }
+}
+
+/// A negative timeout becomes 0, which no rule may have; parts of a millisecond go.
+fn multiline_spec(message: &message::Multiline) -> Multiline {
+    let millis = |timeout| std_duration(timeout).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    Multiline {
+        start_pattern: text(&message.start_pattern),
+        continue_pattern: text(&message.continue_pattern),
+        end_pattern: text(&message.end_pattern),
+        timeout: message.timeout.as_ref().map(|timeout| Span(Duration::from_millis(millis(timeout)))),
     }
 }
 
@@ -79,7 +148,9 @@ mod tests {
             exclude in prop::collection::vec("[a-z*/]{0,8}", 0..4),
             priority in any::<i32>(),
             rates in prop::collection::vec(prop::option::of(1..u64::MAX), 2),
-            (service, end, multiline) in any::<(bool, bool, bool)>(),
+            (service, end, cut, container, encoded) in any::<(bool, bool, bool, bool, bool)>(),
+            kind in 0..5u8,
+            (timeout, size) in (prop::option::of(1..10_000_000u64), prop::option::of(1..u64::MAX)),
         ) -> RuleSpec {
             RuleSpec {
                 name: texts[0].clone(),
@@ -91,7 +162,16 @@ mod tests {
                 service: service.then(|| texts[3].clone()),
                 pace: Pace { bytes_per_second: rates[0].map(ByteSize), lines_per_second: rates[1] },
                 start_at: if end { StartAt::End } else { StartAt::Beginning },
-                multiline: multiline.then(|| Multiline { start_pattern: texts[4].clone() }),
+                multiline: (kind > 0).then(|| Multiline {
+                    start_pattern: (kind == 1).then(|| texts[4].clone()),
+                    continue_pattern: (kind == 2).then(|| texts[4].clone()),
+                    end_pattern: (kind == 3).then(|| texts[4].clone()),
+                    timeout: timeout.or((kind == 4).then_some(5)).map(|millis| Span(Duration::from_millis(millis))),
+                }),
+                max_event_bytes: size.map(ByteSize),
+                long_events: if cut { LongEvents::Cut } else { LongEvents::Split },
+                format: if container { Format::Container } else { Format::Lines },
+                encoding: encoded.then(|| texts[3].clone()),
             }
         }
     }
@@ -108,8 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_start_is_refused() {
-        let rule = message::Rule { start_at: 9, ..message::Rule::default() };
-        assert_eq!(RuleSpec::try_from(&rule).unwrap_err().0[0].field, "start_at");
+    fn unknown_values_are_refused() {
+        let rule = message::Rule { start_at: 9, long_events: 9, format: 9, ..message::Rule::default() };
+        let fields: Vec<_> = RuleSpec::try_from(&rule).unwrap_err().0.into_iter().map(|found| found.field).collect();
+        assert_eq!(fields, ["start_at", "long_events", "format"]);
     }
 }

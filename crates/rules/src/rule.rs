@@ -1,19 +1,21 @@
-//! A rule that was checked: its globs, selector and pattern are compiled.
+//! A rule that was checked: its globs and selector are compiled.
+
+use std::time::Duration;
 
 use logmesh_glob::{Exclude, GlobError, PathGlob};
-use logmesh_types::limits::MAX_RULE_PATHS;
+use logmesh_text::Charset;
+use logmesh_types::limits::{MAX_EVENT_BYTES, MAX_RULE_PATHS, MIN_CONTAINER_EVENT_BYTES, MIN_EVENT_BYTES};
 use logmesh_types::{RuleName, TopicName};
-use regex::bytes::{Regex, RegexBuilder};
 
 use crate::selector::Selector;
-use crate::spec::{RuleSpec, Violation, Violations};
+use crate::spec::{Format, RuleSpec, Violation, Violations};
 
-/// The longest `multiline.start_pattern`, in bytes.
+/// The longest pattern of `multiline`, in bytes.
 const MAX_PATTERN_BYTES: usize = 1024;
 
-/// The most memory that a compiled `start_pattern` may take, in bytes. Matching is linear in the line whatever the
-/// pattern; this bounds what each agent holds for it.
-const PATTERN_MEMORY_BYTES: usize = 1 << 20;
+/// The bounds of `multiline.timeout`: shorter, and a writer that pauses would be cut; longer, and nobody sees the line.
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The longest `service`, in bytes.
 const MAX_SERVICE_BYTES: usize = 256;
@@ -31,8 +33,6 @@ pub struct Rule {
     pub exclude: Vec<Exclude>,
     /// The topic that it writes to; never an internal one.
     pub topic: TopicName,
-    /// A line that matches begins an event; none: each line is one.
-    pub start_pattern: Option<Regex>,
     spec: RuleSpec,
 }
 
@@ -61,12 +61,13 @@ impl RuleSpec {
             !internal
         });
         self.check_values(&mut found);
-        let start_pattern = self.check_pattern(&mut found);
+        self.check_multiline(&mut found);
+        self.check_events(&mut found);
         if let (Some(name), Some(selector), Some((paths, exclude)), Some(topic), true) =
             (name, selector, paths, topic, found.0.is_empty())
         {
             let spec = RuleSpec { name: name.to_string(), ..self.clone() };
-            return Ok(Rule { name, selector, paths, exclude, topic, start_pattern, spec });
+            return Ok(Rule { name, selector, paths, exclude, topic, spec });
         }
         Err(Violations(found.0))
     }
@@ -101,16 +102,45 @@ impl RuleSpec {
         }
     }
 
-    fn check_pattern(&self, found: &mut Found) -> Option<Regex> {
-        let pattern = &self.multiline.as_ref()?.start_pattern;
-        let field = "multiline.start_pattern";
-        if pattern.is_empty() || pattern.len() > MAX_PATTERN_BYTES {
-            found.add(field, format!("is not 1 to {MAX_PATTERN_BYTES} bytes long"));
-            return None;
+    fn check_multiline(&self, found: &mut Found) {
+        let Some(multiline) = &self.multiline else { return };
+        let patterns = multiline.patterns();
+        if patterns.len() > 1 || (patterns.is_empty() && multiline.timeout.is_none()) {
+            let given: Vec<&str> = patterns.iter().map(|(name, _)| *name).collect();
+            let given = if given.is_empty() { "is empty".to_owned() } else { format!("has {}", given.join(" and ")) };
+            found.add("multiline", format!("{given}; write one of start_pattern, continue_pattern and end_pattern"));
         }
-        let built =
-            RegexBuilder::new(pattern).size_limit(PATTERN_MEMORY_BYTES).dfa_size_limit(PATTERN_MEMORY_BYTES).build();
-        found.keep(field, built.map_err(|error| format!("is not a regular expression: {error}")))
+        for (name, pattern) in patterns {
+            let field = format!("multiline.{name}");
+            if pattern.is_empty() || pattern.len() > MAX_PATTERN_BYTES {
+                found.add(field, format!("is not 1 to {MAX_PATTERN_BYTES} bytes long"));
+            } else {
+                found.keep(field, logmesh_text::pattern(pattern));
+            }
+        }
+        if multiline.timeout.is_some_and(|timeout| !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout.0)) {
+            found.add("multiline.timeout", "is not between 100ms and 1h");
+        }
+    }
+
+    fn check_events(&self, found: &mut Found) {
+        let container = self.format == Format::Container;
+        let least = if container { MIN_CONTAINER_EVENT_BYTES } else { MIN_EVENT_BYTES };
+        if self.max_event_bytes.is_some_and(|size| !(least as u64..=MAX_EVENT_BYTES as u64).contains(&size.0)) {
+            let of = if container { " of a container's files, whose lines may be that long" } else { "" };
+            found.add("max_event_bytes", format!("is not {} to {} KiB{of}", least >> 10, MAX_EVENT_BYTES >> 10));
+        }
+        if let Some(label) = &self.encoding {
+            match Charset::for_label(label) {
+                None => {
+                    found.add("encoding", format!("{label:?} is no encoding; write a label such as utf-16le or gbk"))
+                }
+                Some(charset) if container && !charset.is_utf8() => {
+                    found.add("encoding", "does not go with format: container, whose files are UTF-8; leave it out");
+                }
+                Some(_) => {}
+            }
+        }
     }
 }
 
@@ -151,6 +181,10 @@ mod tests {
         RuleSpec { name: name.into(), priority, paths: vec![glob.into()], topic: "logs".into(), ..RuleSpec::default() }
     }
 
+    fn multiline(yaml: &str) -> Multiline {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
     #[test]
     fn everything_wrong_is_said_at_once() {
         let spec = RuleSpec {
@@ -161,7 +195,9 @@ mod tests {
             topic: "x.books".into(),
             service: Some("a\u{1b}[2J".into()),
             pace: Pace { bytes_per_second: Some(ByteSize(0)), lines_per_second: Some(0) },
-            multiline: Some(Multiline { start_pattern: "(".into() }),
+            multiline: Some(multiline("start_pattern: '('\ntimeout: 2h")),
+            max_event_bytes: Some(ByteSize(1023)),
+            encoding: Some("klingon".into()),
             ..RuleSpec::default()
         };
         let fields: Vec<String> = spec.compile().unwrap_err().0.into_iter().map(|found| found.field).collect();
@@ -175,6 +211,9 @@ mod tests {
             "pace.bytes_per_second",
             "pace.lines_per_second",
             "multiline.start_pattern",
+            "multiline.timeout",
+            "max_event_bytes",
+            "encoding",
         ];
         assert_eq!(fields, expected);
     }
@@ -188,10 +227,40 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_would_take_much_memory_is_refused() {
-        let pattern = r"(\w{200}){200}".to_owned();
-        let spec = RuleSpec { multiline: Some(Multiline { start_pattern: pattern }), ..spec("a", 0, "/x") };
-        assert_eq!(spec.compile().unwrap_err().0[0].field, "multiline.start_pattern");
+    fn one_pattern_at_most_says_which_lines_belong_together() {
+        let faults = |text: &str| -> Vec<String> {
+            let spec = RuleSpec { multiline: Some(multiline(text)), ..spec("a", 0, "/x") };
+            let faults = spec.compile().map_or_else(|violations| violations.0, |_| Vec::new());
+            faults.into_iter().map(|fault| format!("{}: {}", fault.field, fault.description)).collect()
+        };
+        for good in ["start_pattern: ^a", "continue_pattern: ^a", "end_pattern: ^a\ntimeout: 100ms", "timeout: 1h"] {
+            assert_eq!(faults(good), [""; 0], "{good}");
+        }
+        let which = "write one of start_pattern, continue_pattern and end_pattern";
+        assert_eq!(faults("{}"), [format!("multiline: is empty; {which}")]);
+        assert_eq!(
+            faults("start_pattern: a\nend_pattern: b"),
+            [format!("multiline: has start_pattern and end_pattern; {which}")]
+        );
+        assert_eq!(faults("timeout: 99ms"), ["multiline.timeout: is not between 100ms and 1h"]);
+        assert_eq!(faults("end_pattern: ''"), ["multiline.end_pattern: is not 1 to 1024 bytes long"]);
+        let much = r"continue_pattern: (\w{200}){200}";
+        assert!(
+            faults(much)[0].starts_with("multiline.continue_pattern: is not a regular expression"),
+            "too much memory"
+        );
+    }
+
+    #[test]
+    fn a_container_s_files_have_their_own_bounds() {
+        let container = RuleSpec { format: Format::Container, ..spec("a", 0, "/x") };
+        let bad =
+            RuleSpec { max_event_bytes: Some(ByteSize(65_536)), encoding: Some("gbk".into()), ..container.clone() };
+        let fields: Vec<String> = bad.compile().unwrap_err().0.into_iter().map(|found| found.field).collect();
+        assert_eq!(fields, ["max_event_bytes", "encoding"]);
+        RuleSpec { max_event_bytes: Some(ByteSize(1 << 17)), encoding: Some("utf8".into()), ..container }
+            .compile()
+            .unwrap();
     }
 
     #[test]

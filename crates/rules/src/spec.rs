@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use logmesh_types::ByteSize;
+use logmesh_types::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
 /// A rule as someone wrote it. An unknown field is an error, so that a typing mistake never changes what is collected.
@@ -36,6 +36,18 @@ pub struct RuleSpec {
     /// How lines are joined to events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiline: Option<Multiline>,
+    /// How long an event may be, terminators included; none: as long as any may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_event_bytes: Option<ByteSize>,
+    /// What becomes of a longer line.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub long_events: LongEvents,
+    /// What the files hold.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub format: Format,
+    /// The encoding of the files, a label of the WHATWG's standard; none: UTF-8, or what a file's byte-order mark says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
 }
 
 /// How fast one agent may read for one rule; no value: as fast as it can.
@@ -61,12 +73,56 @@ pub enum StartAt {
     End,
 }
 
-/// How lines are joined to events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How lines are joined to events: by one of three patterns at most, each a regular expression.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Multiline {
-    /// A regular expression: a line that it matches begins a new event, every other line belongs to the one before.
-    pub start_pattern: String,
+    /// A line that it matches begins a new event, every other line belongs to the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_pattern: Option<String>,
+    /// A line that it matches belongs to the event before, every other line begins a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continue_pattern: Option<String>,
+    /// A line that it matches ends its event, every other line is followed by more of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_pattern: Option<String>,
+    /// How long an unfinished event, or a last line without newline, waits for more before it is sent as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+}
+
+impl Multiline {
+    /// The patterns that are given, each with its name.
+    pub fn patterns(&self) -> Vec<(&'static str, &str)> {
+        let all = [
+            ("start_pattern", &self.start_pattern),
+            ("continue_pattern", &self.continue_pattern),
+            ("end_pattern", &self.end_pattern),
+        ];
+        all.into_iter().filter_map(|(name, pattern)| Some((name, pattern.as_deref()?))).collect()
+    }
+}
+
+/// What becomes of a line that is longer than an event may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LongEvents {
+    /// It becomes several events; each but the first is marked as a continuation.
+    #[default]
+    Split,
+    /// Only its start is kept; the event is marked, and says how much was left out.
+    Cut,
+}
+
+/// What files hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Lines of text.
+    #[default]
+    Lines,
+    /// What container runtimes write: Docker's JSON or CRI, told line by line.
+    Container,
 }
 
 impl Pace {
@@ -84,6 +140,10 @@ impl StartAt {
 
 fn is_zero(number: &i32) -> bool {
     *number == 0
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl RuleSpec {
@@ -150,12 +210,16 @@ mod tests {
             topic: "nginx".into(),
             pace: Pace { bytes_per_second: Some(ByteSize(5 << 20)), lines_per_second: Some(7) },
             start_at: StartAt::End,
-            multiline: Some(Multiline { start_pattern: r"^\d{4}-".into() }),
+            multiline: Some(Multiline { start_pattern: Some(r"^\d{4}-".into()), ..Multiline::default() }),
+            max_event_bytes: Some(ByteSize(4096)),
+            long_events: LongEvents::Cut,
+            encoding: Some("gbk".into()),
             ..RuleSpec::default()
         };
         let json = spec.to_json().unwrap();
         assert_eq!(RuleSpec::from_json(&json).unwrap(), spec);
-        assert!(!String::from_utf8(json).unwrap().contains("selector"), "defaults aren't stored");
+        let json = String::from_utf8(json).unwrap();
+        assert!(!json.contains("selector") && !json.contains("format"), "defaults aren't stored: {json}");
     }
 
     #[test]

@@ -233,7 +233,7 @@ mod tests {
     use logmesh_types::ByteSize;
 
     use super::*;
-    use crate::spec::StartAt;
+    use crate::spec::{LongEvents, StartAt};
 
     const FULL: &str = r#"
 name: rules/nginx-access
@@ -245,7 +245,11 @@ priority: 0
 service: nginx
 pace: { bytes_per_second: 5MiB }      # the seed's send_rate, also lines_per_second
 start_at: beginning                    # or end, for files first seen
-multiline: { start_pattern: '^\d{4}-' }
+multiline: { start_pattern: '^\d{4}-', timeout: 2s }
+max_event_bytes: 256KiB
+long_events: cut                       # or split
+format: lines                          # or container
+encoding: gbk
 "#;
 
     #[test]
@@ -256,7 +260,8 @@ multiline: { start_pattern: '^\d{4}-' }
         assert_eq!(spec.name, "rules/nginx-access");
         assert_eq!(spec.pace.bytes_per_second, Some(ByteSize(5 << 20)));
         assert_eq!(spec.start_at, StartAt::Beginning);
-        assert_eq!(spec.multiline.as_ref().unwrap().start_pattern, r"^\d{4}-");
+        assert_eq!((spec.max_event_bytes, spec.long_events), (Some(ByteSize(256 << 10)), LongEvents::Cut));
+        assert_eq!(spec.multiline.as_ref().unwrap().patterns(), [("start_pattern", r"^\d{4}-")]);
         spec.compile().unwrap();
         assert_eq!(parse_yaml(&to_yaml(spec).unwrap()).unwrap()[0].spec, *spec);
     }
@@ -284,6 +289,11 @@ multiline: { start_pattern: '^\d{4}-' }
                 format!("{rule}pace:\n  bytes_per_second: fast\n"),
                 "line 5, column 21: pace.bytes_per_second: \"fast\" is not a size such as 512, 64KiB or 5MiB",
             ),
+            (
+                format!("{rule}multiline: {{ begin: x }}\n"),
+                "line 4, column 14: multiline.begin: unknown field `begin`, expected one of start_pattern,",
+            ),
+            (format!("{rule}format: json\n"), "line 4, column 9: format: unknown variant `json`"),
             (format!("{rule}start_at: middle\n"), "line 4, column 11: start_at: unknown variant `middle`"),
             ("name: a\ntopic: t\n".into(), "line 2, column 1: missing field `paths`"),
             (format!("name: b\n{rule}"), "line 2, column 1: duplicate mapping key: name"),

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io::Write;
 use std::time::Instant;
 
-use logmesh_tail::{Collector, FramingSpec, Pace, Settings, StartAt, TailRule};
+use logmesh_tail::{Collector, FramingSpec, Pace, Pattern, Settings, StartAt, TailRule};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>());
@@ -30,7 +30,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             topic: "bench".parse()?,
             priority: 0,
             start_at: StartAt::Beginning,
-            framing: FramingSpec { start_pattern: framing.map(str::to_owned) },
+            framing: FramingSpec {
+                pattern: framing.map(|text| Pattern::Start(text.to_owned())),
+                ..FramingSpec::default()
+            },
+            flush_after: None,
             pace: Pace::default(),
             service: None,
         };

@@ -31,7 +31,7 @@ use logmesh_types::limits::{MAX_FILES, MAX_IN_FLIGHT_BYTES, MAX_OPEN_FILES};
 use logmesh_types::{AgentId, ByteRange, RuleName, StreamId, UnixNanos};
 
 use crate::chunk::Chunk;
-use crate::follow::{Flight, Followed};
+use crate::follow::{Flight, Followed, Held};
 use crate::pace::Bucket;
 use crate::pathguard::{FileKey, PathGuard};
 use crate::rule::{Compiled, RuleError, TailRule};
@@ -65,7 +65,8 @@ pub struct Settings {
     pub own_dirs: Vec<PathBuf>,
     /// Unacked bytes that are kept in memory.
     pub max_in_flight_bytes: u64,
-    /// A last line without newline is sent when it hasn't grown for so long.
+    /// An unfinished event, or a last line without newline, is sent when it hasn't grown for so long, unless its rule
+    /// says how long.
     pub flush_after: Duration,
     /// The time between scans while hints work; each second while they don't.
     pub scan_every: Duration,
@@ -304,7 +305,7 @@ impl Collector {
     pub fn poll(&mut self, now: Instant, credit: u64) -> Option<Chunk> {
         self.housekeep(now);
         while let Some(chunk) = self.resend.front() {
-            if chunk.range.len() > credit {
+            if chunk.data.len() as u64 > credit {
                 return None;
             }
             let chunk = self.resend.pop_front()?;
@@ -324,13 +325,13 @@ impl Collector {
         if let Some(number) = self.by_stream.get(&stream).copied()
             && let Some(file) = self.files.get_mut(&number)
         {
-            let (bytes, chunks, reached) = file.flight.ack(end);
+            let (bytes, held, reached) = file.flight.ack(end);
             if let Some((offset, guard)) = reached {
                 file.acked(offset, guard);
                 let drained = file.flight.sent.is_empty();
                 let waits = file.next.is_some();
                 self.dirty.insert(number);
-                self.settle(bytes, chunks);
+                self.settle(bytes, held);
                 if drained && waits {
                     self.enqueue(number);
                 }
@@ -340,11 +341,11 @@ impl Collector {
             }
         } else if let Some(draining) = self.draining.get_mut(&stream) {
             let (number, former) = (draining.record, draining.former);
-            let (bytes, chunks, reached) = draining.flight.ack(end);
+            let (bytes, held, reached) = draining.flight.ack(end);
             if draining.flight.sent.is_empty() {
                 self.draining.remove(&stream);
             }
-            self.settle(bytes, chunks);
+            self.settle(bytes, held);
             match reached {
                 Some((offset, _)) if former => self.ack_former(number, stream, bytes, offset, now),
                 Some((offset, guard)) => self.ack_dormant(number, offset, guard),
@@ -381,10 +382,14 @@ impl Collector {
         }
     }
 
-    fn settle(&mut self, bytes: u64, chunks: usize) {
-        self.totals.in_flight_bytes -= bytes;
-        self.totals.in_flight_chunks -= chunks;
+    fn settle(&mut self, bytes: u64, held: Held) {
+        self.release_held(held);
         self.totals.acked_bytes += bytes;
+    }
+
+    fn release_held(&mut self, held: Held) {
+        self.totals.in_flight_bytes -= held.bytes;
+        self.totals.in_flight_chunks -= held.chunks;
     }
 
     /// Notes that the centre refused a chunk. The stream stands still there, and the chunk is sent again later.
@@ -409,9 +414,8 @@ impl Collector {
         self.rejected.entry(stream).or_insert(now + RETRY_REJECTED);
         self.resend.retain(|chunk| chunk.stream != stream || chunk.range.start < range.start);
         if let Some(file) = self.by_stream.get(&stream).and_then(|number| self.files.get_mut(number)) {
-            let (bytes, chunks) = file.go_back(range.start);
-            self.totals.in_flight_bytes -= bytes;
-            self.totals.in_flight_chunks -= chunks;
+            let held = file.go_back(range.start);
+            self.release_held(held);
         }
     }
 

@@ -3,6 +3,8 @@
 //! Invariants: `start <= acked <= read`; `flight` holds exactly the chunks of `[acked, read)`, in order, unless the
 //! process was started anew; `tail` is what lay before `read` when it was read.
 
+mod read;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -11,26 +13,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use logmesh_types::limits::{MAX_CHUNK_EVENTS, MAX_EVENT_BYTES};
+use logmesh_text::Charset;
+use logmesh_types::limits::MAX_EVENT_BYTES;
 use logmesh_types::{AgentId, ByteRange, StreamId, UnixNanos};
 
 use crate::chunk::{Chunk, Source};
-use crate::framing::{End, Framing, Room, continues, frame};
+use crate::framing::Framing;
 use crate::state::{Assignment, Guard, Record};
 use crate::status::LossCause;
-
-/// How much of a new file is looked at to tell text from something else.
-const HEAD_BYTES: usize = 1024;
-
-/// The least that is read at a time under a slow pace.
-const PACED_BYTES: u64 = 64 * 1024;
 
 /// How far back the start of the last line is sought when a file is read from its end.
 const LAST_LINE_BYTES: u64 = 64 * 1024;
 
-/// A chunk has at most so many bytes, unless its only event is longer. With its lengths and labels it then stays below
-/// 1 MiB, where the embedded bus, which rounds values up to powers of two, would take 2 MiB to keep it.
-const FULL_CHUNK_BYTES: u64 = 960 << 10;
+/// How many bytes of a file tell its byte-order mark.
+const MARK_BYTES: usize = 3;
 
 /// The steps in which the bound on what may have been sent is raised: a commit for so many bytes costs little.
 const SENT_STEP: u64 = 16 << 20;
@@ -40,6 +36,20 @@ const SENT_STEP: u64 = 16 << 20;
 pub(crate) struct Sent {
     pub chunk: Chunk,
     pub guard: Guard,
+}
+
+/// What chunks take in memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Held {
+    pub bytes: u64,
+    pub chunks: usize,
+}
+
+impl Held {
+    fn add(&mut self, chunk: &Chunk) {
+        self.bytes += chunk.data.len() as u64;
+        self.chunks += 1;
+    }
 }
 
 /// The unacked chunks of a stream, in order.
@@ -53,19 +63,20 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// Takes out what is acked up to `end`: the bytes and chunks, and the new offset with its guard.
-    pub(crate) fn ack(&mut self, end: u64) -> (u64, usize, Option<(u64, Guard)>) {
+    /// Takes out what is acked up to `end`: the bytes of the stream, what was held of them, and the new offset with its
+    /// guard.
+    pub(crate) fn ack(&mut self, end: u64) -> (u64, Held, Option<(u64, Guard)>) {
         let end = self.rejected_at.map_or(end, |from| end.min(from));
-        let (mut bytes, mut chunks, mut reached) = (0, 0, None);
+        let (mut bytes, mut held, mut reached) = (0, Held::default(), None);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.chunk.range.end <= end) {
             bytes += sent.chunk.range.len();
-            chunks += 1;
+            held.add(&sent.chunk);
             reached = Some((sent.chunk.range.end, sent.guard));
         }
         if reached.is_some() && self.rejected_at.is_none() {
             self.error = None;
         }
-        (bytes, chunks, reached)
+        (bytes, held, reached)
     }
 }
 
@@ -78,6 +89,12 @@ pub(crate) struct Tail {
 
 impl Tail {
     pub(crate) const EMPTY: Self = Self { bytes: [0; Guard::BYTES], length: 0 };
+
+    fn of(data: &[u8]) -> Self {
+        let mut tail = Self::EMPTY;
+        tail.push(data);
+        tail
+    }
 
     fn push(&mut self, data: &[u8]) {
         let new = &data[data.len().saturating_sub(Guard::BYTES)..];
@@ -107,11 +124,21 @@ pub(crate) struct Limits {
     pub lines: u64,
 }
 
+/// What a chunk counts for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tally {
+    pub lines: usize,
+    /// Events that were ended by their size.
+    pub split: usize,
+}
+
 /// What came of a turn.
 #[derive(Debug)]
 pub(crate) enum Turn {
     /// A chunk, and how many lines it holds.
-    Chunk(Chunk, usize),
+    Chunk(Chunk, Tally),
+    /// The end of a line that is to be cut was sought in so many bytes, and not found yet.
+    Skimmed(u64),
     /// All there is was read, or what is left isn't an event yet.
     Nothing,
     /// An event is there that is larger than the credit.
@@ -128,6 +155,10 @@ pub(crate) struct Followed {
     pub stream: StreamId,
     pub source: Arc<Source>,
     pub framing: Framing,
+    /// In which encoding, once that is known for good.
+    pub charset: Option<Charset>,
+    /// A line that is to be cut begins at `read` and doesn't end before this; 0: none is known.
+    pub skimmed: u64,
     /// How it shall be read as soon as all that may have been sent under the present assignment is acked.
     pub next: Option<(Assignment, Framing)>,
     /// The owning rule's place among the rules.
@@ -203,9 +234,10 @@ impl Followed {
 
     /// Raises the bound on what may have been sent, where the next chunk may pass it.
     pub(crate) fn note_sending(&mut self) {
-        let next = self.read + MAX_EVENT_BYTES as u64;
+        let from = self.read.max(self.skimmed);
+        let next = from + MAX_EVENT_BYTES as u64;
         if self.record.sent_to.is_none_or(|bound| bound < next) {
-            self.record.sent_to = Some(self.read + SENT_STEP);
+            self.record.sent_to = Some(from + SENT_STEP);
             self.durable = false;
         }
     }
@@ -223,31 +255,35 @@ impl Followed {
         let matches = usize::from(guard.length) <= before.len()
             && Guard::of(&before[before.len() - usize::from(guard.length)..]) == guard;
         if matches {
-            self.read = offset;
-            self.tail = Tail::EMPTY;
-            self.tail.push(&before);
+            (self.read, self.skimmed) = (offset, 0);
+            self.tail = Tail::of(&before);
         }
         Ok(matches)
     }
 
-    /// Drops what is on its way from `start` on, to be read again; answers how many bytes and chunks it was.
+    /// Drops what is on its way from `start` on, to be read again; answers how much it was.
     ///
     /// The centre has taken nothing of it, so it may be read under another assignment.
-    pub(crate) fn go_back(&mut self, start: u64) -> (u64, usize) {
+    pub(crate) fn go_back(&mut self, start: u64) -> Held {
         let keep = self.flight.sent.partition_point(|sent| sent.chunk.range.start < start);
         let dropped = self.flight.sent.split_off(keep);
-        let Some(first) = dropped.front() else { return (0, 0) };
+        let Some(first) = dropped.front() else { return Held::default() };
         self.unread_since = Some(first.chunk.read_time);
         self.back_to = Some(self.flight.sent.back().map_or(self.record.guard, |sent| sent.guard));
         (self.read, self.framed_to, self.tail, self.stalled_at) = (start, start, Tail::EMPTY, None);
-        (dropped.iter().map(|sent| sent.chunk.range.len()).sum(), dropped.len())
+        self.skimmed = 0;
+        let mut held = Held::default();
+        dropped.iter().for_each(|sent| held.add(&sent.chunk));
+        held
     }
 
     /// Where to begin in a file that is read from its end: the start of its last line.
-    pub(crate) fn last_line(file: &File, size: u64) -> io::Result<u64> {
+    pub(crate) fn last_line(file: &File, size: u64, framing: &Framing) -> io::Result<u64> {
+        let charset = framing.charset_of(&read_at(file, 0, MARK_BYTES)?);
         let from = size.saturating_sub(LAST_LINE_BYTES);
         let bytes = read_at(file, from, (size - from) as usize)?;
-        Ok(memchr::memrchr(b'\n', &bytes).map_or(if from == 0 { 0 } else { size }, |at| from + at as u64 + 1))
+        let end = charset.last_line_end(&bytes, from);
+        Ok(end.map_or(if from == 0 { 0 } else { size }, |at| from + at as u64))
     }
 
     /// Begins a new generation of the file: it was truncated, or written anew.
@@ -263,6 +299,7 @@ impl Followed {
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
+        (self.charset, self.skimmed) = (None, 0);
         self.back_to = None;
         self.durable = false;
         self.binary = false;
@@ -286,6 +323,7 @@ impl Followed {
         if let Some((assignment, framing)) = self.next.take() {
             self.record.assignment = assignment;
             self.framing = framing;
+            (self.charset, self.skimmed) = (None, 0);
             self.source = Self::source_of(&self.record);
             self.framed_to = self.read;
             self.stalled_at = None;
@@ -299,88 +337,6 @@ impl Followed {
         self.record.cuts.push(self.record.size);
         self.stalled_at = None;
         self.durable = false;
-    }
-
-    /// Reads and frames the next chunk. The file must be open and its size known.
-    pub(crate) fn read_chunk(&mut self, limits: Limits) -> io::Result<Turn> {
-        let Some(file) = &self.file else { return Ok(Turn::Nothing) };
-        let cut = self.record.cuts.iter().copied().find(|cut| *cut > self.read && *cut <= self.record.size);
-        let available = cut.unwrap_or(self.record.size).saturating_sub(self.read);
-        if available == 0 || (cut.is_none() && self.stalled_at == Some(self.record.size)) {
-            // Written anew to the very size it had?
-            let same = self.read_ahead(file, 0)? == *self.tail.as_slice();
-            return Ok(if same { Turn::Nothing } else { Turn::Rewritten });
-        }
-        let full = available.min(MAX_EVENT_BYTES as u64);
-        let allowed = full.min(limits.credit);
-        // A slow pace needn't read a whole chunk to take its first lines; a long event still gets its due.
-        let paced = allowed.min(limits.bytes.max(PACED_BYTES)).min(FULL_CHUNK_BYTES);
-        let mut turn = self.frame_from(&self.read_ahead(file, paced)?, cut, limits);
-        if matches!(turn, Turn::Nothing) && paced < allowed {
-            turn = self.frame_from(&self.read_ahead(file, allowed)?, cut, limits);
-        }
-        if matches!(turn, Turn::Nothing) && allowed < full {
-            return Ok(Turn::NeedsCredit);
-        }
-        match &turn {
-            Turn::Chunk(chunk, _) => self.advance(chunk),
-            Turn::Nothing => self.stalled_at = Some(self.record.size),
-            _ => {}
-        }
-        Ok(turn)
-    }
-
-    /// The tail again, and up to `wanted` bytes after the read position.
-    fn read_ahead(&self, file: &File, wanted: u64) -> io::Result<Bytes> {
-        read_at(file, self.read - self.tail.length as u64, self.tail.length + wanted as usize)
-    }
-
-    /// Frames what was read; `buffer` begins with the bytes that lay before the read position.
-    fn frame_from(&self, buffer: &Bytes, cut: Option<u64>, limits: Limits) -> Turn {
-        let tail = self.tail.length;
-        if buffer.len() < tail || buffer[..tail] != *self.tail.as_slice() {
-            return Turn::Rewritten;
-        }
-        let data = buffer.slice(tail..);
-        let head = self.read == 0 && self.record.epoch == 0;
-        if head && memchr::memchr(0, &data[..data.len().min(HEAD_BYTES)]).is_some() {
-            return Turn::Binary;
-        }
-        let end = if cut == Some(self.read + data.len() as u64) { End::Cut } else { End::Open };
-        let room = Room {
-            bytes: limits.bytes.min(FULL_CHUNK_BYTES) as usize,
-            events: limits.lines.min(MAX_CHUNK_EVENTS as u64) as usize,
-        };
-        let framed = frame(&self.framing, &data, end, room);
-        if framed.bytes == 0 {
-            return Turn::Nothing;
-        }
-        // A chunk that keeps a much larger buffer alive would make nonsense of the bound on unacked bytes.
-        let data = match framed.bytes >= data.len() / 2 {
-            true => data.slice(..framed.bytes),
-            false => Bytes::copy_from_slice(&data[..framed.bytes]),
-        };
-        let chunk = Chunk {
-            stream: self.stream,
-            range: ByteRange::new(self.read, self.read + framed.bytes as u64),
-            continuation: continues(&self.framing, self.tail.as_slice().last().copied(), &data),
-            crc32c: crc32c::crc32c(&data),
-            data,
-            lengths: framed.lengths.map(Arc::from),
-            events: framed.events as u32,
-            read_time: UnixNanos::now(),
-            source: self.source.clone(),
-        };
-        Turn::Chunk(chunk, framed.lines)
-    }
-
-    fn advance(&mut self, chunk: &Chunk) {
-        self.read = chunk.range.end;
-        self.framed_to = self.framed_to.max(self.read);
-        self.tail.push(&chunk.data);
-        self.stalled_at = None;
-        self.unread_since = (self.unread() > 0).then_some(chunk.read_time);
-        self.flight.sent.push_back(Sent { chunk: chunk.clone(), guard: self.tail.guard() });
     }
 
     /// Notes that everything up to `offset` is durable at the centre.
@@ -436,7 +392,13 @@ mod tests {
             let path = dir.path().join("x");
             std::fs::write(&path, text).unwrap();
             let file = File::open(&path).unwrap();
-            assert_eq!(Followed::last_line(&file, text.len() as u64).unwrap(), expected, "{text:?}");
+            let lines = Framing::default();
+            assert_eq!(Followed::last_line(&file, text.len() as u64, &lines).unwrap(), expected, "{text:?}");
         }
+        let path = dir.path().join("utf16");
+        let text: Vec<u8> = "\u{feff}a\nb".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&path, &text).unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(Followed::last_line(&file, text.len() as u64, &Framing::default()).unwrap(), 6);
     }
 }

@@ -18,7 +18,7 @@ mod watch;
 
 pub use chunk::{Chunk, Source};
 pub use collector::{Collector, OpenError, Settings};
-pub use framing::FramingSpec;
+pub use framing::{FramingSpec, Pattern};
 pub use logmesh_glob::{GlobError, PathGlob};
 pub use rule::{Pace, RuleError, StartAt, TailRule};
 pub use state::StateError;

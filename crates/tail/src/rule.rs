@@ -1,5 +1,7 @@
 //! What a collector is told to read, and its compiled form.
 
+use std::time::Duration;
+
 use logmesh_types::limits::MAX_RULE_PATHS;
 use logmesh_types::{RuleName, TopicName};
 
@@ -26,6 +28,8 @@ pub struct TailRule {
     pub start_at: StartAt,
     /// How bytes become events.
     pub framing: FramingSpec,
+    /// How long an unfinished event, or a last line without newline, waits for more; `None`: as the settings say.
+    pub flush_after: Option<Duration>,
     /// How fast to read.
     pub pace: Pace,
     /// `service.name` of its events.
@@ -87,8 +91,7 @@ impl Compiled {
         }
         let globs = compile("paths", &rule.globs, PathGlob::new)?;
         let exclude = compile("exclude", &rule.exclude, Exclude::new)?;
-        let framing =
-            Framing::new(&rule.framing).map_err(|message| RuleError::invalid("multiline.start_pattern", message))?;
+        let framing = Framing::new(&rule.framing).map_err(|(field, message)| RuleError::invalid(field, message))?;
         if globs.is_empty() {
             return Err(RuleError::invalid("paths", "is empty; name at least one path"));
         }
@@ -133,6 +136,7 @@ fn compile<T, E: ToString>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framing::Pattern;
 
     fn compile(change: impl FnOnce(&mut TailRule)) -> Result<Compiled, RuleError> {
         let mut rule = TailRule {
@@ -144,6 +148,7 @@ mod tests {
             priority: 0,
             start_at: StartAt::Beginning,
             framing: FramingSpec::default(),
+            flush_after: None,
             pace: Pace::default(),
             service: None,
         };
@@ -163,7 +168,7 @@ mod tests {
         assert_eq!(field(|r| r.exclude = vec!["[".into()]), ("INVALID_RULE", "exclude[0]".into()));
         assert_eq!(field(|r| r.globs.push("/etc/*".into())), ("NOT_ALLOWED", "paths[1]".into()));
         assert_eq!(
-            field(|r| r.framing.start_pattern = Some("(".into())),
+            field(|r| r.framing.pattern = Some(Pattern::Start("(".into()))),
             ("INVALID_RULE", "multiline.start_pattern".into())
         );
         assert_eq!(field(|r| r.globs = vec!["/var/log/*".into(); 300]), ("INVALID_RULE", "paths".into()));

@@ -374,7 +374,10 @@ mod tests {
                 rule: "a".parse().unwrap(),
                 revision: 7,
                 topic: "t".parse().unwrap(),
-                framing: FramingSpec { start_pattern: Some("^x".into()) },
+                framing: FramingSpec {
+                    pattern: Some(crate::framing::Pattern::Start("^x".into())),
+                    ..FramingSpec::default()
+                },
                 service: None,
             },
             lost_bytes: 7,

@@ -138,6 +138,10 @@ pub struct Totals {
     pub read_bytes: u64,
     /// Events that were read since the start.
     pub read_events: u64,
+    /// Events that were ended by their size since the start: what follows is marked as a continuation.
+    pub split_events: u64,
+    /// Lines of which only the start was sent since the start.
+    pub cut_events: u64,
     /// Bytes that were acked since the start.
     pub acked_bytes: u64,
     /// Bytes that are known to have gone unread since the start.

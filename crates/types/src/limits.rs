@@ -1,9 +1,16 @@
 //! Every fixed limit of the system, each with its reason. A limit that an operator may want to move is a setting whose
 //! default stands here.
 
-/// The longest event, in bytes with its terminator. A longer line is split into continuation events: one document of
+/// The longest event, in bytes with its terminator. A longer line is split into continuation events, or cut: one document of
 /// more than this is of use to nobody and would make every later buffer larger.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
+
+/// The least that a rule may set as its longest event, in bytes: a document has fields of that size beside its message.
+pub const MIN_EVENT_BYTES: usize = 1 << 10;
+
+/// The same for files that container runtimes write, whose lines are 16 KiB of text that JSON can grow sixfold: a line
+/// that is split can't be unwrapped.
+pub const MIN_CONTAINER_EVENT_BYTES: usize = 128 << 10;
 
 /// The most raw bytes in one chunk. One chunk is one allocation in agent, gateway and transfer.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;

@@ -243,7 +243,7 @@ impl Driver {
                 return false;
             };
             let Some(chunk) = self.collector.poll(now, *credit) else { return false };
-            *credit -= chunk.range.len();
+            *credit -= chunk.data.len() as u64;
             room.send(chunk);
         }
         true

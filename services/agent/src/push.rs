@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use logmesh_proto::discovery::v1::Endpoint;
 use logmesh_proto::ingest::v1::ingest_service_client::IngestServiceClient;
 use logmesh_proto::ingest::v1::push_response::Response as Answer;
-use logmesh_proto::ingest::v1::{self as message, PushRequest, PushResponse};
+use logmesh_proto::ingest::v1::{self as message, DataFormat, PushRequest, PushResponse};
 use logmesh_proto::time::{std_duration, timestamp};
 use logmesh_runtime::{CancellationToken, RetryPolicy};
 use logmesh_tail::Chunk;
@@ -239,7 +239,10 @@ fn to_message(chunk: Chunk, identity: &Identity, labels: &BTreeMap<String, Strin
             service: source.service.clone().unwrap_or_default(),
             labels: labels.clone(),
         }),
-        continuations: if chunk.continuation { vec![0] } else { Vec::new() },
+        continuations: chunk.continuations.to_vec(),
+        encoding: if chunk.charset.is_utf8() { String::new() } else { chunk.charset.name().to_owned() },
+        format: if chunk.container { DataFormat::Container } else { DataFormat::Unspecified }.into(),
+        omitted_bytes: chunk.omitted(),
         data: chunk.data,
     }
 }

@@ -252,6 +252,8 @@ fn measure(snapshot: &Snapshot) {
     gauge!("logmesh_agent_state_failing").set(if snapshot.state_error.is_some() { 1.0 } else { 0.0 });
     counter!("logmesh_agent_read_bytes").absolute(totals.read_bytes);
     counter!("logmesh_agent_read_events").absolute(totals.read_events);
+    counter!("logmesh_agent_split_events").absolute(totals.split_events);
+    counter!("logmesh_agent_cut_events").absolute(totals.cut_events);
     counter!("logmesh_agent_acked_bytes").absolute(totals.acked_bytes);
     counter!("logmesh_agent_lost_bytes").absolute(totals.lost_bytes);
     counter!("logmesh_agent_truncations").absolute(totals.truncations);

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::fleet::v1::{Delta, RuleError, RuleState};
-use logmesh_rules::{Pace, RuleSpec, StartAt, Violations};
+use logmesh_rules::{Format, LongEvents, Pace, RuleSpec, StartAt, Violations};
 use logmesh_runtime::files;
-use logmesh_tail::{FramingSpec, TailRule};
+use logmesh_tail::{FramingSpec, Pattern, TailRule};
 use logmesh_types::UnixNanos;
 use serde::{Deserialize, Serialize};
 
@@ -197,20 +197,63 @@ fn convert(spec: &RuleSpec, revision: i64) -> Result<TailRule, Violations> {
             StartAt::Beginning => logmesh_tail::StartAt::Beginning,
             StartAt::End => logmesh_tail::StartAt::End,
         },
-        framing: FramingSpec {
-            start_pattern: spec.multiline.as_ref().map(|multiline| multiline.start_pattern.clone()),
-        },
+        framing: framing(spec),
+        flush_after: spec.multiline.as_ref().and_then(|multiline| multiline.timeout).map(|timeout| timeout.0),
         pace: logmesh_tail::Pace { bytes_per_second: bytes_per_second.map(|rate| rate.0), lines_per_second },
         service: spec.service.clone(),
     })
 }
 
+/// The framing of a rule that was checked, so it has one pattern at most.
+fn framing(spec: &RuleSpec) -> FramingSpec {
+    let multiline = spec.multiline.clone().unwrap_or_default();
+    let start = multiline.start_pattern.map(Pattern::Start);
+    let pattern = start.or(multiline.continue_pattern.map(Pattern::Continue));
+    let standard = FramingSpec::default();
+    FramingSpec {
+        pattern: pattern.or(multiline.end_pattern.map(Pattern::End)),
+        max_event_bytes: spec.max_event_bytes.map_or(standard.max_event_bytes, |size| size.0 as usize),
+        cut: spec.long_events == LongEvents::Cut,
+        container: spec.format == Format::Container,
+        encoding: spec.encoding.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use logmesh_proto::config::v1::{self as message, Multiline};
+
     use super::*;
 
     fn rule(name: &str, revision: i64, path: &str) -> Rule {
         Rule { name: format!("rules/{name}"), revision, paths: vec![path.into()], topic: "t".into(), ..Rule::default() }
+    }
+
+    #[test]
+    fn all_that_decides_framing_comes_through() {
+        let multiline = Multiline {
+            end_pattern: ";$".into(),
+            timeout: Some(logmesh_proto::time::duration(std::time::Duration::from_secs(2))),
+            ..Multiline::default()
+        };
+        let rule = Rule {
+            multiline: Some(multiline),
+            max_event_bytes: 4096,
+            long_events: message::LongEvents::Cut.into(),
+            encoding: "GBK".into(),
+            ..rule("a", 3, "/x/*")
+        };
+        let (spec, tail) = Desired::new(3, read(&rule)).rule.unwrap();
+        let expected = FramingSpec {
+            pattern: Some(Pattern::End(";$".into())),
+            max_event_bytes: 4096,
+            cut: true,
+            container: false,
+            encoding: Some("GBK".into()),
+        };
+        assert_eq!((tail.framing, tail.flush_after), (expected, Some(std::time::Duration::from_secs(2))));
+        let container = RuleSpec { format: Format::Container, encoding: None, max_event_bytes: None, ..spec };
+        assert!(convert(&container, 3).unwrap().framing.container);
     }
 
     fn outcomes(rules: &Rules) -> Outcomes {

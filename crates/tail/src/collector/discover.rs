@@ -218,7 +218,7 @@ impl Collector {
             record.matched = path.to_owned();
             rule
         });
-        let framing = Framing::new(&record.assignment.framing).unwrap_or(Framing::Lines);
+        let framing = Framing::new(&record.assignment.framing).unwrap_or_default();
         let number = record.number;
         // What was sent before a crash lay in the file, so before its present end.
         let bound = record.sent_to.map_or(opened.meta.size, |bound| bound.min(opened.meta.size));
@@ -228,6 +228,8 @@ impl Collector {
             stream: Followed::stream_of(&self.settings.agent, &record),
             source: Followed::source_of(&record),
             framing,
+            charset: None,
+            skimmed: 0,
             next: None,
             rule: owner,
             file: None,
@@ -296,8 +298,11 @@ impl Collector {
 
     fn new_record(&mut self, opened: &Opened, path: &Path, rule: usize, from_end: bool) -> Result<Record, Refused> {
         let key = opened.meta.key;
-        let start =
-            if from_end { Followed::last_line(&opened.file, opened.meta.size).map_err(Refused::Io)? } else { 0 };
+        let framing = &self.rules[rule].compiled.framing;
+        let start = match from_end {
+            true => Followed::last_line(&opened.file, opened.meta.size, framing).map_err(Refused::Io)?,
+            false => 0,
+        };
         let mut record = Record {
             number: self.next_record,
             key,

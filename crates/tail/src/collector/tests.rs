@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::framing::FramingSpec;
+use crate::framing::{FramingSpec, Pattern};
 use crate::rule::{Pace, StartAt};
 use crate::status::{FileState, LossCause};
 
@@ -29,6 +29,7 @@ pub(super) fn rule(dir: &std::path::Path, name: &str, glob: &str) -> TailRule {
         priority: 0,
         start_at: StartAt::Beginning,
         framing: FramingSpec::default(),
+        flush_after: None,
         pace: Pace::default(),
         service: None,
     }
@@ -129,6 +130,10 @@ impl Bench {
         ranges.sort_by_key(|range| (range.0, range.1));
         (all.iter().map(|file| file.lost_bytes).sum(), ranges)
     }
+}
+
+pub(super) fn starts(pattern: &str) -> FramingSpec {
+    FramingSpec { pattern: Some(Pattern::Start(pattern.into())), ..FramingSpec::default() }
 }
 
 fn texts(list: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -279,12 +284,12 @@ fn a_last_line_is_flushed_and_its_rest_continues_it() {
     bench.pass(Duration::from_secs(6));
     let flushed = bench.poll().unwrap();
     assert_eq!(
-        (&flushed.data[..], flushed.lengths.as_deref(), flushed.continuation),
-        (&b"tw"[..], Some(&[2][..]), false)
+        (&flushed.data[..], flushed.lengths.as_deref(), flushed.continuations.len()),
+        (&b"tw"[..], Some(&[2][..]), 0)
     );
     bench.append("a.log", "o\nthree\n");
     let rest = bench.poll().unwrap();
-    assert_eq!((&rest.data[..], rest.continuation), (&b"o\nthree\n"[..], true));
+    assert_eq!((&rest.data[..], &rest.continuations[..]), (&b"o\nthree\n"[..], &[0][..]));
     // Nothing of it was acked: after a crash it is cut in the same places.
     bench.restart();
     let again = bench.drain();
@@ -516,7 +521,7 @@ fn a_long_line_is_split_and_marked() {
     let whole: Vec<u8> = chunks.iter().flat_map(|c| c.data.to_vec()).collect();
     assert!(whole == text.as_bytes());
     assert_eq!(chunks.len(), 10);
-    assert!(!chunks[0].continuation && chunks[1..].iter().all(|c| c.continuation));
+    assert!(chunks[0].continuations.is_empty() && chunks[1..].iter().all(|c| *c.continuations == [0]));
     assert_eq!((chunks[9].events, chunks[9].lengths.clone()), (2, None));
 }
 
@@ -526,7 +531,7 @@ fn a_new_framing_begins_where_all_is_acked() {
     bench.append("a.log", "1\n x\n2\n");
     let first = bench.poll().unwrap();
     assert_eq!(first.events, 3);
-    bench.rules[0].framing = FramingSpec { start_pattern: Some(r"^\d".into()) };
+    bench.rules[0].framing = starts(r"^\d");
     bench.rules[0].revision = 2;
     bench.apply();
     bench.append("a.log", "3\n y\n4\n");

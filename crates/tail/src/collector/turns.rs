@@ -6,7 +6,7 @@ use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Collector, Draining};
 use crate::chunk::Chunk;
-use crate::follow::{Limits, Turn};
+use crate::follow::{Limits, Tally, Turn};
 use crate::pathguard::meta_of;
 use crate::state::Guard;
 use crate::status::LossCause;
@@ -21,7 +21,7 @@ const RETRY_READ: Duration = Duration::from_secs(1);
 
 /// What a file's turn came to.
 enum Outcome {
-    Chunk(Chunk, usize),
+    Chunk(Chunk, Tally),
     Nothing,
     NeedsCredit,
 }
@@ -45,8 +45,8 @@ impl Collector {
             self.next_rule = index + 1;
             while let Some((number, limits)) = self.next_ready(index, now, credit) {
                 match self.turn(number, limits, now) {
-                    Outcome::Chunk(chunk, lines) => {
-                        self.account(index, &chunk, lines);
+                    Outcome::Chunk(chunk, tally) => {
+                        self.account(index, &chunk, tally);
                         self.enqueue_rest(number);
                         return Some(chunk);
                     }
@@ -83,13 +83,25 @@ impl Collector {
         Some((number, Limits { credit, bytes, lines }))
     }
 
-    fn account(&mut self, rule: usize, chunk: &Chunk, lines: usize) {
-        self.rules[rule].bytes.take(chunk.range.len());
-        self.rules[rule].lines.take(lines as u64);
-        self.totals.in_flight_bytes += chunk.range.len();
+    fn account(&mut self, rule: usize, chunk: &Chunk, tally: Tally) {
+        // What was left out of it was taken when it was looked at.
+        self.rules[rule].bytes.take(chunk.data.len() as u64);
+        self.rules[rule].lines.take(tally.lines as u64);
+        self.totals.in_flight_bytes += chunk.data.len() as u64;
         self.totals.in_flight_chunks += 1;
         self.totals.read_bytes += chunk.range.len();
         self.totals.read_events += u64::from(chunk.events);
+        self.totals.split_events += tally.split as u64;
+        self.totals.cut_events += u64::from(chunk.omitted() > 0);
+    }
+
+    /// The end of a line that is to be cut isn't found yet: others have their turns first, acks and commands too.
+    fn skimmed(&mut self, number: u64, bytes: u64, now: Instant) {
+        let rule = self.files.get(&number).and_then(|file| self.rules.get_mut(file.rule));
+        if let Some(rule) = rule {
+            rule.bytes.take(bytes);
+        }
+        self.set_timer(number, now + Duration::from_millis(1));
     }
 
     fn enqueue_rest(&mut self, number: u64) {
@@ -141,9 +153,13 @@ impl Collector {
     fn read_turn(&mut self, number: u64, limits: Limits, now: Instant) -> Outcome {
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
         match file.read_chunk(limits) {
-            Ok(Turn::Chunk(chunk, lines)) => {
+            Ok(Turn::Chunk(chunk, tally)) => {
                 file.error = None;
-                return Outcome::Chunk(chunk, lines);
+                return Outcome::Chunk(chunk, tally);
+            }
+            Ok(Turn::Skimmed(bytes)) => {
+                file.error = None;
+                self.skimmed(number, bytes, now);
             }
             Ok(Turn::NeedsCredit) => return Outcome::NeedsCredit,
             Ok(Turn::Nothing) => {
@@ -183,7 +199,7 @@ impl Collector {
                 let range = ByteRange::new(meta.size, file.record.size);
                 file.record.lose(&self.settings.agent, range, LossCause::CutShort);
                 self.totals.lost_bytes += lost;
-                file.stalled_at = None;
+                (file.stalled_at, file.skimmed) = (None, 0);
                 if u64::from(file.record.head.length) > meta.size {
                     // What of it was read is guarded by the bytes before the read position.
                     file.record.head = Guard::of(&[]);
@@ -313,13 +329,19 @@ impl Collector {
         let at = if file.deleted {
             now + DELETED_LOOK
         } else if file.unread() > 0 {
-            file.grown + self.settings.flush_after
+            file.grown + self.flush_after(file.rule)
         } else if file.away {
             file.grown + self.settings.away_after
         } else {
             return;
         };
         self.set_timer(number, at.max(now + Duration::from_millis(1)));
+    }
+
+    /// How long an unfinished event of a rule waits.
+    fn flush_after(&self, rule: usize) -> Duration {
+        let of_rule = self.rules.get(rule).and_then(|running| running.compiled.rule.flush_after);
+        of_rule.unwrap_or(self.settings.flush_after)
     }
 
     pub(super) fn set_timer(&mut self, number: u64, at: Instant) {
@@ -331,10 +353,11 @@ impl Collector {
     }
 
     pub(super) fn on_timer(&mut self, number: u64, now: Instant) {
+        let flush_after = self.flush_after(self.files.get(&number).map_or(usize::MAX, |file| file.rule));
         let Some(file) = self.files.get_mut(&number) else { return };
         file.timer = None;
         let idle = now.saturating_duration_since(file.grown);
-        if file.stalled_at == Some(file.record.size) && file.unread() > 0 && idle >= self.settings.flush_after {
+        if file.stalled_at == Some(file.record.size) && file.unread() > 0 && idle >= flush_after {
             file.cut();
             self.dirty.insert(number);
         }

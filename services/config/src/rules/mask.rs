@@ -6,6 +6,8 @@ use tonic::Status;
 
 use crate::error::bad_field;
 
+const NO_FIELD: &str = "is not a field of a rule";
+
 /// `old` with the fields of the mask taken from `new`; all of `new` if the mask is empty or `*`.
 pub(crate) fn merge(old: &Rule, new: &Rule, mask: Option<&FieldMask>) -> Result<Rule, Status> {
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
@@ -22,6 +24,9 @@ pub(crate) fn merge(old: &Rule, new: &Rule, mask: Option<&FieldMask>) -> Result<
 
 fn take(merged: &mut Rule, new: &Rule, path: &str) -> Result<(), &'static str> {
     let pace = new.pace.unwrap_or_default();
+    if let Some(field) = path.strip_prefix("multiline.") {
+        return take_multiline(merged, new, field);
+    }
     match path {
         // It names the rule and so is the same in both.
         "name" => {}
@@ -35,17 +40,34 @@ fn take(merged: &mut Rule, new: &Rule, path: &str) -> Result<(), &'static str> {
         "pace.bytes_per_second" => merged.pace.get_or_insert_default().bytes_per_second = pace.bytes_per_second,
         "pace.lines_per_second" => merged.pace.get_or_insert_default().lines_per_second = pace.lines_per_second,
         "start_at" => merged.start_at = new.start_at,
-        "multiline" | "multiline.start_pattern" => merged.multiline.clone_from(&new.multiline),
+        "multiline" => merged.multiline.clone_from(&new.multiline),
+        "max_event_bytes" => merged.max_event_bytes = new.max_event_bytes,
+        "long_events" => merged.long_events = new.long_events,
+        "format" => merged.format = new.format,
+        "encoding" => merged.encoding.clone_from(&new.encoding),
         "revision" | "etag" | "create_time" | "update_time" => return Err("is set by the server"),
         "*" => return Err("stands alone or not at all"),
-        _ => return Err("is not a field of a rule"),
+        _ => return Err(NO_FIELD),
+    }
+    Ok(())
+}
+
+fn take_multiline(merged: &mut Rule, new: &Rule, field: &str) -> Result<(), &'static str> {
+    let new = new.multiline.clone().unwrap_or_default();
+    let merged = merged.multiline.get_or_insert_default();
+    match field {
+        "start_pattern" => merged.start_pattern = new.start_pattern,
+        "continue_pattern" => merged.continue_pattern = new.continue_pattern,
+        "end_pattern" => merged.end_pattern = new.end_pattern,
+        "timeout" => merged.timeout = new.timeout,
+        _ => return Err(NO_FIELD),
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use logmesh_proto::config::v1::Pace;
+    use logmesh_proto::config::v1::{Multiline, Pace};
 
     use super::*;
 
@@ -67,8 +89,21 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_multiline_are_taken_apart() {
+        let with = |start: &str, end: &str| {
+            let multiline = Multiline { start_pattern: start.into(), end_pattern: end.into(), ..Multiline::default() };
+            Rule { multiline: Some(multiline), ..Rule::default() }
+        };
+        let (old, new) = (with("a", ""), with("b", "c"));
+        let merged = |paths: &[&str]| merge(&old, &new, Some(&mask(paths))).unwrap();
+        assert_eq!(merged(&["multiline.end_pattern"]), with("a", "c"));
+        assert_eq!(merged(&["multiline.start_pattern", "multiline.end_pattern"]), new);
+        assert_eq!(merged(&["multiline"]), new);
+    }
+
+    #[test]
     fn what_cannot_be_changed_is_said() {
-        for bad in ["etag", "revision", "nonsense", "paths[0]", ""] {
+        for bad in ["etag", "revision", "nonsense", "paths[0]", "multiline.x", ""] {
             let status = merge(&Rule::default(), &Rule::default(), Some(&mask(&["topic", bad]))).unwrap_err();
             assert!(status.message().starts_with("update_mask.paths[1]: "), "{status}");
         }

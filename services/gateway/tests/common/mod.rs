@@ -201,5 +201,8 @@ pub(crate) fn chunk(stream: u8, start: u64, data: &str) -> Chunk {
         read_time: Some(prost_types::Timestamp { seconds: 1_769_860_800, nanos: 0 }),
         source: Some(Source { agent_id: "web-1".to_owned(), ..Source::default() }),
         continuations: vec![],
+        encoding: String::new(),
+        format: 0,
+        omitted_bytes: 0,
     }
 }
