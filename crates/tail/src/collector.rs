@@ -11,11 +11,14 @@
 //! read time. After a crash it reads again from the last acked offset, which is on disk, as are all decisions that
 //! bytes alone don't make.
 
+mod copies;
 mod discover;
 mod reconfigure;
 mod report;
 mod turns;
 
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
@@ -30,6 +33,7 @@ use std::time::{Duration, Instant};
 use logmesh_types::limits::{MAX_FILES, MAX_IN_FLIGHT_BYTES, MAX_OPEN_FILES};
 use logmesh_types::{AgentId, ByteRange, RuleName, StreamId, UnixNanos};
 
+use self::copies::Copies;
 use crate::chunk::Chunk;
 use crate::follow::{Flight, Followed, Held};
 use crate::pace::Bucket;
@@ -76,6 +80,8 @@ pub struct Settings {
     pub linger: Duration,
     /// A renamed file that no glob matches is followed until nothing was written to it for so long.
     pub away_after: Duration,
+    /// A new file that looks like a copy of one that is followed waits so long for its original to be truncated.
+    pub copy_hold: Duration,
     /// What is known of a vanished file is forgotten after so long.
     pub forget_after: Duration,
     /// The most files that are followed.
@@ -98,6 +104,7 @@ impl Settings {
             commit_every: Duration::from_millis(200),
             linger: Duration::from_millis(25),
             away_after: Duration::from_secs(3600),
+            copy_hold: Duration::from_secs(3),
             forget_after: Duration::from_secs(7 * 86_400),
             max_files: MAX_FILES,
             max_open_files: MAX_OPEN_FILES,
@@ -163,11 +170,14 @@ pub struct Collector {
     /// Records of files that aren't followed.
     dormant: HashMap<u64, Record>,
     dormant_by_inode: HashMap<u64, Vec<u64>>,
+    copies: Copies,
     /// Open files, by their last turn.
     open: BTreeMap<u64, u64>,
     turns: u64,
     next_record: u64,
     resend: VecDeque<Chunk>,
+    /// There was no room for more at the last poll: files are only looked at.
+    starved: bool,
     rejected: HashMap<StreamId, Instant>,
     timers: BTreeSet<(Instant, u64)>,
     /// (Rule, glob) pairs whose first scan is on disk.
@@ -215,10 +225,12 @@ impl Collector {
             draining: HashMap::new(),
             dormant: HashMap::new(),
             dormant_by_inode: HashMap::new(),
+            copies: Copies::default(),
             open: BTreeMap::new(),
             turns: 0,
             next_record: loaded.records.iter().map(|r| r.number).max().map_or(1, |last| last + 1),
             resend: VecDeque::new(),
+            starved: false,
             rejected: HashMap::new(),
             timers: BTreeSet::new(),
             scanned: loaded.scanned,
@@ -314,7 +326,8 @@ impl Collector {
             }
         }
         let room = self.settings.max_in_flight_bytes.saturating_sub(self.totals.in_flight_bytes);
-        if room == 0 || credit == 0 || self.totals.in_flight_chunks >= MAX_IN_FLIGHT_CHUNKS {
+        self.starved = room == 0 || credit == 0 || self.totals.in_flight_chunks >= MAX_IN_FLIGHT_CHUNKS;
+        if self.starved {
             return None;
         }
         self.read_some(now, credit.min(room))
@@ -498,6 +511,9 @@ impl Collector {
             Hint::Changed(path) => {
                 if let Some(number) = self.by_path.get(&path).copied() {
                     self.enqueue(number);
+                    if self.starved {
+                        self.glance(number, now);
+                    }
                 }
             }
             Hint::Named(path) => self.look_at(path, now),

@@ -15,12 +15,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use logmesh_text::Charset;
 use logmesh_types::limits::MAX_EVENT_BYTES;
-use logmesh_types::{AgentId, ByteRange, StreamId, UnixNanos};
+use logmesh_types::{AgentId, StreamId, UnixNanos};
 
 use crate::chunk::{Chunk, Source};
 use crate::framing::Framing;
 use crate::state::{Assignment, Guard, Record};
-use crate::status::LossCause;
 
 /// How far back the start of the last line is sought when a file is read from its end.
 const LAST_LINE_BYTES: u64 = 64 * 1024;
@@ -30,6 +29,9 @@ const MARK_BYTES: usize = 3;
 
 /// The steps in which the bound on what may have been sent is raised: a commit for so many bytes costs little.
 const SENT_STEP: u64 = 16 << 20;
+
+/// The most ends of chunks that are remembered.
+const MAX_MARKS: usize = 16;
 
 /// A chunk that isn't acked, and the guard for its end.
 #[derive(Debug)]
@@ -194,12 +196,76 @@ pub(crate) struct Followed {
     pub timer: Option<Instant>,
     /// All names under which hints may come.
     pub names: Vec<PathBuf>,
+    /// When it was first seen; `None`: it was known from the state.
+    pub born: Option<Instant>,
+    /// Where the last chunks ended, with the guards there; by them a copy is known that is shorter than what was read.
+    pub marks: VecDeque<(u64, Guard)>,
+    /// The head under which it is listed, for copies to be known by.
+    pub listed_head: Guard,
+}
+
+/// What a generation of a file was that is no more.
+#[derive(Debug)]
+pub(crate) struct Former {
+    pub stream: StreamId,
+    /// As it stood at the end.
+    pub record: Record,
+    pub framing: Framing,
+    pub framed_to: u64,
+    pub trace: Trace,
+    /// Bytes that were seen and not read.
+    pub unread: u64,
+    /// What was on its way.
+    pub flight: Flight,
+}
+
+/// By what a copy of a file is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Trace {
+    pub head: Guard,
+    /// How far the file was read,
+    pub read: u64,
+    /// and the guard there.
+    pub at: Guard,
+    pub marks: VecDeque<(u64, Guard)>,
+}
+
+/// What a file is to one that was followed before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Likeness {
+    /// Another file.
+    None,
+    /// It holds all that was read of the other, at the same places.
+    Continues,
+    /// It holds a part of what was read of the other.
+    Contained,
+}
+
+impl Trace {
+    /// Compares a file of this size.
+    pub(crate) fn compare(&self, file: &File, size: u64) -> io::Result<Likeness> {
+        let same = |end: u64, guard: Guard| -> io::Result<bool> {
+            let length = u64::from(guard.length);
+            Ok(length <= end && end <= size && Guard::of(&read_at(file, end - length, length as usize)?) == guard)
+        };
+        if self.head.length == 0 || !same(self.head.length.into(), self.head)? {
+            return Ok(Likeness::None);
+        }
+        if size >= self.read {
+            return Ok(if same(self.read, self.at)? { Likeness::Continues } else { Likeness::None });
+        }
+        match self.marks.iter().rev().find(|(end, _)| *end <= size) {
+            Some((end, guard)) if same(*end, *guard)? => Ok(Likeness::Contained),
+            _ => Ok(Likeness::None),
+        }
+    }
 }
 
 impl Followed {
     /// The id of the stream that a record stands for.
     pub(crate) fn stream_of(agent: &AgentId, record: &Record) -> StreamId {
-        StreamId::derive(agent, record.key.inode, i128::from(record.stream_birth), record.epoch)
+        let inode = record.stream_inode.unwrap_or(record.key.inode);
+        StreamId::derive(agent, inode, i128::from(record.stream_birth), record.epoch)
     }
 
     pub(crate) fn source_of(record: &Record) -> Arc<Source> {
@@ -220,16 +286,25 @@ impl Followed {
     /// Takes note of the file's first bytes, by which it is known again while few are read. False: they have changed.
     pub(crate) fn note_head(&mut self) -> io::Result<bool> {
         let known = u64::from(self.record.head.length);
-        if known > self.read && !self.has_head()? {
+        let enough = known == Guard::BYTES as u64 || self.record.size <= known;
+        // What is read is guarded by its end; a head that grows must still begin as it did.
+        if (known > self.read || !enough) && !self.has_head()? {
             return Ok(false);
         }
-        if known == Guard::BYTES as u64 || self.record.size <= known {
+        if enough {
             return Ok(true);
         }
         let Some(file) = &self.file else { return Ok(true) };
         self.record.head = Guard::of(&read_at(file, 0, Guard::BYTES)?);
         self.durable &= known > 0;
         Ok(true)
+    }
+
+    /// True if the file begins as it did, and has the same bytes before the place where it's read.
+    pub(crate) fn is_itself(&mut self) -> io::Result<bool> {
+        let same_head = self.note_head()?;
+        let Some(file) = &self.file else { return Ok(true) };
+        Ok(same_head && bytes_before(file, self.read)?.ends_with(self.tail.as_slice()))
     }
 
     /// Raises the bound on what may have been sent, where the next chunk may pass it.
@@ -246,6 +321,48 @@ impl Followed {
     pub(crate) fn has_head(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
         Ok(Guard::of(&read_at(file, 0, self.record.head.length.into())?) == self.record.head)
+    }
+
+    /// True if a file that has become shorter, not below the read position, still is what it was.
+    pub(crate) fn is_cut_short(&self, size: u64) -> bool {
+        let Some(file) = &self.file else { return false };
+        let same_end =
+            self.read > 0 && bytes_before(file, self.read).is_ok_and(|bytes| bytes.ends_with(self.tail.as_slice()));
+        match u64::from(self.record.head.length) <= size {
+            true => self.has_head().unwrap_or(false) && (self.read == 0 || same_end || self.back_to.is_some()),
+            // What was read lies in the head, and is guarded whole.
+            false => same_end,
+        }
+    }
+
+    /// The file's first bytes, as many as a head has at most.
+    pub(crate) fn first_bytes(&self) -> io::Result<Bytes> {
+        self.file.as_ref().map_or(Ok(Bytes::new()), |file| read_at(file, 0, Guard::BYTES))
+    }
+
+    /// True if it begins like the other, and the last bytes of it are those of the other at the same place.
+    pub(crate) fn ends_like(&self, other: &Self) -> io::Result<bool> {
+        let (Some(mine), Some(theirs)) = (&self.file, &other.file) else { return Ok(false) };
+        let size = self.record.size;
+        Ok(self.first_bytes()?.starts_with(&read_at(theirs, 0, Guard::BYTES.min(size as usize))?)
+            && bytes_before(mine, size)? == bytes_before(theirs, size)?)
+    }
+
+    /// Nothing before `offset` is to be collected; answers the guard there.
+    pub(crate) fn begin_at(&mut self, offset: u64) -> io::Result<Guard> {
+        let Some(file) = &self.file else { return Ok(Guard::of(&[])) };
+        let before = bytes_before(file, offset)?;
+        self.tail = Tail::EMPTY;
+        self.tail.push(&before);
+        (self.read, self.framed_to, self.stalled_at) = (offset, offset, None);
+        (self.record.start, self.record.acked, self.record.size) = (offset, offset, offset);
+        Ok(self.tail.guard())
+    }
+
+    /// By what a copy of it is known.
+    pub(crate) fn trace(&self) -> Trace {
+        let at = self.back_to.unwrap_or_else(|| self.tail.guard());
+        Trace { head: self.record.head, read: self.read, at, marks: self.marks.clone() }
     }
 
     /// Moves the read position to `offset`, if the bytes before it have this guard. False: they haven't.
@@ -272,6 +389,7 @@ impl Followed {
         self.back_to = Some(self.flight.sent.back().map_or(self.record.guard, |sent| sent.guard));
         (self.read, self.framed_to, self.tail, self.stalled_at) = (start, start, Tail::EMPTY, None);
         self.skimmed = 0;
+        self.marks.retain(|(end, _)| *end <= start);
         let mut held = Held::default();
         dropped.iter().for_each(|sent| held.add(&sent.chunk));
         held
@@ -286,14 +404,25 @@ impl Followed {
         Ok(end.map_or(if from == 0 { 0 } else { size }, |at| from + at as u64))
     }
 
-    /// Begins a new generation of the file: it was truncated, or written anew.
-    ///
-    /// What is on its way of the old one is returned; its unread bytes are counted as lost.
-    pub(crate) fn next_generation(&mut self, agent: &AgentId) -> (StreamId, Flight, u64) {
-        let lost = self.unread();
-        self.record.lose(agent, ByteRange::new(self.read, self.read + lost), LossCause::Truncated);
-        self.record.note_former(self.stream, &self.flight);
-        self.record.epoch = self.record.epoch.wrapping_add(1);
+    /// Begins a new generation of the file: it was truncated, or written anew. Returns what there was of the old one.
+    pub(crate) fn next_generation(&mut self, agent: &AgentId) -> Former {
+        let former = Former {
+            stream: self.stream,
+            record: self.record.clone(),
+            framing: self.framing.clone(),
+            framed_to: self.framed_to,
+            trace: self.trace(),
+            unread: self.unread(),
+            flight: std::mem::take(&mut self.flight),
+        };
+        match self.record.stream_inode.take() {
+            None => self.record.epoch = self.record.epoch.wrapping_add(1),
+            // It went on with another file's stream: from here on it has its own.
+            Some(_) => {
+                self.record.epoch = 0;
+                self.record.stream_birth = self.record.key.birth.unwrap_or_else(|| UnixNanos::now().0);
+            }
+        }
         (self.record.start, self.record.acked, self.record.size) = (0, 0, 0);
         self.record.sent_to = Some(0);
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
@@ -301,10 +430,11 @@ impl Followed {
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
         (self.charset, self.skimmed) = (None, 0);
         self.back_to = None;
+        self.marks.clear();
         self.durable = false;
         self.binary = false;
-        let old = std::mem::replace(&mut self.stream, Self::stream_of(agent, &self.record));
-        (old, std::mem::take(&mut self.flight), lost)
+        self.stream = Self::stream_of(agent, &self.record);
+        former
     }
 
     /// Takes over the wanted assignment, if all that may have been sent under the present one is acked.

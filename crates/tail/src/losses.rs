@@ -12,8 +12,13 @@ impl Record {
     /// Counts lost bytes of the present generation.
     pub(crate) fn lose(&mut self, agent: &AgentId, range: ByteRange, cause: LossCause) {
         let (stream, topic) = (Followed::stream_of(agent, self), self.assignment.topic.clone());
-        self.lost_bytes += range.len();
-        self.keep_loss(StreamRange { stream, topic, range }, cause);
+        self.lose_of(StreamRange { stream, topic, range }, cause);
+    }
+
+    /// Counts lost bytes of any generation.
+    pub(crate) fn lose_of(&mut self, lost: StreamRange, cause: LossCause) {
+        self.lost_bytes += lost.range.len();
+        self.keep_loss(lost, cause);
     }
 
     fn keep_loss(&mut self, lost: StreamRange, cause: LossCause) {

@@ -54,7 +54,7 @@ pub enum StateError {
 }
 
 /// A hash of the bytes just before an offset: tells a file that has grown from one that was written anew.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Guard {
     /// How many bytes it covers, at most [`Guard::BYTES`].
     pub length: u8,
@@ -100,6 +100,13 @@ pub(crate) struct Record {
     /// The birth time in the stream's id: the file's, or minted where it has none or shares it.
     pub stream_birth: i64,
     pub epoch: u32,
+    /// The inode in the stream's id, where it isn't the file's own: it is a copy that goes on with a truncated file's
+    /// stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_inode: Option<u64>,
+    /// Nothing of it was sent, and it may turn out to be a copy.
+    #[serde(default)]
+    pub fresh: bool,
     /// Where it lay when last seen.
     #[serde(with = "path_text")]
     pub path: PathBuf,
@@ -362,6 +369,8 @@ mod tests {
             key: FileKey { dev: 1, inode: u64::MAX, birth: None },
             stream_birth: i64::MAX,
             epoch: 3,
+            stream_inode: Some(5),
+            fresh: true,
             path: "/var/log/ä.log".into(),
             matched: "/var/log/ä.log".into(),
             size: 10,

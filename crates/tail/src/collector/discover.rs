@@ -1,6 +1,6 @@
 //! Finding files: by scans and hints, by name and by identity.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -125,7 +125,7 @@ impl Collector {
     }
 
     /// Makes sure that the file at a path that a rule matches is followed; answers its number.
-    fn consider(&mut self, path: &Path, rule: usize, from_end: bool, now: Instant) -> Result<u64, Refused> {
+    pub(super) fn consider(&mut self, path: &Path, rule: usize, from_end: bool, now: Instant) -> Result<u64, Refused> {
         let meta = meta_at(path)?;
         if let Some(number) = self.by_key.get(&meta.key).copied() {
             self.met_again(number, path, meta);
@@ -196,7 +196,7 @@ impl Collector {
     }
 
     /// Begins to follow an open file: from where its record stands, or anew.
-    fn adopt(
+    pub(super) fn adopt(
         &mut self,
         opened: Opened,
         path: &Path,
@@ -220,8 +220,9 @@ impl Collector {
         });
         let framing = Framing::new(&record.assignment.framing).unwrap_or_default();
         let number = record.number;
-        // What was sent before a crash lay in the file, so before its present end.
-        let bound = record.sent_to.map_or(opened.meta.size, |bound| bound.min(opened.meta.size));
+        // What was sent before a crash lay in the file, so before its present end, unless it was truncated since.
+        let end = if opened.meta.size < record.size { u64::MAX } else { opened.meta.size };
+        let bound = record.sent_to.map_or(opened.meta.size, |bound| bound.min(end));
         let framed_to = record.framed_to.take().unwrap_or(if is_new { record.acked } else { bound });
         let size_before = std::mem::replace(&mut record.size, opened.meta.size);
         let file = Followed {
@@ -251,8 +252,12 @@ impl Collector {
             last_turn: self.next_turn(),
             timer: None,
             names: Vec::new(),
+            born: (is_new || record.fresh).then_some(now),
+            marks: VecDeque::new(),
+            listed_head: Guard::of(&[]),
             record,
         };
+        let fresh = file.record.fresh;
         self.changes += 1;
         self.by_key.insert(opened.meta.key, number);
         self.by_stream.insert(file.stream, number);
@@ -266,6 +271,10 @@ impl Collector {
         if let Some(file) = self.files.get_mut(&number) {
             file.note_head().ok();
             file.note_sending();
+        }
+        self.list_head(number);
+        if fresh {
+            self.copies.fresh.insert(number);
         }
         self.dirty.insert(number);
         self.enqueue(number);
@@ -308,6 +317,8 @@ impl Collector {
             key,
             stream_birth: key.birth.unwrap_or_else(|| UnixNanos::now().0),
             epoch: 0,
+            stream_inode: None,
+            fresh: !from_end,
             path: path.to_owned(),
             matched: path.to_owned(),
             size: opened.meta.size,
@@ -345,6 +356,12 @@ impl Collector {
             .or_else(|| records().find(|record| key.birth.is_some() && record.key.birth == key.birth))?;
         let number = found.number;
         self.take_dormant(number)
+    }
+
+    /// True if a file has a record, and of what it holds something may have been sent.
+    pub(super) fn is_known(&self, key: FileKey) -> bool {
+        let numbers = self.dormant_by_inode.get(&key.inode).into_iter().flatten();
+        numbers.filter_map(|number| self.dormant.get(number)).any(|record| record.key == key && !record.fresh)
     }
 
     fn take_dormant(&mut self, number: u64) -> Option<Record> {
@@ -512,6 +529,7 @@ impl Collector {
         self.changes += 1;
         self.close_file(number);
         self.drop_names(number);
+        self.unlist(number);
         let file = self.files.remove(&number)?;
         self.by_key.remove(&file.record.key);
         self.by_stream.remove(&file.stream);
@@ -538,7 +556,7 @@ impl Running {
 
 /// Why a file that a rule matches isn't followed.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(super) enum Refused {
     #[error(transparent)]
     Guard(#[from] Refusal),
     #[error("{0} files are followed already; narrow the rules")]
@@ -564,7 +582,7 @@ fn in_folder_of(path: &Path, key: FileKey) -> Option<PathBuf> {
 }
 
 /// What lies in a folder, by inode; `None` if that can't be told.
-fn inodes_in(folder: &Path) -> Option<HashMap<u64, PathBuf>> {
+pub(super) fn inodes_in(folder: &Path) -> Option<HashMap<u64, PathBuf>> {
     use std::os::unix::fs::DirEntryExt;
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,

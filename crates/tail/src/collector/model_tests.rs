@@ -20,6 +20,10 @@ enum Action {
     /// Renames a file to where no glob looks, or with `true` to where one does.
     Rotate(u8, bool),
     Truncate(u8),
+    /// Copies a file, after it grew unseen, and truncates it; with `true` the copy's name is one that the glob matches.
+    CopyTruncate(u8, bool),
+    /// Copies a file that goes on.
+    Copy(u8),
     Delete(u8),
     /// Polls so many chunks, with little credit or much.
     Poll(u8, bool),
@@ -39,6 +43,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0..3u8).prop_map(Action::Piece),
         2 => (0..3u8, any::<bool>()).prop_map(|(file, matched)| Action::Rotate(file, matched)),
         1 => (0..3u8).prop_map(Action::Truncate),
+        2 => (0..3u8, any::<bool>()).prop_map(|(file, matched)| Action::CopyTruncate(file, matched)),
+        1 => (0..3u8).prop_map(Action::Copy),
         1 => (0..3u8).prop_map(Action::Delete),
         6 => (1..6u8, any::<bool>()).prop_map(|(chunks, much)| Action::Poll(chunks, much)),
         4 => (1..6u8).prop_map(Action::Ack),
@@ -126,6 +132,27 @@ impl World {
                     self.live.insert(file, Generation::default());
                 }
             }
+            Action::CopyTruncate(file, matched) => {
+                if self.live.get(&file).is_some_and(|generation| !generation.bytes.is_empty()) {
+                    while self.poll(u64::MAX) {}
+                    self.write(file, "{} unseen\n");
+                    self.copy(file, matched);
+                    std::fs::File::create(self.name(file)).unwrap();
+                    self.finished.extend(self.live.insert(file, Generation::default()));
+                }
+            }
+            Action::Copy(file) => {
+                if let Some(generation) = self.live.get(&file) {
+                    let bytes = generation.bytes.clone();
+                    while self.poll(u64::MAX) {}
+                    self.copy(file, true);
+                    self.finished.push(Generation { bytes, may_miss: 0 });
+                    // It's looked at for as long as it may be half of a copytruncate.
+                    while self.poll(u64::MAX) {}
+                    self.bench.pass(Duration::from_secs(4));
+                    while self.poll(u64::MAX) {}
+                }
+            }
             Action::Delete(file) => {
                 if let Some(generation) = self.seen(file) {
                     std::fs::remove_file(self.name(file)).unwrap();
@@ -170,6 +197,12 @@ impl World {
 
     fn name(&self, file: u8) -> PathBuf {
         self.bench.path(&format!("{file}.log"))
+    }
+
+    fn copy(&mut self, file: u8, matched: bool) {
+        self.counter += 1;
+        let name = if matched { format!("{}-{file}.log", self.counter) } else { format!("{file}.{}", self.counter) };
+        std::fs::copy(self.name(file), self.bench.path(&name)).unwrap();
     }
 
     /// Appends a text in which `{}` becomes a number of its own, so that no two lines are the same.

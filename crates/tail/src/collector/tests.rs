@@ -136,7 +136,7 @@ pub(super) fn starts(pattern: &str) -> FramingSpec {
     FramingSpec { pattern: Some(Pattern::Start(pattern.into())), ..FramingSpec::default() }
 }
 
-fn texts(list: &[(u64, &str)]) -> Vec<(u64, String)> {
+pub(super) fn texts(list: &[(u64, &str)]) -> Vec<(u64, String)> {
     list.iter().map(|(at, text)| (*at, (*text).to_owned())).collect()
 }
 

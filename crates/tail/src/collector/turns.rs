@@ -6,9 +6,9 @@ use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Collector, Draining};
 use crate::chunk::Chunk;
-use crate::follow::{Limits, Tally, Turn};
+use crate::follow::{Former, Limits, Tally, Turn};
 use crate::pathguard::meta_of;
-use crate::state::Guard;
+use crate::state::{Guard, StreamRange};
 use crate::status::LossCause;
 
 /// How often a deleted file is looked at that someone may still write to, and how long after its last growth it is
@@ -116,7 +116,11 @@ impl Collector {
             return Outcome::Nothing;
         }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
-        if file.binary || file.flight.rejected_at.is_some() || !file.try_switch() {
+        if file.binary {
+            return Outcome::Nothing;
+        }
+        if file.flight.rejected_at.is_some() || !file.try_switch() {
+            self.look_at_bytes(number, now);
             return Outcome::Nothing;
         }
         if let Some(guard) = file.back_to {
@@ -137,6 +141,10 @@ impl Collector {
             }
             Err(error) => return self.failed(number, &error, now),
         }
+        self.list_head(number);
+        if self.is_held(number, now) {
+            return Outcome::Nothing;
+        }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
         file.note_sending();
         if !file.durable {
@@ -148,6 +156,23 @@ impl Collector {
             }
         }
         self.read_turn(number, limits, now)
+    }
+
+    /// Looks at a file that can't be read for want of credit: so that a generation that comes and goes meanwhile is known,
+    /// and goes on in a copy.
+    pub(super) fn glance(&mut self, number: u64, now: Instant) {
+        if self.open_file(number, now) && self.look_at_size(number, now) {
+            self.look_at_bytes(number, now);
+        }
+    }
+
+    /// Finds out whether a file that isn't read now was written anew. An error comes again when it's read.
+    fn look_at_bytes(&mut self, number: u64, now: Instant) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        if !file.binary && file.is_itself().is_ok_and(|itself| !itself) {
+            self.begin_generation(number, "was written anew", now);
+        }
+        self.list_head(number);
     }
 
     fn read_turn(&mut self, number: u64, limits: Limits, now: Instant) -> Outcome {
@@ -184,11 +209,11 @@ impl Collector {
     }
 
     /// Notes the file's present size; one below the read position begins a new generation.
-    fn look_at_size(&mut self, number: u64, now: Instant) -> bool {
+    pub(super) fn look_at_size(&mut self, number: u64, now: Instant) -> bool {
         let Some(file) = self.files.get_mut(&number) else { return false };
         let Some(Ok(meta)) = file.file.as_ref().map(meta_of) else { return false };
         file.deleted |= meta.links == 0;
-        if meta.size < file.read {
+        if meta.size < file.read || meta.size < file.record.size && !file.is_cut_short(meta.size) {
             self.begin_generation(number, "was truncated", now);
         }
         let Some(file) = self.files.get_mut(&number) else { return false };
@@ -219,26 +244,40 @@ impl Collector {
     }
 
     /// The file's bytes are others than before: from here on it is another stream.
+    ///
+    /// What was left of the old one is read from a copy, if somebody made one; else its unread bytes are lost.
     pub(super) fn begin_generation(&mut self, number: u64, why: &str, now: Instant) {
         let Some(file) = self.files.get_mut(&number) else { return };
-        let start = file.record.start;
-        let (old, flight, lost) = file.next_generation(&self.settings.agent);
-        let path = file.record.path.display();
-        if lost > 0 {
-            tracing::error!(%path, lost, "file {why} before its last bytes were read: they are lost");
-        } else {
-            tracing::info!(%path, stream = %file.stream, "file {why}: a new stream begins");
-        }
+        let former = file.next_generation(&self.settings.agent);
         file.grown = now;
-        self.by_stream.remove(&old);
+        self.by_stream.remove(&former.stream);
         self.by_stream.insert(file.stream, number);
-        if !flight.sent.is_empty() {
-            self.draining.insert(old, Draining { record: number, former: true, start, flight });
-        }
         self.totals.truncations += 1;
-        self.totals.lost_bytes += lost;
         self.dirty.insert(number);
+        self.list_head(number);
         self.enqueue(number);
+        tracing::info!(path = %former.record.path.display(), stream = %former.stream, "file {why}: a new stream begins");
+        if let Some(former) = self.continue_in_copy(number, former, now) {
+            self.end_generation(number, former);
+        }
+    }
+
+    /// Nobody has what wasn't read of a generation; what is on its way of it is waited for.
+    fn end_generation(&mut self, number: u64, former: Former) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        let (stream, start, lost) = (former.stream, former.record.start, former.unread);
+        if lost > 0 {
+            let path = file.record.path.display();
+            tracing::error!(%path, lost, "file was written anew before its last bytes were read: they are lost");
+            let range = ByteRange::new(former.trace.read, former.trace.read + lost);
+            let topic = former.record.assignment.topic;
+            file.record.lose_of(StreamRange { stream, topic, range }, LossCause::Truncated);
+            self.totals.lost_bytes += lost;
+        }
+        file.record.note_former(stream, &former.flight);
+        if !former.flight.sent.is_empty() {
+            self.draining.insert(stream, Draining { record: number, former: true, start, flight: former.flight });
+        }
     }
 
     fn mark_binary(&mut self, number: u64) {
@@ -252,7 +291,7 @@ impl Collector {
     }
 
     /// Makes sure that a file is open; others are closed if too many are.
-    fn open_file(&mut self, number: u64, now: Instant) -> bool {
+    pub(super) fn open_file(&mut self, number: u64, now: Instant) -> bool {
         self.turns += 1;
         let turn = self.turns;
         let Some(file) = self.files.get_mut(&number) else { return false };

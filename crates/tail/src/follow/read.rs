@@ -8,7 +8,7 @@ use logmesh_text::Charset;
 use logmesh_types::limits::{MAX_CHUNK_EVENTS, MAX_EVENT_BYTES};
 use logmesh_types::{ByteRange, UnixNanos};
 
-use super::{Followed, Limits, MARK_BYTES, Sent, Tail, Tally, Turn, bytes_before, read_at};
+use super::{Followed, Limits, MARK_BYTES, MAX_MARKS, Sent, Tail, Tally, Turn, bytes_before, read_at};
 use crate::chunk::Chunk;
 use crate::framing::{End, Framed, Room, Window, frame};
 
@@ -198,6 +198,11 @@ impl Followed {
         self.tail = tail;
         self.stalled_at = None;
         self.unread_since = (self.unread() > 0).then_some(chunk.read_time);
-        self.flight.sent.push_back(Sent { chunk: chunk.clone(), guard: self.tail.guard() });
+        let guard = self.tail.guard();
+        if self.marks.len() >= MAX_MARKS {
+            self.marks.pop_front();
+        }
+        self.marks.push_back((self.read, guard));
+        self.flight.sent.push_back(Sent { chunk: chunk.clone(), guard });
     }
 }
