@@ -1,6 +1,6 @@
 //! What `benchmarks/agent.py` runs agents and other collectors against: a centre with one rule and a gateway that acks chunks
-//! and keeps none, and a plain TCP port that reads and counts lines. It prints its addresses as JSON, then the number of
-//! lines on the plain port whenever that has changed.
+//! and keeps none, and a plain TCP port that reads and counts lines. It prints its addresses as JSON, then bytes acked and lines
+//! counted whenever these have changed.
 //!
 //!     sink GLOB
 
@@ -26,7 +26,7 @@ static LINES: AtomicU64 = AtomicU64::new(0);
 #[tokio::main]
 async fn main() {
     let glob = std::env::args().nth(1).unwrap();
-    let (_gateway, gateway_server) = Gateway::start(Mode::Discard).await;
+    let (gateway, gateway_server) = Gateway::start(Mode::Discard).await;
     let (centre, server) = Centre::start(&[gateway_server.address]).await;
     centre.tell(
         vec![Rule {
@@ -42,13 +42,13 @@ async fn main() {
     let address = plain.local_addr().unwrap();
     std::thread::spawn(move || count_lines(&plain));
     println!(r#"{{"centre": "{}", "plain": "{address}"}}"#, server.address);
-    let mut told = 0;
+    let mut told = (0, 0);
     loop {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let lines = LINES.load(Ordering::Relaxed);
-        if lines != told {
-            println!("{lines}");
-            told = lines;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let counted = (gateway.bytes.load(Ordering::Relaxed), LINES.load(Ordering::Relaxed));
+        if counted != told {
+            println!("{} {}", counted.0, counted.1);
+            told = counted;
         }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod host;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub(crate) struct Gateway {
     pub(crate) mode: watch::Sender<Mode>,
     pub(crate) chunks: Mutex<Vec<Chunk>>,
     pub(crate) connections: Mutex<usize>,
+    /// The bytes of all chunks that were acked at once.
+    pub(crate) bytes: AtomicU64,
     /// How the last connection's requests are compressed.
     pub(crate) encoding: Mutex<Option<String>>,
     token: CancellationToken,
@@ -88,9 +91,9 @@ async fn serve(routes: Routes, token: CancellationToken) -> Server {
 impl Gateway {
     pub(crate) async fn start(mode: Mode) -> (Arc<Self>, Server) {
         let token = CancellationToken::new();
-        let (chunks, connections, encoding) = Default::default();
+        let (chunks, connections, bytes, encoding) = Default::default();
         let mode_seen = watch::channel(mode).0;
-        let gateway = Arc::new(Self { mode: mode_seen, chunks, connections, encoding, token: token.clone() });
+        let gateway = Arc::new(Self { mode: mode_seen, chunks, connections, bytes, encoding, token: token.clone() });
         let mut routes = Routes::new();
         let service = IngestServiceServer::new(Ingest(gateway.clone()));
         routes.add(if mode == Mode::Plain { service } else { service.accept_compressed(CompressionEncoding::Zstd) });
@@ -163,6 +166,7 @@ impl Gateway {
                 }
                 Mode::Ack | Mode::Plain | Mode::Discard | Mode::GoAway => {
                     say(Answer::Ack(Ack { stream_id, end_offset, positions: vec![] })).await;
+                    self.bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
             }
             if mode == Mode::GoAway {
