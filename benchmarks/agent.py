@@ -13,9 +13,11 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -234,6 +236,9 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--bin", type=Path, default=Path(__file__).parent.parent / "target/release")
     args = parser.parse_args()
+    # The other one holds every file open.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     kinds = [kind for kind in (Agent, Rsyslog) if args.only in (None, kind.name)]
     if Rsyslog in kinds and not shutil.which("rsyslogd"):
         kinds.remove(Rsyslog)
@@ -245,6 +250,7 @@ def main():
             found = figures["throughput"][what] = {"cat_mb_per_s": baseline(Path(name))}
             for kind in kinds:
                 found[kind.name] = throughput(kind, args, Path(name), size, lines)
+                print(what, kind.name, found[kind.name], file=sys.stderr)
     if args.idle_files:
         figures["idle"] = {kind.name: idle(kind, args) for kind in kinds}
     show(figures)
