@@ -8,6 +8,7 @@ pub mod grpcurl;
 pub mod mesh;
 pub mod oracle;
 pub mod program;
+pub mod torture;
 pub mod writer;
 
 pub use client::{Client, PATIENCE};

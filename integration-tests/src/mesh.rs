@@ -21,6 +21,8 @@ pub struct Mesh {
     pub collect: Vec<String>,
     /// The data folder.
     pub data: PathBuf,
+    /// Where its gRPC services listen; port 0 is another one at each start.
+    pub listen: String,
     /// The program, if it isn't the built one in its place.
     pub program: PathBuf,
     /// The user to run as, if it isn't this one.
@@ -46,6 +48,7 @@ impl Mesh {
         Self {
             collect: vec![format!("{}/logs/**/*.log*", folder.display())],
             data: folder.join("data"),
+            listen: "127.0.0.1:0".to_owned(),
             program: logmesh().to_owned(),
             uid: None,
             errors_expected: false,
@@ -90,7 +93,7 @@ impl Mesh {
         // The addresses of the last start must not be taken for those of this one.
         drop(std::fs::remove_file(self.data.join("addresses.json")));
         let mut command = command(&self.program);
-        command.arg("standalone").arg("--data-dir").arg(&self.data).args(["--listen", "127.0.0.1:0"]);
+        command.arg("standalone").arg("--data-dir").arg(&self.data).args(["--listen", &self.listen]);
         command.args(self.collect.iter().flat_map(|glob| ["--collect", glob]));
         command.stdout(Stdio::null()).stderr(self.output());
         if let Some(uid) = self.uid {

@@ -104,8 +104,8 @@ pub fn judge(run: u32, written: &[u64], documents: &[Value]) -> Verdict {
     verdict
 }
 
-/// The run, writer and number that a line says it is.
-fn identify(message: &[u8]) -> Option<(u32, u32, u64)> {
+/// The run, writer and number that a line says it is; `None` if it is none of ours.
+pub fn identify(message: &[u8]) -> Option<(u32, u32, u64)> {
     let mut parts = message.split(|byte| *byte == b'|').map(|part| std::str::from_utf8(part).ok());
     Some((parts.next()??.parse().ok()?, parts.next()??.parse().ok()?, parts.next()??.parse().ok()?))
 }
