@@ -12,17 +12,26 @@ use serde_json::{Map, Value, json};
 use crate::settings::Settings;
 
 /// The keywords that have a field of their own. Others are found as well; these can be aggregated by other tools.
-pub(crate) const KEYWORDS: [&str; 14] = [
+pub(crate) const KEYWORDS: [&str; 23] = [
+    "container.id",
     "event.original_base64",
     "host.ip",
     "host.name",
+    "k8s.container.name",
+    "k8s.container.restart_count",
+    "k8s.namespace.name",
+    "k8s.pod.name",
+    "k8s.pod.uid",
     "log.file.path",
+    "log.iostream",
     "log.level",
     "logmesh.agent",
     "logmesh.continuation",
+    "logmesh.omitted",
     "logmesh.read_time",
     "logmesh.rule",
     "logmesh.stream",
+    "logmesh.truncated",
     "logmesh.unmapped",
     "service.name",
     "span.id",
