@@ -10,7 +10,7 @@ use crate::compare::message_of;
 use crate::oracle::{self, Verdict};
 
 /// A line that was destroyed before the agent could look at it for so long was never seen by anybody.
-const UNSEEN: Duration = Duration::from_secs(2);
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// What was found of one writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
