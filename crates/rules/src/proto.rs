@@ -41,6 +41,7 @@ impl From<&RuleSpec> for message::Rule {
             long_events: long_events.into(),
             format: format.into(),
             encoding: spec.encoding.clone().unwrap_or_default(),
+            ignore_older: spec.ignore_older.map(|age| duration(age.0)),
             ..Self::default()
         }
     }
@@ -97,6 +98,7 @@ impl TryFrom<&message::Rule> for RuleSpec {
                 lines_per_second: Some(pace.lines_per_second).filter(|rate| *rate > 0),
             },
             start_at,
+            ignore_older: rule.ignore_older.as_ref().map(|age| span(std_duration(age))),
             multiline: rule
                 .multiline
                 .as_ref()
@@ -124,14 +126,18 @@ fn multiline_message(multiline: &Multiline) -> message::Multiline {
     }
 }
 
-/// A negative timeout becomes 0, which no rule may have; parts of a millisecond go.
+/// A negative time becomes 0, which no rule may have; parts of a millisecond go.
+fn span(time: Option<Duration>) -> Span {
+    let millis = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    Span(Duration::from_millis(millis))
+}
+
 fn multiline_spec(message: &message::Multiline) -> Multiline {
-    let millis = |timeout| std_duration(timeout).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     Multiline {
         start_pattern: text(&message.start_pattern),
         continue_pattern: text(&message.continue_pattern),
         end_pattern: text(&message.end_pattern),
-        timeout: message.timeout.as_ref().map(|timeout| Span(Duration::from_millis(millis(timeout)))),
+        timeout: message.timeout.as_ref().map(|timeout| span(std_duration(timeout))),
     }
 }
 
@@ -151,6 +157,7 @@ mod tests {
             (service, end, cut, container, encoded) in any::<(bool, bool, bool, bool, bool)>(),
             kind in 0..5u8,
             (timeout, size) in (prop::option::of(1..10_000_000u64), prop::option::of(1..u64::MAX)),
+            age in prop::option::of(1..10_000_000u64),
         ) -> RuleSpec {
             RuleSpec {
                 name: texts[0].clone(),
@@ -172,6 +179,7 @@ mod tests {
                 long_events: if cut { LongEvents::Cut } else { LongEvents::Split },
                 format: if container { Format::Container } else { Format::Lines },
                 encoding: encoded.then(|| texts[3].clone()),
+                ignore_older: age.map(|millis| Span(Duration::from_millis(millis))),
             }
         }
     }

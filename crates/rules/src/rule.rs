@@ -17,6 +17,9 @@ const MAX_PATTERN_BYTES: usize = 1024;
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// The least `ignore_older`: below it a file that was just written would be too old.
+const MIN_AGE: Duration = Duration::from_secs(1);
+
 /// The longest `service`, in bytes.
 const MAX_SERVICE_BYTES: usize = 256;
 
@@ -62,6 +65,7 @@ impl RuleSpec {
         });
         self.check_values(&mut found);
         self.check_multiline(&mut found);
+        self.check_age(&mut found);
         self.check_events(&mut found);
         if let (Some(name), Some(selector), Some((paths, exclude)), Some(topic), true) =
             (name, selector, paths, topic, found.0.is_empty())
@@ -120,6 +124,12 @@ impl RuleSpec {
         }
         if multiline.timeout.is_some_and(|timeout| !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout.0)) {
             found.add("multiline.timeout", "is not between 100ms and 1h");
+        }
+    }
+
+    fn check_age(&self, found: &mut Found) {
+        if self.ignore_older.is_some_and(|age| age.0 < MIN_AGE) {
+            found.add("ignore_older", "is less than 1s");
         }
     }
 

@@ -33,6 +33,9 @@ pub struct RuleSpec {
     /// Where reading begins in a file that is seen for the first time.
     #[serde(default, skip_serializing_if = "StartAt::is_beginning")]
     pub start_at: StartAt,
+    /// A file to which nothing was written for so long when it is first seen isn't begun before something is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore_older: Option<Span>,
     /// How lines are joined to events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiline: Option<Multiline>,

@@ -250,6 +250,7 @@ max_event_bytes: 256KiB
 long_events: cut                       # or split
 format: lines                          # or container
 encoding: gbk
+ignore_older: 7d
 "#;
 
     #[test]

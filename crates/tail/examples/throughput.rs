@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 pattern: framing.map(|text| Pattern::Start(text.to_owned())),
                 ..FramingSpec::default()
             },
+            ignore_older: None,
             flush_after: None,
             pace: Pace::default(),
             service: None,

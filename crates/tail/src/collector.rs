@@ -20,6 +20,8 @@ mod turns;
 #[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
+mod discover_tests;
+#[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
 mod model_tests;
@@ -171,6 +173,8 @@ pub struct Collector {
     dormant: HashMap<u64, Record>,
     dormant_by_inode: HashMap<u64, Vec<u64>>,
     copies: Copies,
+    /// Paths of files that were too old to be begun, as of the last scan.
+    ignored: HashSet<PathBuf>,
     /// Open files, by their last turn.
     open: BTreeMap<u64, u64>,
     turns: u64,
@@ -226,6 +230,7 @@ impl Collector {
             dormant: HashMap::new(),
             dormant_by_inode: HashMap::new(),
             copies: Copies::default(),
+            ignored: HashSet::new(),
             open: BTreeMap::new(),
             turns: 0,
             next_record: loaded.records.iter().map(|r| r.number).max().map_or(1, |last| last + 1),
@@ -514,6 +519,8 @@ impl Collector {
                     if self.starved {
                         self.glance(number, now);
                     }
+                } else if self.ignored.remove(&path) {
+                    self.look_at(path, now);
                 }
             }
             Hint::Named(path) => self.look_at(path, now),

@@ -147,8 +147,8 @@ pub(crate) enum Turn {
     NeedsCredit,
     /// The bytes before the read position aren't those that were read: the file was written anew.
     Rewritten,
-    /// It doesn't look like text.
-    Binary,
+    /// It doesn't look like text; by what it's compressed, if it is.
+    Binary(Option<&'static str>),
 }
 
 #[derive(Debug)]
@@ -190,6 +190,8 @@ pub(crate) struct Followed {
     /// It has been renamed to where no rule looks for it.
     pub away: bool,
     pub binary: bool,
+    /// By what it's compressed, if it is.
+    pub packed: Option<&'static str>,
     pub error: Option<String>,
     /// The number of its last turn: the order in which files are closed when too many are open.
     pub last_turn: u64,
@@ -346,6 +348,11 @@ impl Followed {
         let size = self.record.size;
         Ok(self.first_bytes()?.starts_with(&read_at(theirs, 0, Guard::BYTES.min(size as usize))?)
             && bytes_before(mine, size)? == bytes_before(theirs, size)?)
+    }
+
+    /// The guard at an offset of a file.
+    pub(crate) fn guard_at(file: &File, offset: u64) -> io::Result<Guard> {
+        Ok(Guard::of(&bytes_before(file, offset)?))
     }
 
     /// Nothing before `offset` is to be collected; answers the guard there.

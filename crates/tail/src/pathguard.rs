@@ -8,10 +8,11 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
 use logmesh_glob::{GlobError, PathGlob};
+use logmesh_types::UnixNanos;
 
 /// Places that neither the centre nor the host's own settings can allow: views of the kernel, devices, secrets.
 const NEVER: [&str; 9] = [
@@ -91,6 +92,8 @@ pub(crate) struct Meta {
     /// How many names it has; 0: it is deleted and lives only while someone holds it open.
     pub links: u32,
     pub is_file: bool,
+    /// When it was last written to.
+    pub modified: UnixNanos,
 }
 
 /// What makes a file itself, whatever its name.
@@ -271,7 +274,7 @@ fn statx(fd: &impl AsFd) -> Result<Statx, Errno> {
 }
 
 fn meta_from(stat: &Statx) -> Meta {
-    let nanos = stat.stx_btime.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(stat.stx_btime.tv_nsec));
+    let UnixNanos(nanos) = nanos_of(stat.stx_btime);
     let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0 && nanos != 0;
     Meta {
         key: FileKey {
@@ -282,7 +285,12 @@ fn meta_from(stat: &Statx) -> Meta {
         size: stat.stx_size,
         links: stat.stx_nlink,
         is_file: FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile,
+        modified: nanos_of(stat.stx_mtime),
     }
+}
+
+fn nanos_of(time: StatxTimestamp) -> UnixNanos {
+    UnixNanos(time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec)))
 }
 
 fn kind_name(stat: &Statx) -> &'static str {

@@ -26,6 +26,8 @@ pub struct TailRule {
     pub priority: i32,
     /// Where to begin in files that are there when the rule first comes; later ones are read from their beginning.
     pub start_at: StartAt,
+    /// A file to which nothing was written for so long when it is first seen isn't begun before something is.
+    pub ignore_older: Option<Duration>,
     /// How bytes become events.
     pub framing: FramingSpec,
     /// How long an unfinished event, or a last line without newline, waits for more; `None`: as the settings say.
@@ -148,6 +150,7 @@ mod tests {
             priority: 0,
             start_at: StartAt::Beginning,
             framing: FramingSpec::default(),
+            ignore_older: None,
             flush_after: None,
             pace: Pace::default(),
             service: None,

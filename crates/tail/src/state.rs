@@ -107,6 +107,9 @@ pub(crate) struct Record {
     /// Nothing of it was sent, and it may turn out to be a copy.
     #[serde(default)]
     pub fresh: bool,
+    /// It was too old when it was first seen: it's begun when something is written to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignored: bool,
     /// Where it lay when last seen.
     #[serde(with = "path_text")]
     pub path: PathBuf,
@@ -371,6 +374,7 @@ mod tests {
             epoch: 3,
             stream_inode: Some(5),
             fresh: true,
+            ignored: false,
             path: "/var/log/ä.log".into(),
             matched: "/var/log/ä.log".into(),
             size: 10,

@@ -117,7 +117,8 @@ pub const MAX_PROBLEMS: usize = 20;
 pub struct FileProblem {
     /// Its path.
     pub path: PathBuf,
-    /// A stable name: `SHADOWED`, `NOT_ALLOWED`, `NOT_A_REGULAR_FILE`, `UNREADABLE`, `BINARY`, `TOO_MANY_FILES`, …
+    /// A stable name: `SHADOWED`, `NOT_ALLOWED`, `NOT_A_REGULAR_FILE`, `UNREADABLE`, `BINARY`, `COMPRESSED`,
+    /// `IGNORED_OLDER`, `TOO_MANY_FILES`, …
     pub reason: &'static str,
     /// In words; for `SHADOWED` the owner's name.
     pub detail: String,

@@ -76,6 +76,7 @@ fn open(folder: &Path, now: Instant) -> Collector {
         priority: 0,
         start_at: StartAt::Beginning,
         framing: FramingSpec::default(),
+        ignore_older: None,
         flush_after: None,
         pace: Pace::default(),
         service: None,

@@ -198,6 +198,7 @@ fn convert(spec: &RuleSpec, revision: i64) -> Result<TailRule, Violations> {
             StartAt::End => logmesh_tail::StartAt::End,
         },
         framing: framing(spec),
+        ignore_older: spec.ignore_older.map(|age| age.0),
         flush_after: spec.multiline.as_ref().and_then(|multiline| multiline.timeout).map(|timeout| timeout.0),
         pace: logmesh_tail::Pace { bytes_per_second: bytes_per_second.map(|rate| rate.0), lines_per_second },
         service: spec.service.clone(),

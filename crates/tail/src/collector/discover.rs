@@ -38,6 +38,7 @@ impl Collector {
         let mut walk = Walk::default();
         let before: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
         let found = self.walk(&mut walk);
+        self.ignored.clear();
         let mut seen = std::collections::HashSet::new();
         for (path, rule, from_end) in found {
             match self.consider(&path, rule, from_end, now) {
@@ -141,8 +142,40 @@ impl Collector {
         let opened = self.guard.open(path)?;
         match self.by_key.get(&opened.meta.key).copied() {
             Some(number) => Ok(number),
+            None if self.is_too_old(&opened.meta, rule) => self.ignore(opened, path, rule, from_end),
             None => self.adopt(opened, path, rule, from_end, now),
         }
+    }
+
+    /// True for a file of which nothing is known and to which nothing was written for longer than its rule says.
+    fn is_too_old(&self, meta: &Meta, rule: usize) -> bool {
+        let Some(age) = self.rules[rule].compiled.rule.ignore_older else { return false };
+        let oldest = i64::try_from(age.as_nanos()).map_or(i64::MIN, |age| UnixNanos::now().0.saturating_sub(age));
+        meta.modified.0 < oldest && self.dormant_of(meta.key).is_none_or(|record| record.ignored)
+    }
+
+    /// Leaves a file alone until it is written to. One that would be begun at its end is, later, at its present end.
+    fn ignore(&mut self, opened: Opened, path: &Path, rule: usize, from_end: bool) -> Result<u64, Refused> {
+        let number = match self.dormant_of(opened.meta.key).map(|record| record.number) {
+            Some(number) => Some(number),
+            None if from_end => {
+                let mut record = self.new_record(&opened, path, rule, true)?;
+                let number = record.number;
+                record.guard = Followed::guard_at(&opened.file, record.acked).map_err(Refused::Io)?;
+                record.ignored = true;
+                self.dirty.insert(number);
+                self.put_to_sleep(record);
+                Some(number)
+            }
+            None => None,
+        };
+        if let Some(record) = number.and_then(|number| self.dormant.get_mut(&number)) {
+            record.seen = UnixNanos::now();
+        }
+        if self.ignored.len() < self.settings.max_files {
+            self.ignored.insert(path.to_owned());
+        }
+        Err(Refused::TooOld(opened.meta.modified))
     }
 
     /// A file that is followed was found at a path.
@@ -207,9 +240,14 @@ impl Collector {
         let resumed = self.wake_up(opened.meta.key);
         let is_new = resumed.is_none();
         let mut record = match resumed {
-            Some(record) => {
-                Record { key: opened.meta.key, path: path.to_owned(), missing: 0, missing_since: None, ..record }
-            }
+            Some(record) => Record {
+                key: opened.meta.key,
+                path: path.to_owned(),
+                missing: 0,
+                missing_since: None,
+                ignored: false,
+                ..record
+            },
             None => self.new_record(&opened, path, rule, from_end)?,
         };
         // A rule that owned the file under its former name keeps it.
@@ -248,6 +286,7 @@ impl Collector {
             deleted: false,
             away: false,
             binary: false,
+            packed: None,
             error: None,
             last_turn: self.next_turn(),
             timer: None,
@@ -319,6 +358,7 @@ impl Collector {
             epoch: 0,
             stream_inode: None,
             fresh: !from_end,
+            ignored: false,
             path: path.to_owned(),
             matched: path.to_owned(),
             size: opened.meta.size,
@@ -348,14 +388,18 @@ impl Collector {
 
     /// Takes the record of a file out of those that aren't followed.
     fn wake_up(&mut self, key: FileKey) -> Option<Record> {
+        let number = self.dormant_of(key)?.number;
+        self.take_dormant(number)
+    }
+
+    /// The record of a file that isn't followed.
+    fn dormant_of(&self, key: FileKey) -> Option<&Record> {
         let numbers = self.dormant_by_inode.get(&key.inode)?;
         let records = || numbers.iter().filter_map(|number| self.dormant.get(number));
         // Device numbers may change at a restart of the host; inode and birth time together don't.
-        let found = records()
+        records()
             .find(|record| record.key == key)
-            .or_else(|| records().find(|record| key.birth.is_some() && record.key.birth == key.birth))?;
-        let number = found.number;
-        self.take_dormant(number)
+            .or_else(|| records().find(|record| key.birth.is_some() && record.key.birth == key.birth))
     }
 
     /// True if a file has a record, and of what it holds something may have been sent.
@@ -467,7 +511,7 @@ impl Collector {
     fn search_by_identity(&mut self, now: Instant) {
         let mut folders: HashMap<PathBuf, Option<HashMap<u64, PathBuf>>> = HashMap::new();
         for number in self.dormant.keys().copied().collect::<Vec<_>>() {
-            let Some(record) = self.dormant.get(&number) else { continue };
+            let Some(record) = self.dormant.get(&number).filter(|record| !record.ignored) else { continue };
             let Some(rule) = self.rules.iter().position(|r| r.compiled.matches(&record.matched).is_some()) else {
                 continue;
             };
@@ -563,6 +607,8 @@ pub(super) enum Refused {
     TooMany(usize),
     #[error("cannot be read: {0}")]
     Io(std::io::Error),
+    #[error("was last written to at {0}, before ignore_older; it is begun when it is written to again")]
+    TooOld(UnixNanos),
 }
 
 impl Refused {
@@ -571,6 +617,7 @@ impl Refused {
             Self::Guard(refusal) => refusal.reason(),
             Self::TooMany(_) => "TOO_MANY_FILES",
             Self::Io(_) => "UNREADABLE",
+            Self::TooOld(_) => "IGNORED_OLDER",
         }
     }
 }

@@ -60,7 +60,8 @@ impl Collector {
                 rule.refused += 1;
                 let path = file.record.path.clone();
                 let detail = file.error.clone().unwrap_or_default();
-                super::discover::note(&mut rule.problems, path, "BINARY", detail);
+                let reason = if file.packed.is_some() { "COMPRESSED" } else { "BINARY" };
+                super::discover::note(&mut rule.problems, path, reason, detail);
             } else {
                 rule.files += 1;
             }

@@ -29,6 +29,7 @@ pub(super) fn rule(dir: &std::path::Path, name: &str, glob: &str) -> TailRule {
         priority: 0,
         start_at: StartAt::Beginning,
         framing: FramingSpec::default(),
+        ignore_older: None,
         flush_after: None,
         pace: Pace::default(),
         service: None,

@@ -193,7 +193,7 @@ impl Collector {
             }
             // It's in the queue again: its size has to be looked at first.
             Ok(Turn::Rewritten) => self.begin_generation(number, "was written anew", now),
-            Ok(Turn::Binary) => self.mark_binary(number),
+            Ok(Turn::Binary(packer)) => self.mark_binary(number, packer),
             Err(error) => return self.failed(number, &error, now),
         }
         Outcome::Nothing
@@ -280,10 +280,13 @@ impl Collector {
         }
     }
 
-    fn mark_binary(&mut self, number: u64) {
+    fn mark_binary(&mut self, number: u64, packer: Option<&'static str>) {
         if let Some(file) = self.files.get_mut(&number) {
-            file.binary = true;
-            file.error = Some("it holds NUL bytes: not text".to_owned());
+            (file.binary, file.packed) = (true, packer);
+            file.error = Some(match packer {
+                Some(packer) => format!("it was compressed by {packer}: what it holds is read before that"),
+                None => "it holds NUL bytes: not text".to_owned(),
+            });
         }
         self.changes += 1;
         self.dirty.remove(&number);

@@ -26,6 +26,23 @@ const FULL_CHUNK_BYTES: u64 = 960 << 10;
 /// [`Followed::note_sending`].
 const SKIM_BYTES: u64 = MAX_EVENT_BYTES as u64;
 
+/// How compressed files begin, and by what they were compressed. None of it is text.
+const PACKERS: [(&[u8], &str); 5] = [
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"\x1f\x9d", "compress"),
+];
+
+/// By what a file that begins so is compressed; `None`: it isn't.
+fn packer_of(head: &[u8]) -> Option<&'static str> {
+    // What bzip2 writes begins like words; the digits of pi behind it don't.
+    let is_bzip2 = head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY");
+    let packer = PACKERS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, packer)| *packer);
+    packer.or(is_bzip2.then_some("bzip2"))
+}
+
 /// What was read, and where the read position lies in it.
 struct Ahead {
     bytes: Bytes,
@@ -98,9 +115,14 @@ impl Followed {
     fn frame_ahead(&mut self, wanted: u64, cut: Option<u64>, limits: Limits) -> io::Result<Turn> {
         let Some(ahead) = self.read_ahead(wanted)? else { return Ok(Turn::Rewritten) };
         let data = ahead.bytes.slice(ahead.at..);
+        if self.read == self.record.start
+            && let Some(packer) = packer_of(&self.first_bytes()?)
+        {
+            return Ok(Turn::Binary(Some(packer)));
+        }
         let head = self.read == 0 && self.record.epoch == 0 && !ahead.charset.is_utf16();
         if head && memchr::memchr(0, &data[..data.len().min(HEAD_BYTES)]).is_some() {
-            return Ok(Turn::Binary);
+            return Ok(Turn::Binary(None));
         }
         let end = if cut == Some(self.read + data.len() as u64) { End::Cut } else { End::Open };
         let framed = self.frame(&ahead, end, limits);

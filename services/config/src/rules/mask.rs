@@ -45,6 +45,7 @@ fn take(merged: &mut Rule, new: &Rule, path: &str) -> Result<(), &'static str> {
         "long_events" => merged.long_events = new.long_events,
         "format" => merged.format = new.format,
         "encoding" => merged.encoding.clone_from(&new.encoding),
+        "ignore_older" => merged.ignore_older = new.ignore_older,
         "revision" | "etag" | "create_time" | "update_time" => return Err("is set by the server"),
         "*" => return Err("stands alone or not at all"),
         _ => return Err(NO_FIELD),
