@@ -36,9 +36,10 @@ const NOBODY: u32 = 65_534;
 
 struct Torture {
     rng: StdRng,
-    centre: Centre,
+    // In the order in which they go: a folder with a disk in it can't be removed.
     agent: AgentProcess,
     disk: Option<SmallDisk>,
+    centre: Centre,
     attention: Arc<Attention>,
     revision: u32,
     begin: Instant,

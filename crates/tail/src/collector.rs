@@ -516,7 +516,7 @@ impl Collector {
             Hint::Changed(path) => {
                 if let Some(number) = self.by_path.get(&path).copied() {
                     self.enqueue(number);
-                    if self.starved {
+                    if self.must_wait(number, now) {
                         self.glance(number, now);
                     }
                 } else if self.ignored.remove(&path) {
@@ -526,6 +526,13 @@ impl Collector {
             Hint::Named(path) => self.look_at(path, now),
             Hint::Scan => self.scan_soon(now),
         }
+    }
+
+    /// True if a file can't be read now, for want of credit or because of its rule's pace.
+    fn must_wait(&self, number: u64, now: Instant) -> bool {
+        let rule = self.files.get(&number).and_then(|file| self.rules.get(file.rule));
+        let paced = |rule: &Running| !rule.bytes.wait(now).max(rule.lines.wait(now)).is_zero();
+        self.starved || !self.resend.is_empty() || rule.is_some_and(paced)
     }
 
     fn scan_soon(&mut self, now: Instant) {

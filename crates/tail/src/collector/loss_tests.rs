@@ -78,3 +78,20 @@ fn a_file_whose_inode_went_to_another_while_nobody_watched_is_told() {
     bench.poll();
     assert_eq!(bench.lost("a.log"), (5, vec![(4, 9, LossCause::Gone)]));
 }
+
+#[test]
+fn what_a_slow_pace_leaves_unread_is_told_when_it_is_gone() {
+    let mut bench = Bench::new("*.log");
+    bench.rules[0].pace.lines_per_second = Some(1);
+    bench.apply();
+    bench.append("a.log", "one\n");
+    assert_eq!(bench.take(), [(0, "one\n".to_owned())]);
+    bench.append("a.log", "two\n");
+    // Time passes for the watcher, and none for the pace.
+    bench.pass(bench.collector.as_ref().unwrap().settings.linger);
+    assert_eq!(bench.take(), []);
+    std::fs::write(bench.path("a.log"), "").unwrap();
+    bench.pass(Duration::from_secs(1));
+    bench.take();
+    assert_eq!(bench.lost("a.log").0, 4);
+}

@@ -158,7 +158,7 @@ impl Collector {
         self.read_turn(number, limits, now)
     }
 
-    /// Looks at a file that can't be read for want of credit: so that a generation that comes and goes meanwhile is known,
+    /// Looks at a file that can't be read now: so that a generation that comes and goes meanwhile is known,
     /// and goes on in a copy.
     pub(super) fn glance(&mut self, number: u64, now: Instant) {
         if self.open_file(number, now) && self.look_at_size(number, now) {
