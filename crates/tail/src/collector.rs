@@ -22,6 +22,8 @@ mod copy_tests;
 #[cfg(test)]
 mod discover_tests;
 #[cfg(test)]
+mod framing_tests;
+#[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
 mod model_tests;
