@@ -145,6 +145,7 @@ fn rules_say_what_an_event_is() {
     let names =
         ["k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.container.name", "k8s.container.restart_count"];
     assert_eq!(fields(&found[0], &names), json!(["shop", "web-1", "0a1b-2c", "app", "3"]));
+    assert_eq!(mesh.count("k8s.pod.name:web-1 AND log.iostream:stderr"), 1);
 
     // Edited in every way, a rule neither reads anything again nor leaves anything out.
     let edited = RULES.replace("encoding: gbk", "format: container");

@@ -90,7 +90,9 @@ impl Followed {
     fn read_ahead(&mut self, wanted: u64) -> io::Result<Option<Ahead>> {
         let charset = self.find_charset()?;
         let Some(file) = &self.file else { return Ok(None) };
-        let at = (self.framing.look_back() as u64).min(self.read).max(self.tail.length as u64);
+        // To see whether anything has changed, nothing needs to be framed.
+        let back = if wanted == 0 { 0 } else { self.framing.look_back() as u64 };
+        let at = back.min(self.read).max(self.tail.length as u64);
         let bytes = read_at(file, self.read - at, (at + wanted) as usize)?;
         let at = at as usize;
         let same = bytes.len() >= at && bytes[at - self.tail.length..at] == *self.tail.as_slice();

@@ -156,6 +156,16 @@ fn patterns_see_what_a_container_wrote() {
 }
 
 #[test]
+fn patterns_see_decoded_text() {
+    let pattern = || Some(Pattern::Start("^你".into()));
+    let gbk = framing(FramingSpec { pattern: pattern(), encoding: Some("gbk".into()), ..FramingSpec::default() });
+    assert_eq!(lengths(&gbk, b"\xc4\xe3\n \xba\xc3\n\xc4\xe3", End::Cut), [7, 2]);
+    let marked = framing(FramingSpec { pattern: pattern(), ..FramingSpec::default() });
+    let utf16: Vec<u8> = "\u{feff}你\n 好\n你\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    assert_eq!(lengths(&marked, utf16, End::Cut), [12, 4]);
+}
+
+#[test]
 fn a_long_line_is_split_at_fixed_places() {
     let mut data = vec![b'x'; 2 * MAX_EVENT_BYTES + 10];
     data.push(b'\n');
