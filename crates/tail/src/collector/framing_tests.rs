@@ -63,6 +63,10 @@ fn a_rule_says_how_long_an_unfinished_event_waits() {
     bench.append("a.log", ";\nc;\n");
     let rest = bench.take_all();
     assert_eq!((rest[0].lengths.as_deref(), &rest[0].continuations[..]), (Some(&[2, 3][..]), &[0][..]));
+    bench.append("a.log", "d");
+    assert!(bench.take_all().is_empty());
+    bench.pass(Duration::from_millis(200));
+    assert_eq!(bench.take_all().len(), 1, "a look is taken in time");
 }
 
 #[test]
