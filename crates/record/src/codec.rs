@@ -202,14 +202,21 @@ mod tests {
     #[test]
     fn both_formats_give_the_same_documents() {
         let topic: TopicName = "logs".parse().unwrap();
-        let original = chunk(3, b"one\ntwo\n\xff\n", &[]);
-        let from_chunk = documents(&topic, 0, &stored(encode_chunk(&original))).unwrap();
-        let from_events: Vec<Document> = from_chunk
-            .iter()
-            .flat_map(|document| documents(&topic, 0, &stored(encode_event(document))).unwrap())
-            .collect();
-        assert_eq!(from_chunk, from_events);
-        assert_eq!(from_chunk.len(), 3);
+        let lines = chunk(3, b"one\ntwo\n\xff\n", &[]);
+        let mut cut = chunk(0, b"2026-01-31T12:00:00Z stdout F a", &[31]);
+        (cut.end_offset, cut.omitted_bytes, cut.format) = (99, 68, 1);
+        let mut decoded = chunk(0, b"a\0\n\0", &[4]);
+        decoded.encoding = "utf-16le".into();
+        for (original, count) in [(lines, 3), (cut, 1), (decoded, 1)] {
+            let from_chunk = documents(&topic, 0, &stored(encode_chunk(&original))).unwrap();
+            let from_events: Vec<Document> = from_chunk
+                .iter()
+                .flat_map(|document| documents(&topic, 0, &stored(encode_event(document))).unwrap())
+                .collect();
+            assert_eq!(from_chunk, from_events);
+            assert_eq!(from_chunk, document::of_chunk(&original));
+            assert_eq!(from_chunk.len(), count);
+        }
     }
 
     #[test]

@@ -24,8 +24,36 @@ struct Whole {
     lines: usize,
     /// It was ended by its size.
     split: bool,
-    /// It ended as its kind of events does, so the next one is no continuation.
+    /// It ended as its kind of events does: only another iostream's unfinished line can go on in the next one.
     complete: bool,
+    /// Whether it goes on with the last line of its iostream, if that is known.
+    before: Option<bool>,
+}
+
+/// The last lines of a container, so that not every event needs a look back at them.
+#[derive(Default)]
+struct Recent {
+    lines: usize,
+    /// By iostream: the number of its last line, and whether that was partial.
+    last: [Option<(usize, bool)>; 2],
+}
+
+impl Recent {
+    fn note(&mut self, line: &Line<'_>) {
+        if let Some(iostream) = line.iostream {
+            self.last[iostream as usize] = Some((self.lines, line.partial));
+        }
+        self.lines += 1;
+    }
+
+    /// True if the next line of an iostream goes on with the last one of it; `None`: that isn't known.
+    fn is_open(&self, iostream: Option<Iostream>) -> Option<bool> {
+        let Some(iostream) = iostream else { return Some(false) };
+        match self.last[iostream as usize] {
+            Some((number, partial)) => Some(partial && self.lines - number <= LINES_BACK),
+            None => (self.lines >= LINES_BACK).then_some(false),
+        }
+    }
 }
 
 /// What a line says about where events end.
@@ -92,10 +120,11 @@ pub(super) fn frame(framing: &Framing, window: Window<'_>, room: Room) -> Framed
     let mut lengths = Vec::new();
     // What lies before the first event isn't known without a look.
     let mut complete = false;
+    let mut recent = Recent::default();
     let total = window.bytes.len() - window.at;
     while framed.bytes < total.min(room.bytes) && lengths.len() < room.events {
         let rest = Window { at: window.at + framed.bytes, offset: window.offset + framed.bytes as u64, ..window };
-        let whole = match event(framing, rest) {
+        let whole = match event(framing, rest, &mut recent) {
             Event::Whole(whole) => whole,
             Event::Unfinished => break,
             Event::Long(kept) if lengths.is_empty() => {
@@ -104,7 +133,8 @@ pub(super) fn frame(framing: &Framing, window: Window<'_>, room: Room) -> Framed
             }
             Event::Long(_) => break,
         };
-        if (framing.container || !complete) && continues(framing, rest, whole.bytes) {
+        let known = if complete { whole.before } else { None };
+        if known.unwrap_or_else(|| continues(framing, rest, whole.bytes)) {
             framed.continuations.push(lengths.len() as u32);
         }
         complete = whole.complete;
@@ -122,46 +152,55 @@ pub(super) fn frame(framing: &Framing, window: Window<'_>, room: Room) -> Framed
 }
 
 /// The first event after the boundary: a function of as many bytes as an event may have, and of a cut before their end.
-fn event(framing: &Framing, window: Window<'_>) -> Event {
+fn event(framing: &Framing, window: Window<'_>, recent: &mut Recent) -> Event {
     let data = &window.bytes[window.at..];
     let full = data.len() >= framing.most;
     let data = &data[..data.len().min(framing.most)];
     let (mut bytes, mut lines) = (0, 0);
-    let mut before: Option<Line<'_>> = None;
+    let mut last: Option<Line<'_>> = None;
+    let mut before = None;
+    let whole = |bytes, lines, before, complete| Whole { bytes, lines, split: false, complete, before };
     while bytes < data.len() {
         let rest = &data[bytes..];
         let offset = window.offset + bytes as u64;
         let end = window.charset.line_end(rest, offset);
         if end.is_none() && full {
-            // It doesn't fit; a line that is too long by itself is split or cut where no character is.
             if bytes > 0 {
-                return Event::Whole(Whole { bytes, lines, split: true, complete: false });
+                // This line doesn't fit.
+                return Event::Whole(Whole { split: true, ..whole(bytes, lines, before, false) });
             }
+            // A piece is no line that could be counted.
+            *recent = Recent::default();
             let kept = window.charset.whole_characters(rest, offset);
-            let whole = Whole { bytes: kept, lines: 1, split: true, complete: false };
-            return if framing.cut { Event::Long(kept) } else { Event::Whole(whole) };
+            return match framing.cut {
+                true => Event::Long(kept),
+                false => Event::Whole(Whole { split: true, ..whole(kept, 1, None, false) }),
+            };
         }
         if end.is_none() && window.end == End::Open {
             return Event::Unfinished;
         }
         let line = &rest[..end.unwrap_or(rest.len())];
         let this = framing.line(window.charset, line, offset);
-        if let Some(before) = &before
-            && !framing.joins(before, &this)
-        {
-            let complete = !before.partial;
-            return Event::Whole(Whole { bytes, lines, split: false, complete });
+        match &last {
+            None => before = recent.is_open(this.iostream),
+            Some(last) if !framing.joins(last, &this) => {
+                let complete = !last.partial && last.iostream == this.iostream;
+                return Event::Whole(whole(bytes, lines, before, complete));
+            }
+            Some(_) => {}
         }
+        recent.note(&this);
         bytes += line.len();
         lines += 1;
         if end.is_some() && framing.ends(&this) {
-            return Event::Whole(Whole { bytes, lines, split: false, complete: true });
+            return Event::Whole(whole(bytes, lines, before, true));
         }
-        before = Some(this);
+        last = Some(this);
     }
     // Behind a cut or a full event there is more of it, perhaps.
     match bytes > 0 && (full || window.end == End::Cut) {
-        true => Event::Whole(Whole { bytes, lines, split: full, complete: false }),
+        true => Event::Whole(Whole { split: full, ..whole(bytes, lines, before, false) }),
         false => Event::Unfinished,
     }
 }
