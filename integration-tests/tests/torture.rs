@@ -166,7 +166,9 @@ impl Torture {
 
     /// Waits until all lines are found that can't have been destroyed, or nothing more comes; then for the others.
     fn settle(&mut self, lines: u64) {
-        let kept = "NOT (log.file.path:*/truncate/* OR log.file.path:*/delete/*)";
+        let destroyed = Habit::ALL.into_iter().filter(|habit| habit.destroys());
+        let paths = destroyed.map(|habit| format!("log.file.path:*/{}*", habit.path().display()));
+        let kept = &format!("NOT ({})", paths.collect::<Vec<_>>().join(" OR "));
         let found = self.wait_still(kept, lines, STILL);
         println!("{:?}: {found} of {lines} lines that can't be destroyed", self.begin.elapsed());
         self.wait_still("*", u64::MAX, STILL_OTHERS);
@@ -242,6 +244,7 @@ fn torture(centre: Centre) {
         assert!(report.verdict.judged > 500, "void: too few lines: {habit:?} {report:?}");
     }
     assert_audit(&audits);
+    assert_eq!(torture.centre.client().count("log.file.path:*.gz"), 0, "compressed files aren't text");
     assert!(!torture.agent.said().contains("panicked"), "{}", torture.agent.said());
     torture.agent.stop();
 }
@@ -250,8 +253,7 @@ fn torture(centre: Centre) {
 fn assert_audit(audits: &[Value]) {
     for audit in audits {
         let path = audit["path"].as_str().unwrap();
-        let destroyed =
-            Habit::ALL.into_iter().any(|habit| habit.destroys() && path.ends_with(&*habit.path().to_string_lossy()));
+        let destroyed = Habit::ALL.into_iter().any(|habit| habit.destroys() && habit.owns(path));
         assert!(
             audit["clean"] == true || destroyed && audit["doubles"].as_array().is_some_and(Vec::is_empty),
             "{audit}"

@@ -69,8 +69,7 @@ pub fn judge(
             of_generation.push(stream);
         }
     }
-    let path = habit.path().display().to_string();
-    let gaps = Gaps::new(audits, &path);
+    let gaps = Gaps::new(audits, habit);
     for (seq, line) in ledger.lines.iter().enumerate().filter(|(seq, _)| !found[*seq]) {
         let known = streams.get(&line.generation).map(Vec::as_slice).unwrap_or_default();
         let end = ledger.destroyed[line.generation];
@@ -85,13 +84,13 @@ pub fn judge(
     report
 }
 
-/// The gaps of the streams of one file.
+/// The gaps of the streams of a writer that destroys: its files stay in one folder.
 struct Gaps<'a>(Vec<(&'a str, u64, u64)>);
 
 impl<'a> Gaps<'a> {
-    fn new(audits: &'a [Value], path: &str) -> Self {
+    fn new(audits: &'a [Value], habit: Habit) -> Self {
         let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
-        let of_file = audits.iter().filter(|audit| audit["path"].as_str().is_some_and(|found| found.ends_with(path)));
+        let of_file = audits.iter().filter(move |audit| habit.owns(audit["path"].as_str().unwrap_or_default()));
         let gaps = of_file.flat_map(move |audit| {
             let stream = audit["stream_id"].as_str().unwrap_or_default();
             let gaps = audit["gaps"].as_array().into_iter().flatten();

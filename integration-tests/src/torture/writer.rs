@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
@@ -43,11 +44,13 @@ pub enum Habit {
     Truncate,
     /// Deletes it and makes one of the same name: most often with the same inode. What wasn't read is lost.
     Delete,
+    /// Rotates, compresses what was rotated the time before, and deletes that. What wasn't read is lost.
+    Compress,
 }
 
 impl Habit {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Rotate,
         Self::RotateAway,
         Self::CopyTruncate,
@@ -57,11 +60,18 @@ impl Habit {
         Self::RotateFast,
         Self::Truncate,
         Self::Delete,
+        Self::Compress,
     ];
 
     /// True if bytes may be destroyed before anybody can have read them.
     pub fn destroys(self) -> bool {
-        matches!(self, Self::Truncate | Self::Delete)
+        matches!(self, Self::Truncate | Self::Delete | Self::Compress)
+    }
+
+    /// True if a path lies in the folder of a writer of this habit.
+    pub fn owns(self, path: &str) -> bool {
+        let folder = self.path().parent().map(|folder| format!("/{}/", folder.display()));
+        folder.is_some_and(|folder| path.contains(&folder))
     }
 
     /// The file's first name, beneath the folder of logs. `away/*.log` and `all/**/*.log*` are collected.
@@ -178,6 +188,10 @@ impl Program {
         }
         match self.habit {
             Habit::Rotate | Habit::RotateFast => self.rotate(),
+            Habit::Compress => {
+                self.rotate();
+                self.compress();
+            }
             Habit::RotateAway if self.was_seen() => self.rotate(),
             Habit::RotateAway => {}
             Habit::CopyTruncate if self.was_seen() => {
@@ -210,6 +224,16 @@ impl Program {
         let rotated = self.next_name();
         std::fs::rename(&self.path, rotated).expect("a log can be renamed");
         self.begin_file(false);
+    }
+
+    /// As logrotate does with `delaycompress`.
+    fn compress(&mut self) {
+        let Some(before) = self.rotations.checked_sub(1).filter(|number| *number > 0) else { return };
+        let rotated = self.path.with_extension(format!("log.{before}"));
+        let done = Command::new("gzip").arg(&rotated).status().expect("gzip can be run");
+        assert!(done.success(), "gzip ended with {done}");
+        // Each rotation ends a generation: the first one is number 0.
+        self.ledger.destroyed[before as usize - 1] = Some(Instant::now());
     }
 
     fn begin_file(&mut self, destroyed: bool) {
