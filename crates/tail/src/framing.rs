@@ -128,6 +128,10 @@ impl Framing {
     /// The encoding of a file that begins with these bytes.
     pub(crate) fn charset_of(&self, head: &[u8]) -> Charset {
         match self.charset {
+            // Which of the two, a mark knows better.
+            Some(charset) if charset.is_utf16() => {
+                Charset::of_mark(head).filter(|marked| marked.is_utf16()).unwrap_or(charset)
+            }
             Some(charset) => charset,
             // Runtimes write UTF-8 and no mark.
             None if self.container => Charset::UTF_8,

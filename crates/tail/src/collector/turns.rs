@@ -285,7 +285,7 @@ impl Collector {
             (file.binary, file.packed) = (true, packer);
             file.error = Some(match packer {
                 Some(packer) => format!("it was compressed by {packer}: what it holds is read before that"),
-                None => "it holds NUL bytes: not text".to_owned(),
+                None => "it holds NUL bytes: no text; UTF-16 without a mark wants its rule's `encoding`".to_owned(),
             });
         }
         self.changes += 1;

@@ -156,6 +156,18 @@ fn patterns_see_what_a_container_wrote() {
 }
 
 #[test]
+fn the_encoding_is_the_rule_s_or_the_mark_s() {
+    let of = |label: Option<&str>, head: &[u8]| {
+        let spec = FramingSpec { encoding: label.map(str::to_owned), ..FramingSpec::default() };
+        framing(spec).charset_of(head).name()
+    };
+    assert_eq!([of(None, b"abc"), of(None, b"\xff\xfea"), of(None, b"\xfe\xff\0")], ["UTF-8", "UTF-16LE", "UTF-16BE"]);
+    assert_eq!(of(Some("gbk"), b"\xff\xfea"), "GBK");
+    assert_eq!([of(Some("utf-16"), b"a\0\n"), of(Some("utf-16"), b"\xfe\xff\0")], ["UTF-16LE", "UTF-16BE"]);
+    assert_eq!(container().charset_of(b"\xff\xfea").name(), "UTF-8");
+}
+
+#[test]
 fn patterns_see_decoded_text() {
     let pattern = || Some(Pattern::Start("^你".into()));
     let gbk = framing(FramingSpec { pattern: pattern(), encoding: Some("gbk".into()), ..FramingSpec::default() });
