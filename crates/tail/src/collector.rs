@@ -179,6 +179,8 @@ pub struct Collector {
     ignored: HashSet<PathBuf>,
     /// Open files, by their last turn.
     open: BTreeMap<u64, u64>,
+    /// Open files that aren't to be closed for now: those that are being compared.
+    pinned: Vec<u64>,
     turns: u64,
     next_record: u64,
     resend: VecDeque<Chunk>,
@@ -234,6 +236,7 @@ impl Collector {
             copies: Copies::default(),
             ignored: HashSet::new(),
             open: BTreeMap::new(),
+            pinned: Vec::new(),
             turns: 0,
             next_record: loaded.records.iter().map(|r| r.number).max().map_or(1, |last| last + 1),
             resend: VecDeque::new(),

@@ -37,7 +37,7 @@ pub(super) struct Copies {
     by_head: HashMap<Guard, BTreeSet<u64>>,
     /// How many heads of a length there are.
     lengths: HashMap<u8, usize>,
-    /// New files that weren't compared with others yet.
+    /// New files that weren't compared with others yet, and are in their rule's queue.
     pub(super) fresh: BTreeSet<u64>,
     /// Files that aren't read for now.
     held: HashMap<u64, Held>,
@@ -75,10 +75,21 @@ impl Collector {
 
     /// True if a file isn't to be read for now. All new files are compared first, so that one commit does for them.
     pub(super) fn is_held(&mut self, number: u64, now: Instant) -> bool {
-        if !self.copies.fresh.is_empty() {
-            for fresh in self.copies.fresh.iter().copied().collect::<Vec<_>>() {
-                self.compare_new(fresh, now);
-            }
+        // While others are opened the budget must not close it.
+        self.pinned.push(number);
+        let held = self.compare_all(number, now);
+        self.pinned.clear();
+        held
+    }
+
+    fn compare_all(&mut self, number: u64, now: Instant) -> bool {
+        let mut fresh = std::mem::take(&mut self.copies.fresh);
+        if self.files.get(&number).is_some_and(|file| file.record.fresh) && !self.copies.held.contains_key(&number) {
+            fresh.insert(number);
+        }
+        for fresh in fresh {
+            self.get_ready(fresh, now);
+            self.compare_new(fresh, now);
         }
         if !self.copies.held.contains_key(&number) {
             return false;
@@ -87,14 +98,28 @@ impl Collector {
         self.copies.held.contains_key(&number)
     }
 
+    /// A file that was empty and may have grown: all that must be on disk before it's read is known after this.
+    fn get_ready(&mut self, number: u64, now: Instant) {
+        let grown = self.files.get(&number).is_some_and(|file| file.record.size == 0 && file.queued);
+        if grown
+            && self.open_file(number, now)
+            && self.look_at_size(number, now)
+            && let Some(file) = self.files.get_mut(&number)
+            // An error comes again at its turn.
+            && file.note_head().is_ok()
+        {
+            file.note_sending();
+            self.list_head(number);
+        }
+    }
+
     /// Compares a new file that has bytes with those that were followed before it.
     fn compare_new(&mut self, number: u64, now: Instant) {
         let Some(file) = self.files.get(&number) else { return };
         // An empty file may yet become a copy; a single byte says nothing of what it will be.
-        if file.record.size == 0 {
+        if file.record.size == 0 || !file.record.fresh || self.copies.held.contains_key(&number) {
             return;
         }
-        self.copies.fresh.remove(&number);
         let original = if file.record.size > 1 { self.original_of(file) } else { None };
         match original {
             Some(original) => {
@@ -124,7 +149,8 @@ impl Collector {
     /// A file that is held: goes on with waiting, or finds that it was in vain.
     fn look_at_held(&mut self, number: u64, now: Instant) {
         let Some(original) = self.copies.held.get(&number).map(|held| held.original) else { return };
-        if self.open_file(original, now) {
+        self.pinned.extend([number, original]);
+        if self.open_file(number, now) && self.open_file(original, now) {
             // If it was truncated, its stream goes on in the copy.
             self.look_at_size(original, now);
         }
@@ -166,6 +192,9 @@ impl Collector {
         let mut former = Some(former);
         for copy in copies {
             let Some(open) = &former else { break };
+            if !self.open_file(copy, now) {
+                continue;
+            }
             match self.judge(copy, &open.trace) {
                 Likeness::Continues => {
                     former = former.take().and_then(|former| self.take_over(copy, number, former, now))

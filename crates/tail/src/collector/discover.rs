@@ -296,7 +296,6 @@ impl Collector {
             listed_head: Guard::of(&[]),
             record,
         };
-        let fresh = file.record.fresh;
         self.changes += 1;
         self.by_key.insert(opened.meta.key, number);
         self.by_stream.insert(file.stream, number);
@@ -312,9 +311,6 @@ impl Collector {
             file.note_sending();
         }
         self.list_head(number);
-        if fresh {
-            self.copies.fresh.insert(number);
-        }
         self.dirty.insert(number);
         self.enqueue(number);
         Ok(number)

@@ -214,3 +214,38 @@ fn a_vanished_files_record_expires() {
     let (_, loaded, _) = crate::state::State::open(&bench.dir.path().join("state")).unwrap();
     assert_eq!(loaded.records, []);
 }
+
+#[test]
+fn thousands_of_new_files_are_begun_by_few_commits() {
+    const FILES: usize = 1_000;
+    let mut bench = Bench::with("*.log", |settings| {
+        settings.commit_every = Duration::from_millis(200);
+        settings.max_open_files = 100;
+    });
+    let write = |bench: &Bench, from: usize, text: &str| {
+        (from..from + FILES).for_each(|file| bench.append(&format!("{file}.log"), text));
+    };
+    // There before the first scan; while the agent watches, at once; and empty first.
+    write(&bench, 0, "1\n");
+    bench.restart();
+    let begin = Instant::now();
+    assert_eq!(bench.take().len(), FILES);
+    write(&bench, FILES, "2\n");
+    bench.scan();
+    let mut taken = bench.take().len();
+    write(&bench, 2 * FILES, "");
+    bench.scan();
+    bench.take();
+    write(&bench, 2 * FILES, "3\n");
+    bench.scan();
+    bench.scan();
+    taken += bench.take().len();
+    bench.scan();
+    taken += bench.take().len();
+    println!("{:?}, {} commits", begin.elapsed(), bench.it().totals().commits);
+    assert_eq!(taken, 2 * FILES);
+    // By far most of them are those of the acks, five in a second of the test's time.
+    let commits = bench.it().totals().commits;
+    assert!(commits < FILES as u64 / 20, "{commits}");
+    assert!(bench.it().totals().open_files <= 100);
+}

@@ -35,6 +35,9 @@ impl Collector {
         {
             file.queued = true;
             rule.ready.push_back(number);
+            if file.record.fresh {
+                self.copies.fresh.insert(number);
+            }
         }
     }
 
@@ -353,7 +356,9 @@ impl Collector {
     /// The open file that can best be closed: one with nothing to read, or else the one that was read last. Files
     /// that couldn't be found again are kept.
     fn least_needed(&self) -> Option<u64> {
-        let movable = |number: &&u64| self.files.get(number).is_some_and(|file| !file.deleted && !file.away);
+        let movable = |number: &&u64| {
+            !self.pinned.contains(number) && self.files.get(number).is_some_and(|file| !file.deleted && !file.away)
+        };
         let idle = self.open.values().find(|n| movable(n) && self.files.get(n).is_some_and(|file| !file.queued));
         idle.or_else(|| self.open.values().rev().find(movable)).copied()
     }

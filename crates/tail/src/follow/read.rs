@@ -53,6 +53,9 @@ struct Ahead {
 impl Followed {
     /// Reads and frames the next chunk. The file must be open and its size known.
     pub(crate) fn read_chunk(&mut self, limits: Limits) -> io::Result<Turn> {
+        if self.file.is_none() {
+            return Ok(Turn::Nothing);
+        }
         let cut = self.record.cuts.iter().copied().find(|cut| *cut > self.read && *cut <= self.record.size);
         let available = cut.unwrap_or(self.record.size).saturating_sub(self.read);
         if available == 0 || (cut.is_none() && self.stalled_at == Some(self.record.size)) {
