@@ -42,11 +42,13 @@ def generate(folder, files, total):
     part = block[: block.rfind(b"\n", 0, rest) + 1]
     for number in range(files):
         with open(folder / f"{number:05}.log", "wb") as out:
+            # Files that begin alike might be copies of each other, which is looked into.
+            out.write(first := f"the log of worker {number:08}\n".encode())
             for _ in range(blocks):
                 out.write(block)
             out.write(part)
-    lines = files * (blocks * block.count(b"\n") + part.count(b"\n"))
-    return files * (blocks * len(block) + len(part)), lines
+    lines = files * (1 + blocks * block.count(b"\n") + part.count(b"\n"))
+    return files * (len(first) + blocks * len(block) + len(part)), lines
 
 
 class Process:

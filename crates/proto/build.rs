@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.bytes([".logmesh.ingest.v1.Chunk.data", ".logmesh.transfer.v1.DeadLetter.document"]);
     // Maps in one order, so that equal messages have equal bytes.
     config.btree_map(["."]);
-    tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
+    tonic_prost_build::configure().codec_path("crate::codec::Codec").compile_fds_with_config(descriptors, config)?;
     Ok(())
 }
 

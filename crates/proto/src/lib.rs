@@ -2,6 +2,7 @@
 //!
 //! No I/O and no rules of the trade: what a message means is written in its `.proto` file.
 
+pub mod codec;
 pub mod time;
 
 /// The descriptors of every message and service, for server reflection: an encoded `FileDescriptorSet`.

@@ -166,7 +166,7 @@ pub struct Collector {
     rules: Vec<Running>,
     next_rule: usize,
     /// By the number of their record.
-    files: HashMap<u64, Followed>,
+    files: HashMap<u64, Box<Followed>>,
     by_key: HashMap<FileKey, u64>,
     by_path: HashMap<PathBuf, u64>,
     by_stream: HashMap<StreamId, u64>,

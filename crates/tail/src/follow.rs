@@ -19,6 +19,7 @@ use logmesh_types::{AgentId, StreamId, UnixNanos};
 
 use crate::chunk::{Chunk, Source};
 use crate::framing::Framing;
+use crate::pool::BUFFERS;
 use crate::state::{Assignment, Guard, Record};
 
 /// How far back the start of the last line is sought when a file is read from its end.
@@ -77,6 +78,10 @@ impl Flight {
         }
         if reached.is_some() && self.rejected_at.is_none() {
             self.error = None;
+        }
+        if self.sent.is_empty() {
+            // Of many thousand files most have nothing on its way for long.
+            self.sent = VecDeque::new();
         }
         (bytes, held, reached)
     }
@@ -162,7 +167,7 @@ pub(crate) struct Followed {
     /// A line that is to be cut begins at `read` and doesn't end before this; 0: none is known.
     pub skimmed: u64,
     /// How it shall be read as soon as all that may have been sent under the present assignment is acked.
-    pub next: Option<(Assignment, Framing)>,
+    pub next: Option<Box<(Assignment, Framing)>>,
     /// The owning rule's place among the rules.
     pub rule: usize,
     pub file: Option<File>,
@@ -457,7 +462,7 @@ impl Followed {
         if !self.flight.sent.is_empty() {
             return false;
         }
-        if let Some((assignment, framing)) = self.next.take() {
+        if let Some((assignment, framing)) = self.next.take().map(|next| *next) {
             self.record.assignment = assignment;
             self.framing = framing;
             (self.charset, self.skimmed) = (None, 0);
@@ -492,7 +497,7 @@ fn bytes_before(file: &File, offset: u64) -> io::Result<Bytes> {
 
 /// Up to `length` bytes from an offset, fewer only at the end of the file. One allocation, not zeroed first.
 fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
-    let mut buffer = Vec::with_capacity(length);
+    let mut buffer = BUFFERS.take(length);
     while buffer.len() < length {
         let at = offset + buffer.len() as u64;
         match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), at) {
@@ -502,7 +507,7 @@ fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
         }
     }
     buffer.truncate(length);
-    Ok(Bytes::from(buffer))
+    Ok(BUFFERS.share(buffer))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod framing;
 mod losses;
 mod pace;
 pub mod pathguard;
+mod pool;
 mod rule;
 mod state;
 mod status;

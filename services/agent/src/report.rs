@@ -1,6 +1,7 @@
 //! Tells the centre how things stand: what changed, at most once a second; all of it with each new connection.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use logmesh_proto::fleet::v1::{
 use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
 use logmesh_tail::{self as tail, FileState, FileStatus, Loss};
+use logmesh_types::StreamId;
 use metrics::{counter, gauge};
 use prost::Message;
 use tonic::{Code, Status};
@@ -49,7 +51,8 @@ pub(crate) struct Reporter {
 #[derive(Debug, Default)]
 struct Told {
     link: u64,
-    streams: HashMap<String, StreamStatus>,
+    /// Of each stream a hash of what was told: the words themselves would be most of the memory of many files.
+    streams: HashMap<StreamId, u64>,
     rules: HashMap<String, RuleStatus>,
 }
 
@@ -94,9 +97,9 @@ impl Reporter {
     async fn report(&mut self, link: &Link, snapshot: Snapshot) -> anyhow::Result<()> {
         let standing = self.centre.rules.borrow().clone();
         let rules = rules_of(&standing, &snapshot);
-        let streams: HashMap<String, StreamStatus> =
-            snapshot.files.iter().map(stream_of).map(|stream| (stream.stream_id.clone(), stream)).collect();
-        let removed: Vec<String> = self.told.streams.keys().filter(|id| !streams.contains_key(*id)).cloned().collect();
+        let there: HashSet<StreamId> = snapshot.files.iter().map(|file| file.stream).collect();
+        let removed = self.told.streams.keys().filter(|id| !there.contains(*id));
+        let removed: Vec<String> = removed.map(ToString::to_string).collect();
         // A rule that is no more isn't named by a delta: only a full report lets it go.
         let full = self.told.link != link.number
             || removed.len() > MAX_REMOVED
@@ -104,7 +107,8 @@ impl Reporter {
         if full {
             self.told = Told::default();
         }
-        let (new_rules, new_streams) = (changed(&rules, &self.told.rules), changed(&streams, &self.told.streams));
+        let new_rules = changed(&rules, &self.told.rules);
+        let (new_streams, streams) = changed_streams(&snapshot, &self.told.streams);
         let removed = if full { Vec::new() } else { removed };
         if !full && new_rules.is_empty() && new_streams.is_empty() && removed.is_empty() {
             return Ok(());
@@ -164,6 +168,23 @@ fn parts(first: ReportStatusRequest, rules: Vec<RuleStatus>, streams: Vec<Stream
     }
     parts.push(part);
     parts
+}
+
+/// The streams that aren't as they were told, and the hashes of all.
+fn changed_streams(snapshot: &Snapshot, told: &HashMap<StreamId, u64>) -> (Vec<StreamStatus>, HashMap<StreamId, u64>) {
+    let mut changed = Vec::new();
+    let one = |file: &FileStatus| {
+        let stream = stream_of(file);
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&stream.encode_to_vec());
+        let hash = hasher.finish();
+        if told.get(&file.stream) != Some(&hash) {
+            changed.push(stream);
+        }
+        (file.stream, hash)
+    };
+    let hashes = snapshot.files.iter().map(one).collect();
+    (changed, hashes)
 }
 
 /// The values that aren't the same in `before`.

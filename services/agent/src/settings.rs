@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use logmesh_runtime::{is_local, telemetry};
-use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES};
+use logmesh_types::limits::MAX_CHUNK_BYTES;
 use logmesh_types::{AgentId, ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ const MAX_LABELS: usize = 64;
 const MAX_LABELS_BYTES: usize = 2 << 10;
 /// The longest key or value of a label, in bytes.
 const MAX_LABEL_BYTES: usize = 1 << 10;
+
+/// Bytes on their way unless told otherwise: 400 MB/s to a gateway that acks within 20 ms, 80 MB/s where that takes 100 ms.
+const IN_FLIGHT_BYTES: u64 = 8 << 20;
 
 /// The settings of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +37,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Folders that are never collected, beside the state's.
     pub own_dirs: Vec<PathBuf>,
-    /// Bytes that may be on their way to a gateway.
+    /// Bytes that may be on their way to a gateway, kept in memory until they are acked.
     pub max_in_flight: ByteSize,
     /// How chunks are compressed on their way; taken up with the next connection to a gateway.
     pub compression: Compression,
@@ -81,7 +84,7 @@ impl Default for Settings {
             labels: BTreeMap::new(),
             state_dir: PathBuf::from("/var/lib/logmesh-agent"),
             own_dirs: Vec::new(),
-            max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
+            max_in_flight: ByteSize(IN_FLIGHT_BYTES),
             compression: Compression::default(),
             drain: Span(Duration::from_secs(5)),
             listen_admin: SocketAddr::from(([127, 0, 0, 1], 7499)),

@@ -140,7 +140,8 @@ impl Collector {
         let heads = lengths.filter(|length| *length <= start.len()).map(|length| Guard::of(&start[..length]));
         let numbers = heads.filter_map(|head| self.copies.by_head.get(&head)).flatten();
         let before = |other: &&Followed| other.born < file.born && !other.record.fresh && !other.binary;
-        let mut others = numbers.filter_map(|other| self.files.get(other)).filter(before).take(MAX_COMPARED);
+        let mut others =
+            numbers.filter_map(|other| self.files.get(other).map(Box::as_ref)).filter(before).take(MAX_COMPARED);
         let is_copy =
             |other: &&Followed| matches!(likeness(file, handle, other), Likeness::Continues | Likeness::Contained);
         others.find(is_copy).map(|other| other.record.number)

@@ -19,6 +19,11 @@ use crate::walk::Walk;
 /// The time between scans while some folder can't be watched.
 const SCAN_UNWATCHED: Duration = Duration::from_secs(1);
 
+/// While hints tell of everything, scans only make sure: they take no more than one in so many parts of the time, as long
+/// as they come at least so often.
+const SCAN_SHARE: u32 = 1_000;
+const SCAN_LONGEST: Duration = Duration::from_secs(60);
+
 /// The most names under which one file is known.
 const MAX_NAMES: usize = 8;
 
@@ -35,6 +40,7 @@ pub(super) fn note(problems: &mut Vec<FileProblem>, path: PathBuf, reason: &'sta
 impl Collector {
     /// Walks all globs and brings what is followed in line with what is there.
     pub(super) fn scan(&mut self, now: Instant) {
+        let began = Instant::now();
         let mut walk = Walk::default();
         let before: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
         let found = self.walk(&mut walk);
@@ -67,7 +73,9 @@ impl Collector {
         let after: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
         self.changes += u64::from(before != after);
         let pause = if self.watcher.incomplete { SCAN_UNWATCHED } else { self.settings.scan_every };
-        self.scan_at = now + pause.min(self.settings.scan_every);
+        let pause = pause.min(self.settings.scan_every);
+        let for_cost = (began.elapsed() * SCAN_SHARE).min(SCAN_LONGEST);
+        self.scan_at = now + if self.watcher.incomplete { pause } else { pause.max(for_cost) };
     }
 
     /// Walks the globs of all rules, the owners first.
@@ -299,7 +307,7 @@ impl Collector {
         self.changes += 1;
         self.by_key.insert(opened.meta.key, number);
         self.by_stream.insert(file.stream, number);
-        self.files.insert(number, file);
+        self.files.insert(number, Box::new(file));
         self.hold_open(number, opened.file);
         self.add_name(number, path.to_owned());
         self.add_name(number, opened.real);
@@ -436,7 +444,7 @@ impl Collector {
             file.record.assignment = wanted;
             file.source = Followed::source_of(&file.record);
         } else {
-            file.next = Some((wanted, framing));
+            file.next = Some(Box::new((wanted, framing)));
         }
         // What was refused of it may be taken now.
         let stream = file.stream;
@@ -570,7 +578,7 @@ impl Collector {
         self.close_file(number);
         self.drop_names(number);
         self.unlist(number);
-        let file = self.files.remove(&number)?;
+        let file = *self.files.remove(&number)?;
         self.by_key.remove(&file.record.key);
         self.by_stream.remove(&file.stream);
         if let Some(at) = file.timer {

@@ -22,10 +22,8 @@ impl Collector {
         self.guard = PathGuard::new(&allow, &own_dirs)?;
         (self.settings.allow, self.settings.own_dirs) = (allow, own_dirs);
         self.settings.max_in_flight_bytes = max_in_flight_bytes;
-        let outside = |(number, file): (&u64, &crate::follow::Followed)| {
-            (!self.guard.keeps(&file.record.path, &file.real)).then_some(*number)
-        };
-        for number in self.files.iter().filter_map(outside).collect::<Vec<_>>() {
+        let outside = self.files.values().filter(|file| !self.guard.keeps(&file.record.path, &file.real));
+        for number in outside.map(|file| file.record.number).collect::<Vec<_>>() {
             if let Some(file) = self.files.get(&number) {
                 tracing::info!(path = %file.record.path.display(), "file is let go: this agent doesn't allow it any more");
             }

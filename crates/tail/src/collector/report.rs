@@ -37,7 +37,7 @@ impl Collector {
                 status.losses.push(lost.loss.clone());
             }
         }
-        followed.map(status_of).chain(ended.into_values()).collect()
+        followed.map(|file| status_of(file)).chain(ended.into_values()).collect()
     }
 
     /// Each rule that runs.
