@@ -15,6 +15,7 @@ mod copies;
 mod discover;
 mod reconfigure;
 mod report;
+mod risk;
 mod turns;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ use logmesh_types::limits::{MAX_FILES, MAX_IN_FLIGHT_BYTES, MAX_OPEN_FILES};
 use logmesh_types::{AgentId, ByteRange, RuleName, StreamId, UnixNanos};
 
 use self::copies::Copies;
+use self::risk::Turnovers;
 use crate::chunk::Chunk;
 use crate::follow::{Flight, Followed, Held};
 use crate::pace::Bucket;
@@ -175,6 +177,9 @@ pub struct Collector {
     dormant: HashMap<u64, Record>,
     dormant_by_inode: HashMap<u64, Vec<u64>>,
     copies: Copies,
+    turnovers: Turnovers,
+    /// The time of the last poll.
+    now: Instant,
     /// Paths of files that were too old to be begun, as of the last scan.
     ignored: HashSet<PathBuf>,
     /// Open files, by their last turn.
@@ -234,6 +239,8 @@ impl Collector {
             dormant: HashMap::new(),
             dormant_by_inode: HashMap::new(),
             copies: Copies::default(),
+            turnovers: Turnovers::default(),
+            now,
             ignored: HashSet::new(),
             open: BTreeMap::new(),
             pinned: Vec::new(),
@@ -491,6 +498,7 @@ impl Collector {
     }
 
     fn housekeep(&mut self, now: Instant) {
+        self.now = now;
         if now >= self.hints_at {
             let hints = self.watcher.hints();
             if !hints.is_empty() {

@@ -19,6 +19,7 @@ use logmesh_types::{AgentId, StreamId, UnixNanos};
 
 use crate::chunk::{Chunk, Source};
 use crate::framing::Framing;
+use crate::pace::Rate;
 use crate::pool::BUFFERS;
 use crate::state::{Assignment, Guard, Record};
 
@@ -203,6 +204,8 @@ pub(crate) struct Followed {
     pub timer: Option<Instant>,
     /// All names under which hints may come.
     pub names: Vec<PathBuf>,
+    /// How fast it is read.
+    pub rate: Rate,
     /// When it was first seen; `None`: it was known from the state.
     pub born: Option<Instant>,
     /// Where the last chunks ended, with the guards there; by them a copy is known that is shorter than what was read.

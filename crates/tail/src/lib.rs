@@ -23,5 +23,7 @@ pub use framing::{FramingSpec, Pattern};
 pub use logmesh_glob::{GlobError, PathGlob};
 pub use rule::{Pace, RuleError, StartAt, TailRule};
 pub use state::StateError;
-pub use status::{FileProblem, FileState, FileStatus, Loss, LossCause, MAX_LOSSES, MAX_PROBLEMS, RuleStatus, Totals};
+pub use status::{
+    FileProblem, FileState, FileStatus, Loss, LossCause, MAX_LOSSES, MAX_PROBLEMS, RATE_MEMORY, RuleStatus, Totals,
+};
 pub use watch::Waker;

@@ -65,6 +65,37 @@ impl Bucket {
     }
 }
 
+/// How fast something went of late: the longer ago, the less it counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    per_second: f64,
+    noted: Instant,
+}
+
+impl Rate {
+    /// What lies so far back, in seconds, counts for a third.
+    const SPAN: f64 = 10.0;
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { per_second: 0.0, noted: now }
+    }
+
+    pub(crate) fn add(&mut self, units: u64, now: Instant) {
+        let passed = now.saturating_duration_since(self.noted).as_secs_f64();
+        self.per_second = self.per_second * (-passed / Self::SPAN).exp() + units as f64 / Self::SPAN;
+        self.noted = now;
+    }
+
+    /// Units per second, in two digits so that it doesn't change all the time; 0 if nothing came for `memory`.
+    pub(crate) fn of_late(&self, now: Instant, memory: Duration) -> u64 {
+        if now.saturating_duration_since(self.noted) >= memory {
+            return 0;
+        }
+        let digits = 10f64.powf(self.per_second.max(1.0).log10().floor() - 1.0).max(1.0);
+        ((self.per_second / digits).round() * digits) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +134,20 @@ mod tests {
         assert_eq!(bucket.available(now), 10);
         bucket.set_rate(Some(0), now);
         assert_eq!(bucket.available(now), u64::MAX);
+    }
+
+    #[test]
+    fn a_rate_comes_and_goes() {
+        let mut now = Instant::now();
+        let mut rate = Rate::new(now);
+        for _ in 0..100 {
+            now += Duration::from_secs(1);
+            rate.add(123_456, now);
+        }
+        let memory = Duration::from_secs(30);
+        assert_eq!(rate.of_late(now, memory), 130_000);
+        assert_eq!(rate.of_late(now + memory, memory), 0);
+        rate.add(0, now + Duration::from_secs(60));
+        assert!(rate.of_late(now + Duration::from_secs(60), memory) < 1_000);
     }
 }

@@ -1,6 +1,7 @@
 //! What the tailer says of itself.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
 
@@ -29,11 +30,19 @@ pub struct FileStatus {
     pub state: FileState,
     /// What keeps it from going on, or did last.
     pub error: Option<String>,
+    /// How fast it was read of late, rounded; 0 when nothing was for [`RATE_MEMORY`].
+    pub bytes_per_second: u64,
+    /// What isn't acked may be gone before it is: it has lost its name, or at the pace of late it takes longer than the
+    /// file's rotation or truncation leaves time for.
+    pub at_risk: bool,
     /// Bytes that were gone before they could be collected.
     pub lost_bytes: u64,
     /// Where they were, as far as that was kept: of a file at most [`MAX_LOSSES`] ranges are.
     pub losses: Vec<Loss>,
 }
+
+/// The rate of a file that wasn't read for so long is told as 0.
+pub const RATE_MEMORY: Duration = Duration::from_secs(30);
 
 /// The most ranges of lost bytes that are kept of a file; beyond it they're only counted.
 pub const MAX_LOSSES: usize = 16;

@@ -12,7 +12,7 @@ use logmesh_proto::fleet::v1::{
 use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
 use logmesh_tail::{self as tail, FileState, FileStatus, Loss};
-use logmesh_types::StreamId;
+use logmesh_types::{StreamId, UnixNanos};
 use metrics::{counter, gauge};
 use prost::Message;
 use tonic::{Code, Status};
@@ -245,6 +245,8 @@ fn stream_of(file: &FileStatus) -> StreamStatus {
         error: file.error.clone().unwrap_or_default(),
         lost_bytes: file.lost_bytes,
         lost_ranges: file.losses.iter().map(lost_range).collect(),
+        at_risk: file.at_risk,
+        bytes_per_second: file.bytes_per_second,
     }
 }
 
@@ -270,6 +272,10 @@ fn measure(snapshot: &Snapshot) {
     gauge!("logmesh_agent_in_flight_bytes").set(totals.in_flight_bytes as f64);
     gauge!("logmesh_agent_in_flight_chunks").set(totals.in_flight_chunks as f64);
     gauge!("logmesh_agent_lag_bytes").set(snapshot.files.iter().map(FileStatus::lag).sum::<u64>() as f64);
+    gauge!("logmesh_agent_files_at_risk").set(snapshot.files.iter().filter(|file| file.at_risk).count() as f64);
+    let oldest = snapshot.files.iter().filter_map(|file| file.waiting_since).min();
+    let waits = oldest.map_or(0, |since| UnixNanos::now().0.saturating_sub(since.0).max(0));
+    gauge!("logmesh_agent_oldest_unacked_seconds").set(waits as f64 / 1e9);
     gauge!("logmesh_agent_state_failing").set(if snapshot.state_error.is_some() { 1.0 } else { 0.0 });
     counter!("logmesh_agent_read_bytes").absolute(totals.read_bytes);
     counter!("logmesh_agent_read_events").absolute(totals.read_events);

@@ -10,6 +10,7 @@ use logmesh_types::UnixNanos;
 use super::{Collector, Draining, Running};
 use crate::follow::{Flight, Followed, Tail};
 use crate::framing::Framing;
+use crate::pace::Rate;
 use crate::pathguard::{FileKey, Meta, Opened, Refusal, meta_at, meta_of, real_path};
 use crate::rule::StartAt;
 use crate::state::{Assignment, Guard, Record};
@@ -207,6 +208,7 @@ impl Collector {
 
     fn rename(&mut self, number: u64, path: &Path) {
         if let Some(file) = self.files.get_mut(&number) {
+            self.turnovers.note(&file.record.path, self.now);
             file.record.path = path.to_owned();
             self.dirty.insert(number);
             self.drop_names(number);
@@ -299,6 +301,7 @@ impl Collector {
             last_turn: self.next_turn(),
             timer: None,
             names: Vec::new(),
+            rate: Rate::new(now),
             born: (is_new || record.fresh).then_some(now),
             marks: VecDeque::new(),
             listed_head: Guard::of(&[]),
@@ -478,6 +481,9 @@ impl Collector {
                 self.check_end(number, now);
             }
             None if file.file.is_some() => {
+                if !file.deleted {
+                    self.turnovers.note(&file.record.path, now);
+                }
                 file.deleted = true;
                 self.drop_names(number);
                 self.enqueue(number);

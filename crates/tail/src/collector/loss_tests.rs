@@ -95,3 +95,29 @@ fn what_a_slow_pace_leaves_unread_is_told_when_it_is_gone() {
     bench.take();
     assert_eq!(bench.lost("a.log").0, 4);
 }
+
+#[test]
+fn a_file_whose_backlog_outlives_its_rotation_is_at_risk() {
+    let mut bench = Bench::new("*.log");
+    for rotation in 0..3 {
+        bench.append("a.log", &format!("{rotation}23456789\n"));
+        bench.take();
+        assert!(!bench.status("a.log").at_risk);
+        bench.pass(Duration::from_secs(60));
+        std::fs::rename(bench.path("a.log"), bench.path(&format!("a.{rotation}"))).unwrap();
+        bench.poll();
+    }
+    bench.append("a.log", &"9876543210\n".repeat(1_000));
+    let now = bench.now;
+    let first = bench.it().poll(now, 110).unwrap();
+    let status = bench.status("a.log");
+    assert_eq!((status.bytes_per_second, status.at_risk), (11, true), "1000 s for what has 60");
+    bench.ack(&first);
+    bench.take();
+    assert!(!bench.status("a.log").at_risk, "all of it is acked");
+    bench.append("a.log", "begun");
+    bench.poll();
+    std::fs::remove_file(bench.path("a.log")).unwrap();
+    bench.poll();
+    assert!(bench.status("a.log").at_risk, "it lives only as long as it's held open");
+}

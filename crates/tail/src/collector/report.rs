@@ -37,7 +37,7 @@ impl Collector {
                 status.losses.push(lost.loss.clone());
             }
         }
-        followed.map(|file| status_of(file)).chain(ended.into_values()).collect()
+        followed.map(|file| self.assess(file, status_of(file))).chain(ended.into_values()).collect()
     }
 
     /// Each rule that runs.
@@ -105,6 +105,8 @@ fn status_of_draining(stream: StreamId, draining: &Draining) -> Option<FileStatu
         waiting_since: Some(first.chunk.read_time),
         state: state_of(flight, true, false),
         error: flight.error.clone(),
+        bytes_per_second: 0,
+        at_risk: false,
         lost_bytes: 0,
         losses: Vec::new(),
     })
@@ -124,6 +126,8 @@ fn ended_at(record: &Record, stream: StreamId, acked: u64) -> FileStatus {
         waiting_since: None,
         state: FileState::Draining,
         error: None,
+        bytes_per_second: 0,
+        at_risk: false,
         lost_bytes: 0,
         losses: Vec::new(),
     }
@@ -155,6 +159,8 @@ fn status_of(file: &Followed) -> FileStatus {
         waiting_since,
         state: state_of(&file.flight, file.deleted || file.away, file.error.is_some()),
         error: file.flight.error.clone().or_else(|| file.error.clone()),
+        bytes_per_second: 0,
+        at_risk: false,
         lost_bytes: 0,
         losses: Vec::new(),
     };

@@ -116,7 +116,7 @@ impl Bench {
         self.pass(Duration::from_secs(11));
     }
 
-    fn status(&mut self, name: &str) -> crate::status::FileStatus {
+    pub(super) fn status(&mut self, name: &str) -> crate::status::FileStatus {
         let path = self.path(name);
         self.it().status().into_iter().find(|file| file.path == path).unwrap()
     }

@@ -50,6 +50,9 @@ impl Collector {
                 match self.turn(number, limits, now) {
                     Outcome::Chunk(chunk, tally) => {
                         self.account(index, &chunk, tally);
+                        if let Some(file) = self.files.get_mut(&number) {
+                            file.rate.add(chunk.range.len(), now);
+                        }
                         self.enqueue_rest(number);
                         return Some(chunk);
                     }
@@ -256,6 +259,7 @@ impl Collector {
         self.by_stream.remove(&former.stream);
         self.by_stream.insert(file.stream, number);
         self.totals.truncations += 1;
+        self.turnovers.note(&former.record.path, now);
         self.dirty.insert(number);
         self.list_head(number);
         self.enqueue(number);

@@ -109,8 +109,9 @@ async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
         }
     }
     out.line("")?;
-    let rows: Vec<[String; 7]> = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_row).collect();
-    out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "PATH", "SAYS"], &rows)?;
+    let statuses = streams.iter().filter_map(|stream| stream.status.as_ref());
+    let rows: Vec<[String; 9]> = statuses.map(|stream| stream_row(stream, now)).collect();
+    out.table(["STREAM", "STATE", "SIZE", "READ", "ACKED", "WAITS", "RATE", "PATH", "SAYS"], &rows)?;
     losses(streams.iter().filter_map(|stream| stream.status.as_ref()), out)
 }
 
@@ -187,15 +188,21 @@ fn rule_row(rule: &RuleStatus) -> [String; 5] {
     [rule.name.clone(), rule_state(rule), revision, files, error]
 }
 
-fn stream_row(stream: &StreamStatus) -> [String; 7] {
+fn stream_row(stream: &StreamStatus, now: UnixNanos) -> [String; 9] {
+    let mut says = stream.error.clone();
+    if stream.at_risk {
+        says = format!("at risk to be gone before it is acked {says}").trim_end().to_owned();
+    }
     [
         stream.stream_id.clone(),
         stream_state(stream),
         bytes(stream.size),
         bytes(stream.read_offset),
         bytes(stream.acked_offset),
+        age(stream.oldest_unacked_time.as_ref(), now),
+        format!("{}/s", bytes(stream.bytes_per_second)),
         stream.path.clone(),
-        stream.error.clone(),
+        says,
     ]
 }
 
@@ -259,6 +266,8 @@ fn stream_json(stream: &StreamStatus) -> Value {
         "acked_offset": stream.acked_offset,
         "oldest_unacked_time": time(stream.oldest_unacked_time.as_ref()),
         "error": stream.error,
+        "at_risk": stream.at_risk,
+        "bytes_per_second": stream.bytes_per_second,
         "lost_bytes": stream.lost_bytes,
         "lost_ranges": stream.lost_ranges.iter().map(range_json).collect::<Vec<_>>(),
     })
