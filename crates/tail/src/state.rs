@@ -363,10 +363,13 @@ fn sync_dir(path: &Path) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
+mod recovery;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record(number: u64) -> Record {
+    pub(super) fn record(number: u64) -> Record {
         Record {
             number,
             key: FileKey { dev: 1, inode: u64::MAX, birth: None },
