@@ -126,7 +126,12 @@ impl Collector {
         if let Some(number) = self.by_path.get(&path).copied() {
             self.find_again(number, now);
         }
-        if let Some(rule) = self.rules.iter().position(|r| r.compiled.matches(&path).is_some())
+        let rule = self.rules.iter().position(|r| r.compiled.matches(&path).is_some());
+        if rule.is_some_and(|rule| self.rules[rule].scan_keys().any(|key| !self.scanned.contains(&key))) {
+            // Where to begin in what is there first is the first scan's to say, which is due.
+            return self.scan_soon(now);
+        }
+        if let Some(rule) = rule
             && self.consider(&path, rule, false, now).is_err()
         {
             // What stands against it is counted and reported by scans.

@@ -249,3 +249,16 @@ fn thousands_of_new_files_are_begun_by_few_commits() {
     assert!(commits < FILES as u64 / 20, "{commits}");
     assert!(bench.it().totals().open_files <= 100);
 }
+
+#[test]
+fn a_hint_before_the_first_scan_does_not_begin_an_old_file_at_its_beginning() {
+    let mut bench = Bench::new("*.log");
+    bench.append("old.txt", "old\n");
+    bench.take();
+    bench.rules.push(TailRule { start_at: StartAt::End, ..rule(bench.dir.path(), "e", "*.txt") });
+    bench.apply();
+    std::fs::rename(bench.path("old.txt"), bench.path("older.txt")).unwrap();
+    assert_eq!(bench.take(), []);
+    bench.append("older.txt", "new\n");
+    assert_eq!(bench.take(), texts(&[(4, "new\n")]));
+}
