@@ -201,7 +201,8 @@ def idle(kind, args):
         end = time.monotonic() + IDLE_LIMIT
         while not (done := is_done()) and time.monotonic() < end:
             time.sleep(0.1)
-        time.sleep(5)
+        # What ten thousand new files leave to be done is over by then.
+        time.sleep(30)
         before = collector.cpu()
         time.sleep(args.idle_seconds)
         cpu = (collector.cpu() - before) / args.idle_seconds
