@@ -295,6 +295,9 @@ impl Followed {
 
     /// Takes note of the file's first bytes, by which it is known again while few are read. False: they have changed.
     pub(crate) fn note_head(&mut self) -> io::Result<bool> {
+        if self.file.is_none() {
+            return Ok(true);
+        }
         let known = u64::from(self.record.head.length);
         let enough = known == Guard::BYTES as u64 || self.record.size <= known;
         // What is read is guarded by its end; a head that grows must still begin as it did.

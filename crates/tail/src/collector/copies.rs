@@ -120,7 +120,12 @@ impl Collector {
         if file.record.size == 0 || !file.record.fresh || self.copies.held.contains_key(&number) {
             return;
         }
-        let original = if file.record.size > 1 { self.original_of(file) } else { None };
+        let needs_look = file.record.size > 1;
+        if needs_look && file.file.is_none() && !self.open_file(number, now) {
+            return;
+        }
+        let original = self.files.get(&number).filter(|_| needs_look).and_then(|file| self.original_of(file));
+        let Some(file) = self.files.get(&number) else { return };
         match original {
             Some(original) => {
                 tracing::debug!(path = %file.record.path.display(), "file looks like a copy of one that is followed");
@@ -279,6 +284,8 @@ impl Collector {
 
     /// Goes on with a former generation in a file that nothing was sent of; hands it back if that can't be.
     fn take_over(&mut self, copy: u64, number: u64, former: Former, now: Instant) -> Option<Former> {
+        // Where it has grown again already, the size that was seen last is that of the new bytes.
+        let shrank = meta_at(&former.record.path).is_ok_and(|meta| meta.size < former.record.size);
         let Some(file) = self.files.get_mut(&copy) else { return Some(former) };
         if !file.seek(former.trace.read, former.trace.at).unwrap_or(false) {
             return Some(former);
@@ -296,7 +303,7 @@ impl Collector {
         (record.start, record.acked, record.guard) = (old.start, old.acked, old.guard);
         (record.cuts, record.assignment, record.sent_to) = (old.cuts, old.assignment, old.sent_to);
         (record.fresh, record.size) = (false, meta.size);
-        let lost = old.size.saturating_sub(meta.size);
+        let lost = if shrank { old.size.saturating_sub(meta.size) } else { 0 };
         record.lose(&self.settings.agent, ByteRange::new(meta.size, meta.size + lost), LossCause::Truncated);
         self.totals.lost_bytes += lost;
         file.stream = former.stream;

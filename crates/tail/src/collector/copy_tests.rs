@@ -189,3 +189,20 @@ fn generations_that_come_and_go_without_credit_are_kept_in_their_copies() {
     assert_eq!(taken, ["1", "2", "3", "4", "5"]);
     assert_eq!(bench.it().totals().lost_bytes, 0);
 }
+
+#[test]
+fn it_holds_with_one_open_file() {
+    let mut bench = Bench::with("app.log*", |settings| settings.max_open_files = 1);
+    bench.append("app.log", "one\n");
+    bench.append("app.log.other", "another file\n");
+    let mut taken = bench.take().len();
+    for rotation in 0..5 {
+        bench.append("app.log", &format!("{rotation} unread\n"));
+        copytruncate(&bench, "app.log", &format!("app.log.{rotation}"));
+        bench.append("app.log", &format!("{rotation} in the new one\n"));
+        taken += bench.take().iter().map(|(_, text)| text.lines().count()).sum::<usize>();
+    }
+    bench.pass(Duration::from_secs(9));
+    taken += bench.take().len();
+    assert_eq!((taken, bench.it().totals().lost_bytes), (12, 0));
+}

@@ -122,6 +122,11 @@ impl Collector {
             return Outcome::Nothing;
         }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
+        if file.file.is_none() {
+            // Closed for a copy of what it was: it's looked at again.
+            self.enqueue(number);
+            return Outcome::Nothing;
+        }
         if file.binary {
             return Outcome::Nothing;
         }
