@@ -149,6 +149,9 @@ struct Top {
     kept: BinaryHeap<Reverse<(u64, Reverse<String>)>>,
     bytes: usize,
     total: u64,
+    /// The greatest count that was dropped for want of room: what comes as seldom is dropped too, short as it may be, so
+    /// that nothing left out has a greater count than what is kept.
+    dropped: u64,
 }
 
 impl Top {
@@ -156,13 +159,15 @@ impl Top {
         self.total += count;
         let rarest = self.kept.peek().map_or(0, |Reverse((count, _))| *count);
         // They come in the order of their texts: of those of one count the first are kept.
-        if count == 0 || (self.kept.len() == PART_VALUES && count <= rarest) {
+        if count <= self.dropped || (self.kept.len() == PART_VALUES && count <= rarest) {
             return;
         }
         self.bytes += value.len();
         self.kept.push(Reverse((count, Reverse(value.to_owned()))));
         while self.kept.len() > PART_VALUES || (self.bytes > MAX_PART_BYTES && self.kept.len() > 1) {
-            self.bytes -= self.kept.pop().map_or(0, |Reverse((_, Reverse(value)))| value.len());
+            let Some(Reverse((count, Reverse(value)))) = self.kept.pop() else { break };
+            self.bytes -= value.len();
+            self.dropped = self.dropped.max(count);
         }
     }
 
@@ -197,7 +202,8 @@ mod tests {
             top.offer(&format!("{number:05}{}", "x".repeat(1 << 20)), 1);
         }
         assert!(top.bytes <= MAX_PART_BYTES && top.kept.len() == 15, "{}", top.kept.len());
-        assert_eq!(top.into_part().left_out, 85);
+        top.offer("seldom and short", 1);
+        assert_eq!(top.into_part().left_out, 86, "what was dropped comes as often");
         let mut top = Top::default();
         top.offer(&"x".repeat(2 * MAX_PART_BYTES), 1);
         assert_eq!(top.into_part().values.len(), 1, "one is kept whatever its size");

@@ -18,6 +18,8 @@ const MAX_SOURCE_TEXT_BYTES: usize = 1 << 10;
 /// The most addresses and labels of a source; agents keep to the same.
 const MAX_SOURCE_ADDRESSES: usize = 16;
 const MAX_SOURCE_LABELS: usize = 64;
+/// The longest label of an encoding, in bytes; white space around one counts.
+const MAX_LABEL_BYTES: usize = 32;
 
 /// The earliest read time that is kept, 2000-01-01; the latest is a day after the arrival.
 const EARLIEST: i64 = 946_684_800_000_000_000;
@@ -90,8 +92,13 @@ pub fn check(chunk: &Chunk) -> Result<(), ChunkError> {
     if crc32c::crc32c(&chunk.data) != chunk.crc32c {
         return refuse("BAD_CHECKSUM", format!("the bytes of {range} do not match their CRC-32C"));
     }
-    if !chunk.encoding.is_empty() && Charset::for_label(&chunk.encoding).is_none() {
-        return refuse("BAD_ENCODING", format!("{:?} is no encoding that this version can read", chunk.encoding));
+    if !chunk.encoding.is_empty() {
+        if chunk.encoding.len() > MAX_LABEL_BYTES {
+            return refuse("BAD_ENCODING", format!("the encoding's label is longer than {MAX_LABEL_BYTES} bytes"));
+        }
+        if Charset::for_label(&chunk.encoding).is_none() {
+            return refuse("BAD_ENCODING", format!("{:?} is no encoding that this version can read", chunk.encoding));
+        }
     }
     if DataFormat::try_from(chunk.format).is_err() {
         return refuse("BAD_FORMAT", format!("format {} is none that this version can read", chunk.format));
@@ -158,8 +165,9 @@ fn check_events(chunk: &Chunk) -> Result<(), ChunkError> {
     if let Some(event) = events(chunk).find(|event| event.bytes.len() > MAX_EVENT_BYTES) {
         return refuse("EVENT_TOO_LONG", format!("the event {} is longer than {MAX_EVENT_BYTES} bytes", event.range));
     }
-    if chunk.continuations.iter().any(|index| *index as usize >= count) || !chunk.continuations.is_sorted() {
-        return refuse("BAD_CONTINUATIONS", "a continuation names no event, or they are not in order".to_owned());
+    let continuations = &chunk.continuations;
+    if continuations.last().is_some_and(|last| *last as usize >= count) || !continuations.is_sorted_by(|a, b| a < b) {
+        return refuse("BAD_CONTINUATIONS", "a continuation names no event, or they don't rise".to_owned());
     }
     Ok(())
 }
@@ -262,6 +270,8 @@ pub(crate) mod tests {
         assert_eq!(fault(&|c| c.event_lengths = vec![1]), "BAD_LENGTHS");
         assert_eq!(fault(&|c| c.event_lengths = vec![0, 2]), "BAD_LENGTHS");
         assert_eq!(fault(&|c| c.continuations = vec![7]), "BAD_CONTINUATIONS");
+        assert_eq!(fault(&|c| c.continuations = vec![0; 1_000]), "BAD_CONTINUATIONS");
+        assert_eq!(fault(&|c| c.encoding = format!("gbk{}", " ".repeat(3 << 20))), "BAD_ENCODING");
         assert_eq!(check(&chunk(0, b"no end", &[])).unwrap_err().reason, "BAD_LENGTHS");
         assert_eq!(check(&chunk(0, b"", &[])).unwrap_err().reason, "BAD_SIZE");
         assert_eq!(check(&chunk(0, &vec![b'\n'; MAX_CHUNK_EVENTS + 1], &[])).unwrap_err().reason, "TOO_MANY_EVENTS");
