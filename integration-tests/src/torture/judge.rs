@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Attention, Habit, Ledger};
+use super::{Attention, Habit, Ledger, Line};
 use crate::compare::message_of;
 use crate::oracle::{self, Verdict};
 
@@ -23,6 +23,8 @@ pub struct Report {
     pub unseen: u64,
     /// Lines that are lost in silence: the first few, with their generation and offset.
     pub silent: Vec<String>,
+    /// Gaps that are none: lines in them were found, or the file was never that long.
+    pub false_gaps: Vec<String>,
 }
 
 impl Report {
@@ -31,7 +33,9 @@ impl Report {
     pub fn assert_clean(&self, habit: Habit) {
         let lost = if habit.destroys() { self.listed + self.unseen } else { 0 };
         let expected = Verdict { judged: self.verdict.judged, lost, ..Verdict::default() };
-        assert_eq!((&self.verdict, &self.silent), (&expected, &Vec::new()), "{habit:?}: {self:?}");
+        let nothing = Vec::<String>::new();
+        let found = (&self.verdict, &self.silent, &self.false_gaps);
+        assert_eq!(found, (&expected, &nothing, &nothing), "{habit:?}: {self:?}");
     }
 }
 
@@ -70,6 +74,8 @@ pub fn judge(
         }
     }
     let gaps = Gaps::new(audits, habit);
+    let lines = ledger.lines.iter().zip(&found);
+    report.false_gaps = gaps.refuted(lines.filter_map(|(line, found)| found.then_some(line)), ledger, &streams);
     for (seq, line) in ledger.lines.iter().enumerate().filter(|(seq, _)| !found[*seq]) {
         let known = streams.get(&line.generation).map(Vec::as_slice).unwrap_or_default();
         let end = ledger.destroyed[line.generation];
@@ -97,6 +103,38 @@ impl<'a> Gaps<'a> {
             gaps.map(move |gap| (stream, number(&gap["start_offset"]), number(&gap["end_offset"])))
         });
         Self(gaps.collect())
+    }
+
+    /// The gaps that overlap a line that was found, or end after all that their generation ever held.
+    fn refuted<'l>(
+        &self,
+        found: impl Iterator<Item = &'l Line>,
+        ledger: &Ledger,
+        streams: &HashMap<usize, Vec<&str>>,
+    ) -> Vec<String> {
+        let generation = |stream: &str| {
+            let mut known = streams.iter().filter(|(_, streams)| **streams == [stream]).map(|(number, _)| *number);
+            known.next().filter(|_| known.next().is_none())
+        };
+        let length = |generation| {
+            let lines = ledger.lines.iter().filter(|line| line.generation == generation);
+            lines.map(|line| line.offset + line.length).max().unwrap_or_default()
+        };
+        // A stream whose generation isn't certain says nothing.
+        let sure: Vec<_> = self.0.iter().filter_map(|gap| Some((gap, generation(gap.0)?))).collect();
+        let mut refuted: Vec<String> = sure
+            .iter()
+            .filter(|((_, _, end), generation)| *end > length(*generation))
+            .map(|(gap, generation)| format!("{gap:?} of generation {generation} of {} bytes", length(*generation)))
+            .collect();
+        for line in found {
+            let hit = sure.iter().find(|((_, from, to), generation)| {
+                *generation == line.generation && *from < line.offset + line.length && line.offset < *to
+            });
+            refuted.extend(hit.map(|(gap, _)| format!("{gap:?}, and a line at {} is there", line.offset)));
+        }
+        refuted.truncate(5);
+        refuted
     }
 
     /// True if a gap covers the range: in one of these streams, or in any if none is known.
@@ -174,5 +212,9 @@ mod tests {
         report(&audit("s0", 20), &watched).assert_clean(Habit::Truncate);
         assert_eq!(report(&audit("s0", 19), &watched).silent.len(), 1, "not all of the line");
         assert_eq!(report(&audit("s9", 20), &watched).silent.len(), 1, "of another stream");
+        assert_eq!(report(&audit("s0", 21), &watched).false_gaps.len(), 1, "the generation had 20 bytes");
+        let there =
+            judge(RUN, Habit::Truncate, &ledger, &documents(writer, &[0, 1, 2, 3, 4]), &audit("s0", 20), &asleep);
+        assert_eq!(there.false_gaps.len(), 1, "{there:?}");
     }
 }
