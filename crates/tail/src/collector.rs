@@ -27,6 +27,8 @@ mod framing_tests;
 #[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
+mod mend_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
@@ -184,7 +186,7 @@ pub struct Collector {
     ignored: HashSet<PathBuf>,
     /// Open files, by their last turn.
     open: BTreeMap<u64, u64>,
-    /// Open files that aren't to be closed for now: those that are being compared.
+    /// Open files that aren't to be closed for now: the few that are being compared.
     pinned: Vec<u64>,
     turns: u64,
     next_record: u64,
@@ -298,7 +300,7 @@ impl Collector {
         }
         self.rules.sort_by_cached_key(|running| running.compiled.precedence());
         self.forget_scans();
-        self.reassign(now);
+        self.reassign();
         self.search = true;
         self.scan_at = now;
         self.changes += 1;
@@ -313,7 +315,7 @@ impl Collector {
     }
 
     /// Gives each file to its owner under the present rules.
-    fn reassign(&mut self, now: Instant) {
+    fn reassign(&mut self) {
         for running in &mut self.rules {
             running.ready.clear();
         }
@@ -325,7 +327,7 @@ impl Collector {
                     self.assign(number, rule);
                     self.enqueue(number);
                 }
-                None => self.release(number, now),
+                None => self.release(number),
             }
         }
     }
@@ -603,7 +605,7 @@ impl Collector {
     fn commit(&mut self, now: Instant) -> Result<(), StateError> {
         let seen = UnixNanos::now();
         let live = self.dirty.iter().filter_map(|number| self.files.get(number));
-        let live = live.filter(|file| !file.binary).map(|file| Record { seen, ..file.record.clone() });
+        let live = live.map(|file| Record { seen, ..file.to_keep() });
         let dormant = self.dirty.iter().filter_map(|number| self.dormant.get(number)).cloned();
         self.batch.records = live.chain(dormant).collect();
         self.commit_at = now + self.settings.commit_every;

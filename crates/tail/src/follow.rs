@@ -175,6 +175,8 @@ pub(crate) struct Followed {
     /// Where it lies behind all links.
     pub real: PathBuf,
     pub read: u64,
+    /// Its size when the bytes before `read` were last found unchanged: up to here it is the generation that is read.
+    pub checked: u64,
     /// All that may have been sent under the present assignment lies before this.
     pub framed_to: u64,
     pub tail: Tail,
@@ -252,13 +254,19 @@ pub(crate) enum Likeness {
 }
 
 impl Trace {
+    /// True if enough is known of the file to tell a copy of it from another file that begins alike. Fewer bytes than
+    /// this are soon equal by chance, and what is taken for a copy isn't read from its start.
+    pub(crate) fn is_enough(&self) -> bool {
+        usize::from(self.head.length) == Guard::BYTES
+    }
+
     /// Compares a file of this size.
     pub(crate) fn compare(&self, file: &File, size: u64) -> io::Result<Likeness> {
         let same = |end: u64, guard: Guard| -> io::Result<bool> {
             let length = u64::from(guard.length);
             Ok(length <= end && end <= size && Guard::of(&read_at(file, end - length, length as usize)?) == guard)
         };
-        if self.head.length == 0 || !same(self.head.length.into(), self.head)? {
+        if !self.is_enough() || !same(self.head.length.into(), self.head)? {
             return Ok(Likeness::None);
         }
         if size >= self.read {
@@ -309,7 +317,8 @@ impl Followed {
         }
         let Some(file) = &self.file else { return Ok(true) };
         self.record.head = Guard::of(&read_at(file, 0, Guard::BYTES)?);
-        self.durable &= known > 0;
+        // By a whole one a copy is told.
+        self.durable &= known > 0 && usize::from(self.record.head.length) < Guard::BYTES;
         Ok(true)
     }
 
@@ -317,7 +326,16 @@ impl Followed {
     pub(crate) fn is_itself(&mut self) -> io::Result<bool> {
         let same_head = self.note_head()?;
         let Some(file) = &self.file else { return Ok(true) };
-        Ok(same_head && bytes_before(file, self.read)?.ends_with(self.tail.as_slice()))
+        let before = bytes_before(file, self.read)?;
+        let itself = same_head
+            && match self.back_to {
+                Some(guard) => guard.ends(&before),
+                None => before.ends_with(self.tail.as_slice()),
+            };
+        if itself {
+            self.checked = self.record.size;
+        }
+        Ok(itself)
     }
 
     /// Raises the bound on what may have been sent, where the next chunk may pass it.
@@ -373,8 +391,15 @@ impl Followed {
         self.tail = Tail::EMPTY;
         self.tail.push(&before);
         (self.read, self.framed_to, self.stalled_at) = (offset, offset, None);
+        self.checked = offset;
         (self.record.start, self.record.acked, self.record.size) = (offset, offset, offset);
         Ok(self.tail.guard())
+    }
+
+    /// What is to be known of it later. Of a file that isn't text nothing is to be collected, so nothing can be missed.
+    pub(crate) fn to_keep(&self) -> Record {
+        let size = if self.binary { self.record.acked } else { self.record.size };
+        Record { size, ..self.record.clone() }
     }
 
     /// By what a copy of it is known.
@@ -387,10 +412,10 @@ impl Followed {
     pub(crate) fn seek(&mut self, offset: u64, guard: Guard) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
         let before = bytes_before(file, offset)?;
-        let matches = usize::from(guard.length) <= before.len()
-            && Guard::of(&before[before.len() - usize::from(guard.length)..]) == guard;
+        let matches = guard.ends(&before);
         if matches {
             (self.read, self.skimmed) = (offset, 0);
+            self.checked = self.record.size;
             self.tail = Tail::of(&before);
         }
         Ok(matches)
@@ -424,13 +449,15 @@ impl Followed {
 
     /// Begins a new generation of the file: it was truncated, or written anew. Returns what there was of the old one.
     pub(crate) fn next_generation(&mut self, agent: &AgentId) -> Former {
+        // The present size may already be that of what was written in its place.
+        let size = self.checked.max(self.read);
         let former = Former {
             stream: self.stream,
-            record: self.record.clone(),
+            record: Record { size, ..self.record.clone() },
             framing: self.framing.clone(),
             framed_to: self.framed_to,
             trace: self.trace(),
-            unread: self.unread(),
+            unread: size - self.read,
             flight: std::mem::take(&mut self.flight),
         };
         match self.record.stream_inode.take() {
@@ -446,6 +473,7 @@ impl Followed {
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
+        self.checked = 0;
         (self.charset, self.skimmed) = (None, 0);
         self.back_to = None;
         self.marks.clear();

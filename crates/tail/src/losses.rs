@@ -21,6 +21,22 @@ impl Record {
         self.keep_loss(lost, cause);
     }
 
+    /// Takes out what is known of the losses of a generation: it lives on in another file.
+    pub(crate) fn take_losses(&mut self, stream: StreamId) -> Vec<StreamLoss> {
+        let (theirs, own): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.losses).into_iter().partition(|lost| lost.stream == stream);
+        self.losses = own;
+        self.lost_bytes = self.lost_bytes.saturating_sub(theirs.iter().map(|lost| lost.loss.range.len()).sum());
+        theirs
+    }
+
+    /// Adds what another record had; what there is no room for is counted.
+    pub(crate) fn add_losses(&mut self, losses: Vec<StreamLoss>) {
+        self.lost_bytes += losses.iter().map(|lost| lost.loss.range.len()).sum::<u64>();
+        let room = MAX_LOSSES.saturating_sub(self.losses.len());
+        self.losses.extend(losses.into_iter().take(room));
+    }
+
     fn keep_loss(&mut self, lost: StreamRange, cause: LossCause) {
         let StreamRange { stream, topic, range } = lost;
         let noted = UnixNanos::now();

@@ -71,6 +71,12 @@ impl Guard {
         half.copy_from_slice(&blake3::hash(bytes).as_bytes()[..8]);
         Self { length: bytes.len() as u8, hash: u64::from_le_bytes(half) }
     }
+
+    /// True if these bytes end with those that it covers.
+    pub(crate) fn ends(self, bytes: &[u8]) -> bool {
+        let length = usize::from(self.length);
+        length <= bytes.len() && Self::of(&bytes[bytes.len() - length..]) == self
+    }
 }
 
 /// By whom and how a file is read. It changes only where all that was sent is acked.

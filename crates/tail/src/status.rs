@@ -154,7 +154,7 @@ pub struct Totals {
     pub cut_events: u64,
     /// Bytes that were acked since the start.
     pub acked_bytes: u64,
-    /// Bytes that are known to have gone unread since the start.
+    /// Bytes that are known to have gone unread since the start, and those of vanished files that were found again later.
     pub lost_bytes: u64,
     /// Truncations that were seen since the start.
     pub truncations: u64,

@@ -4,8 +4,11 @@ use super::tests::{Bench, texts};
 use super::*;
 use crate::status::LossCause;
 
+/// As long as the bytes by which a copy is told.
+pub(super) const ONE: &str = "one line that has as many bytes as it takes to tell a copy by them\n";
+
 /// Copies and truncates, as logrotate does.
-fn copytruncate(bench: &Bench, name: &str, copy: &str) {
+pub(super) fn copytruncate(bench: &Bench, name: &str, copy: &str) {
     std::fs::copy(bench.path(name), bench.path(copy)).unwrap();
     std::fs::File::create(bench.path(name)).unwrap();
 }
@@ -18,7 +21,7 @@ fn bytes_of(chunks: &[Chunk], stream: StreamId) -> Vec<u8> {
 fn what_was_unread_goes_on_in_the_copy_whatever_its_name() {
     for (glob, copy) in [("app.log*", "app.log.1"), ("app.log", "app.log.1")] {
         let mut bench = Bench::new(glob);
-        bench.append("app.log", "one\n");
+        bench.append("app.log", ONE);
         let first = bench.poll().unwrap();
         bench.append("app.log", "two\nthree\n");
         copytruncate(&bench, "app.log", copy);
@@ -37,13 +40,13 @@ fn what_was_unread_goes_on_in_the_copy_whatever_its_name() {
 #[test]
 fn a_copy_of_what_was_read_is_not_read_again_while_the_original_goes_on() {
     let mut bench = Bench::new("app.log*");
-    bench.append("app.log", "one\ntwo\n");
-    assert_eq!(bench.take(), texts(&[(0, "one\ntwo\n")]));
+    bench.append("app.log", ONE);
+    assert_eq!(bench.take(), texts(&[(0, ONE)]));
     std::fs::copy(bench.path("app.log"), bench.path("app.log.1")).unwrap();
     assert_eq!(bench.take(), [], "it waits for what becomes of its original");
     // Written after the copy and read before the truncation.
     bench.append("app.log", "three\n");
-    assert_eq!(bench.take(), texts(&[(8, "three\n")]));
+    assert_eq!(bench.take(), texts(&[(ONE.len() as u64, "three\n")]));
     std::fs::File::create(bench.path("app.log")).unwrap();
     assert_eq!(bench.take(), []);
     bench.pass(Duration::from_secs(60));
@@ -56,7 +59,7 @@ fn a_copy_of_what_was_read_is_not_read_again_while_the_original_goes_on() {
 #[test]
 fn a_plain_copy_is_a_file_of_its_own() {
     let mut bench = Bench::new("*.log");
-    bench.append("a.log", "one\ntwo\n");
+    bench.append("a.log", ONE);
     bench.take();
     std::fs::copy(bench.path("a.log"), bench.path("b.log")).unwrap();
     assert_eq!(bench.take(), []);
@@ -65,9 +68,9 @@ fn a_plain_copy_is_a_file_of_its_own() {
     bench.restart();
     assert_eq!(bench.take(), [], "that it waits is known after a crash");
     bench.pass(Duration::from_secs(4));
-    assert_eq!(bench.take(), texts(&[(0, "one\ntwo\n")]));
+    assert_eq!(bench.take(), texts(&[(0, ONE)]));
     bench.append("b.log", "three\n");
-    assert_eq!(bench.take(), texts(&[(8, "three\n")]));
+    assert_eq!(bench.take(), texts(&[(ONE.len() as u64, "three\n")]));
 }
 
 #[test]
@@ -97,7 +100,7 @@ fn many_equal_files_that_come_at_once_are_read_at_once() {
 fn it_holds_while_the_agent_is_down() {
     for (glob, copy) in [("app.log*", "app.log.1"), ("app.log", "app.log.1"), ("*app.log", "0-app.log")] {
         let mut bench = Bench::new(glob);
-        bench.append("app.log", "one\n");
+        bench.append("app.log", ONE);
         let first = bench.poll().unwrap();
         bench.ack(&first);
         bench.poll();
@@ -123,7 +126,7 @@ fn it_holds_while_the_agent_is_down() {
 #[test]
 fn a_copy_that_is_truncated_itself_has_a_stream_of_its_own() {
     let mut bench = Bench::new("app.log*");
-    bench.append("app.log", "one\n");
+    bench.append("app.log", ONE);
     let first = bench.poll().unwrap();
     copytruncate(&bench, "app.log", "app.log.1");
     bench.append("app.log", "two\n");
@@ -156,25 +159,28 @@ fn a_copy_that_lacks_the_end_tells_what_is_lost() {
 #[test]
 fn unacked_bytes_of_a_truncated_file_that_has_a_copy_survive_a_crash() {
     let mut bench = Bench::new("app.log");
-    bench.append("app.log", "one\n");
+    bench.append("app.log", ONE);
     let first = bench.poll().unwrap();
     copytruncate(&bench, "app.log", "app.log.1");
     bench.append("app.log", "two\n");
     let second = bench.poll().unwrap();
     bench.restart();
     let again = bench.drain();
-    assert_eq!((bytes_of(&again, first.stream), again.len()), (b"one\n".to_vec(), 2));
+    assert_eq!((bytes_of(&again, first.stream), again.len()), (ONE.as_bytes().to_vec(), 2));
     assert_eq!((second.range.start, bench.it().totals().lost_bytes), (0, 0));
 }
 
 #[test]
 fn generations_that_come_and_go_without_credit_are_kept_in_their_copies() {
     let mut bench = Bench::new("app.log");
-    bench.append("app.log", "0\n");
+    bench.append("app.log", ONE);
     let first = bench.poll().unwrap();
     bench.ack(&first);
     for rotation in 1..6 {
-        bench.append("app.log", &format!("{rotation} of the lines that are written while nobody takes any\n"));
+        bench.append(
+            "app.log",
+            &format!("{rotation} of the lines that are written while nobody takes a single one of them\n"),
+        );
         let now = bench.now;
         assert!(bench.it().poll(now, 0).is_none());
         for old in (1..rotation).rev() {
@@ -193,13 +199,13 @@ fn generations_that_come_and_go_without_credit_are_kept_in_their_copies() {
 #[test]
 fn it_holds_with_one_open_file() {
     let mut bench = Bench::with("app.log*", |settings| settings.max_open_files = 1);
-    bench.append("app.log", "one\n");
+    bench.append("app.log", ONE);
     bench.append("app.log.other", "another file\n");
     let mut taken = bench.take().len();
     for rotation in 0..5 {
         bench.append("app.log", &format!("{rotation} unread\n"));
         copytruncate(&bench, "app.log", &format!("app.log.{rotation}"));
-        bench.append("app.log", &format!("{rotation} in the new one\n"));
+        bench.append("app.log", &format!("{rotation} in the new one, {ONE}"));
         taken += bench.take().iter().map(|(_, text)| text.lines().count()).sum::<usize>();
     }
     bench.pass(Duration::from_secs(9));

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use logmesh_types::UnixNanos;
+use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Collector, Draining, Running};
 use crate::follow::{Flight, Followed, Tail};
@@ -289,6 +289,7 @@ impl Collector {
             file: None,
             real: opened.real.clone(),
             read: record.acked,
+            checked: size_before,
             framed_to,
             tail: Tail::EMPTY,
             back_to: None,
@@ -347,12 +348,18 @@ impl Collector {
         };
         file.flight = flight;
         file.read = offset;
-        let same = file.record.size >= offset && file.has_head().unwrap_or(false);
-        if same && file.seek(offset, guard).unwrap_or(false) {
-            return;
+        let size = file.record.size;
+        if size >= offset && file.seek(offset, guard).unwrap_or(false) {
+            let cut_short = size < size_before;
+            if cut_short && file.is_cut_short(size) {
+                return self.note_cut_short(number, ByteRange::new(size, size_before));
+            }
+            if !cut_short && file.has_head().unwrap_or(false) {
+                return;
+            }
         }
-        // What it held when it was last seen and wasn't read is lost.
-        file.record.size = size_before;
+        // What it held when it was last seen and wasn't read is lost, unless a copy has it.
+        (file.checked, file.back_to) = (size_before, Some(guard));
         self.begin_generation(number, "was written anew while it wasn't watched", now);
     }
 
@@ -405,7 +412,7 @@ impl Collector {
     }
 
     /// The record of a file that isn't followed.
-    fn dormant_of(&self, key: FileKey) -> Option<&Record> {
+    pub(super) fn dormant_of(&self, key: FileKey) -> Option<&Record> {
         let numbers = self.dormant_by_inode.get(&key.inode)?;
         let records = || numbers.iter().filter_map(|number| self.dormant.get(number));
         // Device numbers may change at a restart of the host; inode and birth time together don't.
@@ -494,17 +501,18 @@ impl Collector {
                 self.enqueue(number);
                 self.check_end(number, now);
             }
-            None => self.lose(number, now),
+            None => self.lose(number),
         }
     }
 
     /// A file that wasn't open is gone; what wasn't read of it is lost.
-    fn lose(&mut self, number: u64, now: Instant) {
-        self.release(number, now);
+    fn lose(&mut self, number: u64) {
+        self.release(number);
         self.miss(number);
     }
 
-    /// Counts what wasn't read of a file that can't be found. It's taken back if the file is found after all.
+    /// Counts what wasn't read of a file that can't be found. It's taken back if the file is found after all, but
+    /// not from the totals, which only ever grow.
     fn miss(&mut self, number: u64) {
         let Some(record) = self.dormant.get_mut(&number) else { return };
         let stream = Followed::stream_of(&self.settings.agent, record);
@@ -564,12 +572,12 @@ impl Collector {
     }
 
     /// Stops following a file and keeps its record. Acks of what is on its way still count.
-    pub(super) fn release(&mut self, number: u64, _now: Instant) {
+    pub(super) fn release(&mut self, number: u64) {
         let Some((mut record, stream, flight, binary)) = self.unfollow(number) else { return };
         if !flight.sent.is_empty() {
             self.draining.insert(stream, Draining { record: number, former: false, start: record.start, flight });
         }
-        if !binary {
+        if !binary || record.lost_bytes + record.former > 0 {
             record.seen = UnixNanos::now();
             self.dirty.insert(number);
             self.put_to_sleep(record);
@@ -589,13 +597,13 @@ impl Collector {
         self.close_file(number);
         self.drop_names(number);
         self.unlist(number);
-        let file = *self.files.remove(&number)?;
+        let file = self.files.remove(&number)?;
         self.by_key.remove(&file.record.key);
         self.by_stream.remove(&file.stream);
         if let Some(at) = file.timer {
             self.timers.remove(&(at, number));
         }
-        let record = Record { framed_to: Some(file.framed_to), ..file.record };
+        let record = Record { framed_to: Some(file.framed_to), ..file.to_keep() };
         Some((record, file.stream, file.flight, file.binary))
     }
 }

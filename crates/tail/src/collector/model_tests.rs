@@ -134,7 +134,10 @@ impl World {
             }
             Action::CopyTruncate(file, matched) => {
                 if self.live.get(&file).is_some_and(|generation| !generation.bytes.is_empty()) {
+                    self.lengthen(file);
                     while self.poll(u64::MAX) {}
+                    // How it begins is on disk after the next.
+                    self.poll(u64::MAX);
                     self.write(file, "{} unseen\n");
                     self.copy(file, matched);
                     std::fs::File::create(self.name(file)).unwrap();
@@ -142,6 +145,7 @@ impl World {
                 }
             }
             Action::Copy(file) => {
+                self.lengthen(file);
                 if let Some(generation) = self.live.get(&file) {
                     let bytes = generation.bytes.clone();
                     while self.poll(u64::MAX) {}
@@ -197,6 +201,13 @@ impl World {
 
     fn name(&self, file: u8) -> PathBuf {
         self.bench.path(&format!("{file}.log"))
+    }
+
+    /// Sees to it that a copy of a file can be told: by less it isn't.
+    fn lengthen(&mut self, file: u8) {
+        if self.live.get(&file).is_some_and(|generation| generation.bytes.len() < Guard::BYTES) {
+            self.write(file, &format!("{{}} {}\n", "of many ".repeat(8)));
+        }
     }
 
     fn copy(&mut self, file: u8, matched: bool) {

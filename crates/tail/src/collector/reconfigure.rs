@@ -27,7 +27,7 @@ impl Collector {
             if let Some(file) = self.files.get(&number) {
                 tracing::info!(path = %file.record.path.display(), "file is let go: this agent doesn't allow it any more");
             }
-            self.release(number, std::time::Instant::now());
+            self.release(number);
         }
         Ok(())
     }

@@ -12,21 +12,35 @@ use crate::status::{FileState, FileStatus, RuleStatus, Totals};
 impl Collector {
     /// Each stream that is followed, those whose last chunks aren't acked yet, and those that ended with a loss.
     pub fn status(&self) -> Vec<FileStatus> {
-        let followed = self.files.values().filter(|file| !file.binary);
+        let (binary, read): (Vec<_>, Vec<_>) = self.files.values().map(Box::as_ref).partition(|file| file.binary);
+        let mut followed: Vec<FileStatus> = read.iter().map(|file| self.assess(file, status_of(file))).collect();
         let mut ended: HashMap<StreamId, FileStatus> = HashMap::new();
         for (stream, draining) in &self.draining {
             ended.extend(status_of_draining(*stream, draining).map(|status| (*stream, status)));
         }
-        for record in self.dormant.values().filter(|record| record.lost_bytes + record.missing > 0) {
+        // Of a file that isn't text any more only that is told.
+        let unread = binary.iter().map(|file| &file.record);
+        for record in self.dormant.values().chain(unread.clone()) {
             let stream = Followed::stream_of(&self.settings.agent, record);
+            if lost_of_present(record, stream) + record.missing == 0 {
+                continue;
+            }
             let status = ended.entry(stream).or_insert_with(|| ended_at(record, stream, record.acked));
             tell_losses(status, record, record.missing);
             status.losses.extend(record.missing_loss());
         }
-        let records = followed.clone().map(|file| &file.record).chain(self.dormant.values());
+        let records = read.iter().map(|file| &file.record).chain(unread).chain(self.dormant.values());
         for record in records.filter(|record| !record.losses.is_empty()) {
             let present = Followed::stream_of(&self.settings.agent, record);
             for lost in record.losses.iter().filter(|lost| lost.stream != present) {
+                // It may live on in a copy: one stream has one status.
+                if self.by_stream.contains_key(&lost.stream)
+                    && let Some(status) = followed.iter_mut().find(|status| status.stream == lost.stream)
+                {
+                    status.lost_bytes += lost.loss.range.len();
+                    status.losses.push(lost.loss.clone());
+                    continue;
+                }
                 let start = lost.loss.range.start;
                 let status = ended.entry(lost.stream).or_insert_with(|| FileStatus {
                     topic: lost.topic.clone(),
@@ -37,7 +51,8 @@ impl Collector {
                 status.losses.push(lost.loss.clone());
             }
         }
-        followed.map(|file| self.assess(file, status_of(file))).chain(ended.into_values()).collect()
+        followed.extend(ended.into_values());
+        followed
     }
 
     /// Each rule that runs.
@@ -135,10 +150,13 @@ fn ended_at(record: &Record, stream: StreamId, acked: u64) -> FileStatus {
 
 /// Tells in the status of a record's present stream what was lost: of it, and where the stream isn't known any more.
 fn tell_losses(status: &mut FileStatus, record: &Record, missing: u64) {
-    let (own, others) = record.losses_of(status.stream);
-    let elsewhere: u64 = others.iter().map(|lost| lost.loss.range.len()).sum();
-    status.lost_bytes = (record.lost_bytes + missing).saturating_sub(elsewhere);
-    status.losses = own;
+    status.lost_bytes = lost_of_present(record, status.stream) + missing;
+    status.losses = record.losses_of(status.stream).0;
+}
+
+fn lost_of_present(record: &Record, stream: StreamId) -> u64 {
+    let elsewhere: u64 = record.losses_of(stream).1.iter().map(|lost| lost.loss.range.len()).sum();
+    record.lost_bytes.saturating_sub(elsewhere)
 }
 
 fn status_of(file: &Followed) -> FileStatus {

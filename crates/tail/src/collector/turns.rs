@@ -154,6 +154,7 @@ impl Collector {
         }
         self.list_head(number);
         if self.is_held(number, now) {
+            self.look_at_bytes(number, now);
             return Outcome::Nothing;
         }
         let Some(file) = self.files.get_mut(&number) else { return Outcome::Nothing };
@@ -161,6 +162,7 @@ impl Collector {
         if !file.durable {
             self.dirty.insert(number);
             if !self.make_durable(now) {
+                self.look_at_bytes(number, now);
                 let again = self.commit_at;
                 self.set_timer(number, again);
                 return Outcome::Nothing;
@@ -230,28 +232,37 @@ impl Collector {
         let Some(file) = self.files.get_mut(&number) else { return false };
         if meta.size != file.record.size {
             if meta.size < file.record.size {
-                let lost = file.record.size - meta.size;
-                tracing::error!(path = %file.record.path.display(), lost, "file was cut short before it was read: bytes are lost");
                 let range = ByteRange::new(meta.size, file.record.size);
-                file.record.lose(&self.settings.agent, range, LossCause::CutShort);
-                self.totals.lost_bytes += lost;
-                (file.stalled_at, file.skimmed) = (None, 0);
-                if u64::from(file.record.head.length) > meta.size {
-                    // What of it was read is guarded by the bytes before the read position.
-                    file.record.head = Guard::of(&[]);
-                }
-                file.record.cuts.retain(|cut| *cut <= meta.size);
+                self.note_cut_short(number, range);
             }
+            let Some(file) = self.files.get_mut(&number) else { return false };
             file.grown = now;
             file.record.size = meta.size;
             self.changes += 1;
             // So that what isn't read can be counted, if it's gone after a crash.
             self.dirty.insert(number);
         }
+        let Some(file) = self.files.get_mut(&number) else { return false };
         if file.unread() > 0 && file.unread_since.is_none() {
             file.unread_since = Some(UnixNanos::now());
         }
         true
+    }
+
+    /// A file has become shorter, not below the read position, and still is what it was: these bytes weren't read.
+    pub(super) fn note_cut_short(&mut self, number: u64, lost: ByteRange) {
+        let Some(file) = self.files.get_mut(&number) else { return };
+        let path = file.record.path.display();
+        tracing::error!(%path, lost = lost.len(), "file was cut short before it was read: bytes are lost");
+        file.record.lose(&self.settings.agent, lost, LossCause::CutShort);
+        self.totals.lost_bytes += lost.len();
+        (file.stalled_at, file.skimmed, file.checked) = (None, 0, lost.start);
+        if u64::from(file.record.head.length) > lost.start {
+            // What of it was read is guarded by the bytes before the read position.
+            file.record.head = Guard::of(&[]);
+        }
+        file.record.cuts.retain(|cut| *cut <= lost.start);
+        self.dirty.insert(number);
     }
 
     /// The file's bytes are others than before: from here on it is another stream.
@@ -294,14 +305,15 @@ impl Collector {
 
     fn mark_binary(&mut self, number: u64, packer: Option<&'static str>) {
         if let Some(file) = self.files.get_mut(&number) {
-            (file.binary, file.packed) = (true, packer);
+            (file.binary, file.packed, file.checked) = (true, packer, file.read);
             file.error = Some(match packer {
                 Some(packer) => format!("it was compressed by {packer}: what it holds is read before that"),
                 None => "it holds NUL bytes: no text; UTF-16 without a mark wants its rule's `encoding`".to_owned(),
             });
         }
         self.changes += 1;
-        self.dirty.remove(&number);
+        // What it lost before it became so is told on; of it nothing is missed.
+        self.dirty.insert(number);
         self.close_file(number);
     }
 
@@ -437,9 +449,9 @@ impl Collector {
             // Its name is gone; if it has another, it may be found again by that.
             // What was lost of it is told for as long as its record is kept.
             let forget = meta.is_some_and(|meta| meta.links == 0) && file.record.lost_bytes == 0;
-            if forget { self.forget(number) } else { self.release(number, now) }
+            if forget { self.forget(number) } else { self.release(number) }
         } else if file.away && !file.deleted && idle >= self.settings.away_after {
-            self.release(number, now);
+            self.release(number);
         } else {
             self.arm(number, now);
         }

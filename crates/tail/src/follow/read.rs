@@ -99,6 +99,9 @@ impl Followed {
         let bytes = read_at(file, self.read - at, (at + wanted) as usize)?;
         let at = at as usize;
         let same = bytes.len() >= at && bytes[at - self.tail.length..at] == *self.tail.as_slice();
+        if same {
+            self.checked = self.record.size;
+        }
         Ok(same.then_some(Ahead { bytes, at, charset }))
     }
 
