@@ -1,7 +1,8 @@
 //! The collector as an interpreter of what happens to files, held against a model that knows what was written.
 //!
 //! Invariants, over any sequence of actions: of each generation of a file, what was delivered is exactly what was
-//! written, from its first byte to its last; a range that is delivered again is cut into the same events.
+//! written, from its first byte to its last; a range that is delivered again is cut into the same events; what was
+//! acked isn't told to be lost.
 
 use std::collections::BTreeMap;
 
@@ -92,15 +93,24 @@ struct World {
     /// By stream: event start to event bytes.
     delivered: HashMap<StreamId, BTreeMap<u64, Vec<u8>>>,
     unacked: VecDeque<Chunk>,
+    /// By stream: how far it was acked.
+    acked: HashMap<StreamId, u64>,
     /// A file was deleted since the last crash.
     deleted: bool,
 }
 
 impl World {
     fn new() -> Self {
-        let bench = Bench::new("*.log");
-        let (live, delivered) = (BTreeMap::new(), HashMap::new());
-        Self { bench, live, delivered, finished: Vec::new(), counter: 0, unacked: VecDeque::new(), deleted: false }
+        Self {
+            bench: Bench::new("*.log"),
+            live: BTreeMap::new(),
+            finished: Vec::new(),
+            counter: 0,
+            delivered: HashMap::new(),
+            unacked: VecDeque::new(),
+            acked: HashMap::new(),
+            deleted: false,
+        }
     }
 
     fn run(&mut self, action: &Action) {
@@ -172,6 +182,7 @@ impl World {
             Action::Ack(chunks) => {
                 for chunk in self.unacked.drain(..usize::from(chunks).min(self.unacked.len())).collect::<Vec<_>>() {
                     self.bench.ack(&chunk);
+                    self.acked.insert(chunk.stream, chunk.range.end);
                 }
             }
             Action::Pass(seconds) => self.bench.pass(Duration::from_secs(seconds.into())),
@@ -206,7 +217,7 @@ impl World {
     /// Sees to it that a copy of a file can be told: by less it isn't.
     fn lengthen(&mut self, file: u8) {
         if self.live.get(&file).is_some_and(|generation| generation.bytes.len() < Guard::BYTES) {
-            self.write(file, &format!("{{}} {}\n", "of many ".repeat(8)));
+            self.write(file, &format!("{{}} {}{{}}\n", "of many ".repeat(8)));
         }
     }
 
@@ -297,6 +308,10 @@ impl World {
         }
         assert!(contents.is_empty(), "never written: {:?}", contents);
         assert_eq!(self.bench.it().totals().in_flight_bytes, 0);
+        for file in self.bench.it().status() {
+            let acked = self.acked.get(&file.stream).copied().unwrap_or(0);
+            assert!(file.losses.iter().all(|loss| loss.range.start >= acked), "{acked} acked: {file:?}");
+        }
         let lag: Vec<_> = self.bench.it().status().into_iter().filter(|file| file.lag() > 0).collect();
         assert!(lag.is_empty(), "{lag:?}");
     }
