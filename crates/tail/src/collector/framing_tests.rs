@@ -3,6 +3,7 @@
 use super::tests::Bench;
 use super::*;
 use crate::framing::{FramingSpec, Pattern};
+use logmesh_types::ByteRange;
 
 fn with(change: impl FnOnce(&mut FramingSpec)) -> Bench {
     let mut bench = Bench::new("*.log");

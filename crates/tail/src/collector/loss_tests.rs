@@ -3,6 +3,7 @@
 use super::tests::Bench;
 use super::*;
 use crate::status::{FileState, LossCause, MAX_LOSSES};
+use logmesh_types::ByteRange;
 
 #[test]
 fn a_file_that_is_cut_short_above_the_reading_tells_what_is_gone() {

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::tests::Bench;
 use super::*;
 use crate::framing::{FramingSpec, Pattern};
+use crate::state::Guard;
 
 #[derive(Debug, Clone)]
 enum Action {

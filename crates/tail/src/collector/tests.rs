@@ -7,6 +7,7 @@ use super::*;
 use crate::framing::{FramingSpec, Pattern};
 use crate::rule::{Pace, StartAt};
 use crate::status::{FileState, LossCause};
+use logmesh_types::ByteRange;
 
 const CREDIT: u64 = u64::MAX;
 
