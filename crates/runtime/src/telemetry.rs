@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::{EnvFilter, reload};
 
 /// How often the recorder folds its samples into histograms. Without that they'd pile up until somebody scrapes.
@@ -72,8 +73,16 @@ pub struct Level(EnvFilter);
 
 /// Refuses what isn't a level.
 pub fn level(text: &str) -> anyhow::Result<Level> {
-    let filter = EnvFilter::try_new(text)
-        .with_context(|| format!("log level {text:?} is neither a level nor a list of target=level"))?;
+    let wrong = || {
+        format!(
+            "log level {text:?} is neither a level (error, warn, info, debug, trace, off) nor a list of target=level"
+        )
+    };
+    // To the filter a lone word may also be a target that is logged whole, which silences everything else.
+    let is_word = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_level = |part: &str| part.contains('=') || is_word(part.trim());
+    anyhow::ensure!(text.split(',').all(is_level), wrong());
+    let filter = EnvFilter::try_new(text).with_context(wrong)?;
     Ok(Level(filter))
 }
 
@@ -183,7 +192,9 @@ mod tests {
         assert!(!tracing::enabled!(tracing::Level::DEBUG));
         set_level(level("debug").unwrap()).unwrap();
         assert!(tracing::enabled!(tracing::Level::DEBUG));
-        assert!(level("logmesh=loud").is_err());
+        for bad in ["logmesh=loud", "chatty", "info,chatty", ""] {
+            assert!(level(bad).is_err(), "{bad:?}");
+        }
         assert!(init(&Settings::default()).unwrap_err().to_string().contains("already"));
     }
 }

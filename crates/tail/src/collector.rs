@@ -15,6 +15,7 @@ mod adopt;
 mod answers;
 mod copies;
 mod discover;
+mod packed;
 mod reconfigure;
 mod records;
 mod report;

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+use encoding_rs::{BIG5, EUC_JP, EUC_KR, Encoding, GB18030, GBK, SHIFT_JIS, UTF_8, UTF_16BE, UTF_16LE};
 
 /// An encoding of the WHATWG's standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,8 @@ impl Charset {
         }
     }
 
-    /// The greatest length of at most `data.len()` that ends no character in its middle, where that can be told from
-    /// the end (UTF-8, UTF-16). Never 0 unless `data` is empty.
+    /// The greatest length of at most `data.len()` that ends no character in its middle; `data` begins with a character.
+    /// Never 0 unless `data` is empty. ISO-2022-JP alone may be cut where it isn't in its first state.
     pub fn whole_characters(self, data: &[u8], offset: u64) -> usize {
         let length = data.len();
         let kept = if self.is_utf8() {
@@ -90,9 +90,27 @@ impl Charset {
             let is_pair = high.and_then(|at| data.get(at)).is_some_and(|byte| (0xD8..0xDC).contains(byte));
             if is_pair { even.saturating_sub(2) } else { even }
         } else {
-            length
+            self.whole_double_byte(data)
         };
         if kept == 0 { length } else { kept }
+    }
+
+    /// As [`Charset::whole_characters`] for encodings in which only the first byte of a character tells its length.
+    fn whole_double_byte(self, data: &[u8]) -> usize {
+        let Some(length_of) = double_byte(self.0) else { return data.len() };
+        let mut at = 0;
+        while let Some(first) = data.get(at) {
+            // A first byte with what can't follow it is an error of one byte, as the standard has it.
+            let wanted = match data.get(at + 1) {
+                Some(second) => length_of(*first, *second),
+                None => length_of(*first, 0xFE),
+            };
+            if at + wanted > data.len() {
+                break;
+            }
+            at += wanted;
+        }
+        at
     }
 
     /// An event's bytes without the byte-order mark, if it is the first of its stream, and without the last LF or CRLF.
@@ -123,6 +141,29 @@ impl Charset {
         }
         let (text, had_errors) = self.0.decode_without_bom_handling(bytes);
         (text, !had_errors)
+    }
+}
+
+/// The length of a character by its first two bytes, where it isn't always 1.
+fn double_byte(encoding: &'static Encoding) -> Option<fn(u8, u8) -> usize> {
+    if encoding == GBK || encoding == GB18030 {
+        Some(|first, second| match (first, second) {
+            (0x81..=0xFE, 0x30..=0x39) => 4,
+            (0x81..=0xFE, 0x40..) => 2,
+            _ => 1,
+        })
+    } else if encoding == BIG5 || encoding == EUC_KR {
+        Some(|first, second| if matches!((first, second), (0x81..=0xFE, 0x40..)) { 2 } else { 1 })
+    } else if encoding == SHIFT_JIS {
+        Some(|first, second| if matches!((first, second), (0x81..=0x9F | 0xE0..=0xFC, 0x40..)) { 2 } else { 1 })
+    } else if encoding == EUC_JP {
+        Some(|first, second| match (first, second) {
+            (0x8F, 0xA1..) => 3,
+            (0x8E | 0xA1..=0xFE, 0xA1..) => 2,
+            _ => 1,
+        })
+    } else {
+        None
     }
 }
 
@@ -262,6 +303,37 @@ mod tests {
         assert!(!charset("gbk").decode(b"\xc4", 0).1);
         assert_eq!(charset("utf-16le").decode(b"\0b\0", 7), (Cow::Borrowed("\u{fffd}b"), false));
         assert_eq!(charset("utf-16be").decode(b"\xd8\0\0a", 0), (Cow::Borrowed("\u{fffd}a"), false));
+    }
+
+    #[test]
+    fn no_character_is_cut_in_two() {
+        for (label, text) in [
+            ("gbk", "a日志中文"),
+            ("gb18030", "日😀ä"),
+            ("big5", "a功蓋三分國"),
+            ("shift_jis", "aﾊﾛｰ日本語表示"),
+            ("euc-jp", "a日本語ﾊﾛ"),
+            ("euc-kr", "a한국어뷁"),
+            ("utf-8", "aé日😀"),
+        ] {
+            let charset = charset(label);
+            let (bytes, _, lost) = charset.0.encode(text);
+            assert!(!lost, "{label}");
+            let bytes = bytes.repeat(3);
+            for length in 4..=bytes.len() {
+                let kept = charset.whole_characters(&bytes[..length], 0);
+                assert!(kept + 3 >= length, "{label} {length}");
+                let (head, head_whole) = charset.decode(&bytes[..kept], 0);
+                let (rest, rest_whole) = charset.decode(&bytes[kept..], kept as u64);
+                assert!(
+                    head_whole && rest_whole && format!("{head}{rest}") == text.repeat(3),
+                    "{label} {length} {kept}"
+                );
+            }
+        }
+        // JIS X 0212, which is read and never written: three bytes.
+        assert_eq!(charset("euc-jp").whole_characters(b"a\x8f\xb0", 0), 1);
+        assert_eq!(charset("euc-jp").whole_characters(b"a\x8f\xb0\xa1", 0), 4);
     }
 
     proptest! {

@@ -73,14 +73,15 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return fail(USAGE, &error),
     };
-    if options.print_config {
-        return match std::io::stdout().write_all(loaded.print().as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::from(INTERNAL),
-        };
-    }
+    let printed = options.print_config.then(|| std::io::stdout().write_all(loaded.print().as_bytes()));
+    // Also what was only to be printed is checked.
     if let Err(error) = loaded.value.check() {
         return fail(USAGE, &format!("{error:#}"));
+    }
+    match printed {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(_)) => return ExitCode::from(INTERNAL),
+        None => {}
     }
     match run(loaded.value, file, options) {
         Ok(()) => ExitCode::SUCCESS,

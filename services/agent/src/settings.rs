@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use logmesh_runtime::{is_local, telemetry};
+use logmesh_tail::PathGlob;
 use logmesh_types::limits::MAX_CHUNK_BYTES;
 use logmesh_types::{AgentId, ByteSize, Span};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,10 @@ impl Settings {
             logmesh_grpc::check_address(server)?;
             self.check_server(server)?;
         }
+        for (place, glob) in self.allow.iter().enumerate() {
+            PathGlob::new(glob).with_context(|| format!("allow[{place}] {glob:?}"))?;
+        }
+        telemetry::level(&self.log.level).context("log.level")?;
         for key in self.labels.keys() {
             ensure!(!["host", "os", "ip"].contains(&key.as_str()), "label {key:?} is set by the agent itself");
         }
@@ -175,6 +180,15 @@ mod tests {
             let applies = ["127.0.0.1:7402", "10.0.0.7:7402"].map(|address| compression.applies_to(address));
             assert_eq!(applies, [near, far], "{compression:?}");
         }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_its_name() {
+        let refused = |settings: Settings| format!("{:#}", settings.check().unwrap_err());
+        let relative = refused(Settings { allow: vec!["/var/log/**".into(), "rel/*".into()], ..Settings::default() });
+        assert!(relative.contains("allow[1] \"rel/*\""), "{relative}");
+        let log = telemetry::Settings { level: "chatty".into(), ..telemetry::Settings::default() };
+        assert!(refused(Settings { log, ..Settings::default() }).contains("chatty"));
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Settings {
                 PathGlob::new(glob).with_context(|| format!("{name} {glob:?}"))?;
             }
         }
-        logmesh_agent::Settings { labels: self.labels.clone(), ..Default::default() }.check()
+        logmesh_agent::Settings { labels: self.labels.clone(), log: self.log.clone(), ..Default::default() }.check()
     }
 
     /// The address of the operator's port.

@@ -122,3 +122,35 @@ fn a_file_whose_backlog_outlives_its_rotation_is_at_risk() {
     bench.poll();
     assert!(bench.status("a.log").at_risk, "it lives only as long as it's held open");
 }
+
+#[test]
+fn what_was_compressed_while_nobody_watched_is_told_by_its_copy() {
+    let line = |n: u32| format!("line {n:058}\n");
+    let text: String = (0..20).map(line).collect();
+    for (copy, content, lost) in [
+        ("app.log.1.gz", &text, vec![(640, 1280, LossCause::Gone)]),
+        ("app.log.1.gz", &text[..640].to_owned(), vec![]),
+        ("app.log.1.gz", &text.replace("line", "else"), vec![]),
+        ("other.log.1.gz", &text, vec![]),
+    ] {
+        let mut bench = Bench::new("*.log*");
+        bench.append("app.log", &text[..640]);
+        assert_eq!(bench.take().len(), 1);
+        bench.pass(Duration::from_secs(1));
+        bench.poll();
+        let path = bench.path("app.log");
+        bench.collector = None;
+        std::fs::remove_file(&path).unwrap();
+        let mut packed = flate2::GzBuilder::new().filename("app.log.1").write(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, content.as_bytes()).unwrap();
+        std::fs::write(bench.path(copy), packed.finish().unwrap()).unwrap();
+        bench.append("app.log", "new\n");
+        bench.restart();
+        bench.apply();
+        assert_eq!(bench.take(), [(0, "new\n".to_owned())]);
+        let files = bench.it().status();
+        let losses = files.iter().flat_map(|file| &file.losses);
+        let losses: Vec<_> = losses.map(|loss| (loss.range.start, loss.range.end, loss.cause)).collect();
+        assert_eq!(losses, lost, "{copy} {}", content.len());
+    }
+}

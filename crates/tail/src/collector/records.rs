@@ -7,6 +7,7 @@ use std::time::Instant;
 use logmesh_types::{StreamId, UnixNanos};
 
 use super::discover::inodes_in;
+use super::packed::length_by_copy;
 use super::{Collector, Draining};
 use crate::follow::{Flight, Followed};
 use crate::pathguard::{FileKey, meta_at};
@@ -93,6 +94,11 @@ impl Collector {
             let path = names.get(&key.inode).filter(|path| !meta_at(path).is_ok_and(|meta| meta.key != key)).cloned();
             let Some(path) = path else {
                 // Not there, or another file has its inode now.
+                if let Some(length) = length_by_copy(record, names, &self.guard)
+                    && let Some(record) = self.dormant.get_mut(&number)
+                {
+                    record.size = length;
+                }
                 self.miss(number);
                 continue;
             };

@@ -307,7 +307,9 @@ impl Collector {
         if let Some(file) = self.files.get_mut(&number) {
             (file.binary, file.packed, file.checked) = (true, packer, file.read);
             file.error = Some(match packer {
-                Some(packer) => format!("it was compressed by {packer}: what it holds is read before that"),
+                Some(packer) => {
+                    format!("it was compressed by {packer}: what it holds is read before that, or not at all")
+                }
                 None => "it holds NUL bytes: no text; UTF-16 without a mark wants its rule's `encoding`".to_owned(),
             });
         }

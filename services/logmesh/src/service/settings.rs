@@ -80,6 +80,7 @@ impl Settings {
         for server in &self.config_servers {
             logmesh_grpc::check_address(server).context("config_servers")?;
         }
+        telemetry::level(&self.log.level).context("log.level")?;
         self.etcd.check().context("etcd")?;
         self.kafka.check().context("kafka")?;
         self.elasticsearch.check().context("elasticsearch")?;
