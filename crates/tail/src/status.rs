@@ -45,7 +45,7 @@ pub struct FileStatus {
 pub const RATE_MEMORY: Duration = Duration::from_secs(30);
 
 /// The most ranges of lost bytes that are kept of a file; beyond it they're only counted.
-pub const MAX_LOSSES: usize = 16;
+pub const MAX_LOSSES: usize = 256;
 
 /// Bytes of a stream that were gone before they could be collected.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

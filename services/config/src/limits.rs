@@ -27,7 +27,7 @@ pub(crate) const MAX_AGENT_RULES: usize = 2000;
 pub(crate) const MAX_RULE_STATUS_BYTES: usize = 4 << 10;
 
 /// Ranges of lost bytes that are kept of a stream: more than an agent tells of one.
-pub(crate) const MAX_LOST_RANGES: usize = 64;
+pub(crate) const MAX_LOST_RANGES: usize = 256;
 
 /// Error texts in reports are cut here, in bytes.
 pub(crate) const MAX_REPORT_TEXT_BYTES: usize = 1 << 10;
