@@ -26,7 +26,7 @@ pub(crate) const MAX_RULES: usize = MAX_AGENT_RULES;
 pub(crate) const MAX_AGENT_RULES: usize = 2000;
 pub(crate) const MAX_RULE_STATUS_BYTES: usize = 4 << 10;
 
-/// Ranges of lost bytes that are kept of a stream: more than an agent tells of one.
+/// Ranges of lost bytes that are kept of a stream: as many as an agent tells of a file.
 pub(crate) const MAX_LOST_RANGES: usize = 256;
 
 /// Error texts in reports are cut here, in bytes.
