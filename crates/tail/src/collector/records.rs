@@ -7,7 +7,7 @@ use std::time::Instant;
 use logmesh_types::{StreamId, UnixNanos};
 
 use super::discover::inodes_in;
-use super::packed::length_by_copy;
+use super::packed::Packed;
 use super::{Collector, Draining};
 use crate::follow::{Flight, Followed};
 use crate::pathguard::{FileKey, meta_at};
@@ -81,6 +81,7 @@ impl Collector {
     /// Looks for files that have a record and that no glob found: renamed while nobody watched.
     pub(super) fn search_by_identity(&mut self, now: Instant) {
         let mut folders: HashMap<PathBuf, Option<HashMap<u64, PathBuf>>> = HashMap::new();
+        let mut packed = Packed::default();
         for number in self.dormant.keys().copied().collect::<Vec<_>>() {
             let Some(record) = self.dormant.get(&number).filter(|record| !record.ignored) else { continue };
             let Some(rule) = self.rules.iter().position(|r| r.compiled.matches(&record.matched).is_some()) else {
@@ -94,7 +95,7 @@ impl Collector {
             let path = names.get(&key.inode).filter(|path| !meta_at(path).is_ok_and(|meta| meta.key != key)).cloned();
             let Some(path) = path else {
                 // Not there, or another file has its inode now.
-                if let Some(length) = length_by_copy(record, names, &self.guard)
+                if let Some(length) = packed.length(record, names, &self.guard)
                     && let Some(record) = self.dormant.get_mut(&number)
                 {
                     record.size = length;
