@@ -6,12 +6,12 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use logmesh_testing::Folder;
 use logmesh_testing::servers::{Elasticsearch, Etcd, Kafka, Server, free_port};
-use logmesh_testing::{Folder, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::client::{Client, PATIENCE};
-use crate::program::{command, logmesh, logmesh_agent};
+use crate::program::{self, command, logmesh, logmesh_agent};
 
 /// The services of a mesh in the order in which they are started; what stands before the `-` is the command.
 const SERVICES: [&str; 6] = ["config", "gateway-1", "gateway-2", "transfer-1", "transfer-2", "console"];
@@ -162,19 +162,13 @@ impl Cluster {
 
     /// Sends a service or the agent a signal.
     pub fn signal(&mut self, name: &str, signal: Signal) {
-        let id = self.child(name).as_ref().expect("it runs").id();
-        let pid = Pid::from_raw(id.cast_signed()).expect("a pid is not 0");
-        kill_process(pid, signal).expect("a child can be signalled");
+        program::signal(self.child(name).as_ref().expect("it runs"), signal);
     }
 
     /// SIGTERM to a service or the agent; panics unless it ends in order.
     pub fn stop(&mut self, name: &str) {
         self.signal(name, Signal::TERM);
-        let mut child = self.child(name).take().expect("it runs");
-        let status = wait_for(&format!("{name} to end"), PATIENCE, || match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            other => Err(format!("{other:?}")),
-        });
+        let status = program::wait_end(name, self.child(name).take().expect("it runs"));
         assert!(status.success(), "{name} ended with {status}: {}", self.said(name));
     }
 

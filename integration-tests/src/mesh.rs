@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 
 use logmesh_testing::{Folder, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::client::{Client, PATIENCE};
-use crate::program::{Done, command, logmesh};
+use crate::program::{self, Done, command, logmesh};
 
 /// A standalone with its own data, and a folder of logs that it collects.
 #[derive(Debug)]
@@ -132,18 +132,12 @@ impl Mesh {
 
     /// Sends the process a signal.
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it runs");
-        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
-        kill_process(pid, signal).expect("a child can be signalled");
+        program::signal(self.child.as_ref().expect("it runs"), signal);
     }
 
     /// Waits until the process has ended by itself.
     pub fn wait_end(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("it runs");
-        wait_for("the process to end", PATIENCE, || match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            other => Err(format!("{other:?}")),
-        })
+        program::wait_end("the process", self.child.take().expect("it runs"))
     }
 
     /// True while the process runs.

@@ -1,8 +1,13 @@
 //! The programs under test: where they are, and running them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+
+use logmesh_testing::wait_for;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::client::PATIENCE;
 
 /// Names the folder of programs that are known to be fresh; `./dev test` sets it.
 const BIN_DIR: &str = "MESH_BIN_DIR";
@@ -52,6 +57,20 @@ pub fn command(program: &Path) -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// Sends a signal to a child that wasn't waited for yet.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not 0");
+    kill_process(pid, signal).expect("a child can be signalled");
+}
+
+/// Waits until a child has ended by itself.
+pub(crate) fn wait_end(what: &str, mut child: Child) -> ExitStatus {
+    wait_for(&format!("{what} to end"), PATIENCE, || match child.try_wait() {
+        Ok(Some(status)) => Ok(status),
+        other => Err(format!("{other:?}")),
+    })
 }
 
 /// What a command gave back.

@@ -5,11 +5,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-use logmesh_testing::wait_for;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::client::PATIENCE;
-use crate::program::{command, logmesh_agent};
+use crate::program::{self, command, logmesh_agent};
 
 /// See the module.
 #[derive(Debug)]
@@ -58,19 +56,13 @@ impl AgentProcess {
     /// SIGTERM; panics unless it ends in order.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
-        let mut child = self.child.take().expect("it runs");
-        let status = wait_for("the agent to end", PATIENCE, || match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            other => Err(format!("{other:?}")),
-        });
+        let status = program::wait_end("the agent", self.child.take().expect("it runs"));
         assert!(status.success(), "the agent ended with {status}: {}", self.said());
     }
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = self.child.as_ref().expect("it runs").id();
-        kill_process(Pid::from_raw(id.cast_signed()).expect("a pid is not 0"), signal)
-            .expect("a child can be signalled");
+        program::signal(self.child.as_ref().expect("it runs"), signal);
     }
 
     /// True while it runs.

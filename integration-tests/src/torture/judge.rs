@@ -48,7 +48,7 @@ pub fn judge(
     audits: &[Value],
     attention: &Attention,
 ) -> Report {
-    let writer = Habit::ALL.iter().position(|other| *other == habit).unwrap_or_default() as u32;
+    let writer = habit.writer();
     let mut written = vec![0; writer as usize + 1];
     written[writer as usize] = ledger.lines.len() as u64;
     let mine: Vec<(u64, &Value)> = documents
@@ -157,7 +157,7 @@ mod tests {
 
     /// A ledger of five lines, of which the last three lie in a second generation.
     fn ledger(habit: Habit) -> (u32, Ledger) {
-        let writer = Habit::ALL.iter().position(|other| *other == habit).unwrap() as u32;
+        let writer = habit.writer();
         let mut ledger = Ledger::default();
         ledger.next_generation(false);
         for seq in 0..5 {

@@ -63,6 +63,11 @@ impl Habit {
         Self::Compress,
     ];
 
+    /// The number of the writer of this habit: its place in [`Habit::ALL`].
+    pub fn writer(self) -> u32 {
+        Self::ALL.iter().position(|other| *other == self).unwrap_or_default() as u32
+    }
+
     /// True if bytes may be destroyed before anybody can have read them.
     pub fn destroys(self) -> bool {
         matches!(self, Self::Truncate | Self::Delete | Self::Compress)
@@ -91,12 +96,11 @@ pub struct TortureWriter {
 }
 
 impl TortureWriter {
-    /// Writes lines of this run; the writer's number is its habit's place in [`Habit::ALL`].
+    /// Writes lines of this run; see [`Habit::writer`].
     pub fn start(habit: Habit, logs: &Path, run: u32, attention: Arc<Attention>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let writer = Habit::ALL.iter().position(|other| *other == habit).unwrap_or_default() as u32;
         let path = logs.join(habit.path());
-        let mut program = Program::new(habit, path, run, writer, attention);
+        let mut program = Program::new(habit, path, run, habit.writer(), attention);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
