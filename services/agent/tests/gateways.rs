@@ -26,7 +26,7 @@ use logmesh_types::{ByteSize, Span};
 use tokio::runtime::Runtime;
 
 use mesh::host::Host;
-use mesh::{Centre, LIMIT};
+use mesh::{Centre, LIMIT, Server};
 
 /// A gateway on a bus of its own, so that what it took can be told from what others took.
 struct Gateway {
@@ -127,14 +127,20 @@ fn rule(host: &Host) -> Rule {
     host.rule("a", 1, "a.log")
 }
 
+/// A centre that names these gateways, and a host with an agent that collects a file of this text.
+async fn collecting(gateways: &[SocketAddr], text: &str) -> (Arc<Centre>, Server, Host) {
+    let (centre, server) = Centre::start(gateways).await;
+    let mut host = Host::new();
+    host.append("a.log", text);
+    host.start(&[&server]);
+    centre.tell(vec![rule(&host)], &[]);
+    (centre, server, host)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_is_killed_is_replaced_and_nothing_is_lost() {
     let gateways = (Gateway::start(Settings::default()), Gateway::start(Settings::default()));
-    let (centre, server) = Centre::start(&[gateways.0.address, gateways.1.address]).await;
-    let mut host = Host::new();
-    host.append("a.log", &lines(0..1_000));
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (_centre, _server, mut host) = collecting(&[gateways.0.address, gateways.1.address], &lines(0..1_000)).await;
     let (mut used, other) = in_use(gateways.0, gateways.1).await;
     for round in 1..20 {
         host.append("a.log", &lines(round * 1_000..(round + 1) * 1_000));
@@ -150,11 +156,7 @@ async fn one_that_is_killed_is_replaced_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_ends_is_left_for_another_and_nothing_is_sent_twice() {
     let gateways = (Gateway::start(Settings::default()), Gateway::start(Settings::default()));
-    let (centre, server) = Centre::start(&[gateways.0.address, gateways.1.address]).await;
-    let mut host = Host::new();
-    host.append("a.log", &lines(0..1_000));
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (_centre, _server, mut host) = collecting(&[gateways.0.address, gateways.1.address], &lines(0..1_000)).await;
     let (used, other) = in_use(gateways.0, gateways.1).await;
     for round in 1..20 {
         host.append("a.log", &lines(round * 1_000..(round + 1) * 1_000));
@@ -172,11 +174,7 @@ async fn a_new_one_that_comes_first_is_gone_to_with_the_next_go_away() {
     let short = || Settings { max_stream_age: Span(Duration::from_millis(500)), ..Settings::default() };
     let (first, second) = (Gateway::start(short()), Gateway::start(short()));
     let addresses = [first.address, second.address];
-    let (centre, server) = Centre::start(&addresses).await;
-    let mut host = Host::new();
-    host.append("a.log", &lines(0..1));
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (centre, _server, mut host) = collecting(&addresses, &lines(0..1)).await;
     let (best, other) = in_use(first, second).await;
     // The list without the best one: with the next go-away the other is used.
     let place = addresses.iter().position(|address| *address == best.address).unwrap();
@@ -210,11 +208,7 @@ async fn one_that_has_no_room_is_left_for_another() {
         let requests_stream = tokio_stream::wrappers::ReceiverStream::new(stream);
         clients.push((client.push(requests_stream).await.unwrap(), requests));
     }
-    let (centre, server) = Centre::start(&[gateways[0].address, gateways[1].address]).await;
-    let mut host = Host::new();
-    host.append("a.log", &lines(0..100));
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (_centre, _server, mut host) = collecting(&[gateways[0].address, gateways[1].address], &lines(0..100)).await;
     // Whichever the agent would rather use: the one that gets room is used.
     drop(clients.pop());
     hold(&[&gateways[1]], "logs", &lines(0..100)).await;
@@ -224,12 +218,8 @@ async fn one_that_has_no_room_is_left_for_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn little_credit_slows_and_loses_nothing() {
     let gateway = Gateway::start(Settings { max_in_flight: ByteSize(1 << 20), ..Settings::default() });
-    let (centre, server) = Centre::start(&[gateway.address]).await;
-    let mut host = Host::new();
     let text = lines(0..400_000);
-    host.append("a.log", &text);
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (_centre, _server, mut host) = collecting(&[gateway.address], &text).await;
     assert_eq!(hold(&[&gateway], "logs", &text).await, 0);
     host.stop().await;
 }
@@ -237,11 +227,7 @@ async fn little_credit_slows_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_blocks_nothing_else_and_is_taken_elsewhere() {
     let narrow = Gateway::start(Settings { max_topics: 1, ..Settings::default() });
-    let (centre, server) = Centre::start(&[narrow.address]).await;
-    let mut host = Host::new();
-    host.append("a.log", &lines(0..100));
-    host.start(&[&server]);
-    centre.tell(vec![rule(&host)], &[]);
+    let (centre, _server, mut host) = collecting(&[narrow.address], &lines(0..100)).await;
     hold(&[&narrow], "logs", &lines(0..100)).await;
     centre.tell(vec![Rule { topic: "other".into(), ..host.rule("b", 2, "b.log") }], &[]);
     host.append("b.log", &lines(0..100));
