@@ -231,7 +231,7 @@ fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<(Changes, Vec<Pos
                     Entry::Occupied(entry) => &mut entry.into_mut().1,
                     Entry::Vacant(entry) => &mut entry.insert((Arc::clone(topic), topic.state(*partition))).1,
                 };
-                positions.push(Position { partition: *partition, offset: Offset(state.high) });
+                positions.push(Position { partition: *partition, offset: Some(Offset(state.high)) });
                 tables.append(topic, *partition, record, state)?;
             }
             Op::Commit { group, offsets, .. } => tables.commit(group, offsets)?,

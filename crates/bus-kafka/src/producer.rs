@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
 use crate::clients::RECORD_COST;
-use crate::context::{at_partition, log, report, stopping, unavailable};
+use crate::context::{at_partition, log, report, stopping};
 use crate::settings::Settings;
 
 /// Bytes of records that may still be queued; at 0 appends wait.
@@ -78,10 +78,12 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
         let outcome = match result {
-            Ok(message) => u64::try_from(message.offset())
-                .map(|offset| Position { partition: message.partition() as u32, offset: Offset(offset) })
-                // Stored by an attempt whose answer was lost, so long ago that Kafka has forgotten where.
-                .map_err(|_| KafkaError::MessageProduction(RDKafkaErrorCode::DuplicateSequenceNumber)),
+            Ok(message) => Ok(Position {
+                partition: message.partition() as u32,
+                // Without one it was stored by an attempt whose answer was lost: a later batch's answer, or Kafka's
+                // memory of its number, shows that it's there.
+                offset: u64::try_from(message.offset()).ok().map(Offset),
+            }),
             Err((error, _)) => Err(error.clone()),
         };
         match &outcome {
@@ -206,7 +208,6 @@ fn to_bus(error: &KafkaError, at: &TopicPartition, bytes: usize) -> BusError {
         Some(RDKafkaErrorCode::Fatal) => {
             BusError::Unavailable { reason: "Kafka: the producer failed and is being replaced".to_owned() }
         }
-        Some(RDKafkaErrorCode::DuplicateSequenceNumber) => unavailable(error),
         _ => at_partition(error, at),
     }
 }
@@ -217,6 +218,7 @@ mod tests {
 
     use logmesh_types::unit::Span;
     use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
@@ -225,9 +227,8 @@ mod tests {
         NewRecord { key: "k".into(), value: value.to_owned().into(), ..NewRecord::default() }
     }
 
-    /// After an error that librdkafka can't go on from, the same calls work again by themselves.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_failed_producer_is_replaced() {
+    /// A producer for partition 0 of a topic on a simulated broker, whose errors can be chosen.
+    fn simulated<'c>() -> (MockCluster<'c, DefaultProducerContext>, Producer, TopicPartition) {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("t", 1, 1).unwrap();
         let settings = Settings {
@@ -237,7 +238,24 @@ mod tests {
             ..Settings::default()
         };
         let producer = Producer::new(&Arc::new(settings)).unwrap();
-        let at = TopicPartition { topic: "t".parse().unwrap(), partition: 0 };
+        (cluster, producer, TopicPartition { topic: "t".parse().unwrap(), partition: 0 })
+    }
+
+    /// Kafka stored a record by an attempt whose answer was lost, and has forgotten where: that is no failure.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_record_that_is_there_already_is_stored() {
+        let (cluster, producer, at) = simulated();
+        let stored = producer.append(at.clone(), record("0")).await.unwrap().await.unwrap();
+        assert_eq!(stored, Position { partition: 0, offset: Some(Offset(0)) });
+        cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
+        let stored = producer.append(at.clone(), record("1")).await.unwrap().await.unwrap();
+        assert_eq!(stored, Position { partition: 0, offset: None });
+    }
+
+    /// After an error that librdkafka can't go on from, the same calls work again by themselves.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_producer_is_replaced() {
+        let (cluster, producer, at) = simulated();
         producer.append(at.clone(), record("0")).await.unwrap().await.unwrap();
 
         let failed = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;

@@ -76,8 +76,8 @@ impl Offset {
 pub struct Position {
     /// The partition that the key chose.
     pub partition: u32,
-    /// The record's offset there.
-    pub offset: Offset,
+    /// The record's offset there. `None`: it was stored by an attempt whose answer was lost, and the bus can't say where.
+    pub offset: Option<Offset>,
 }
 
 /// A record on its way to the bus. Key, value and headers together are at most

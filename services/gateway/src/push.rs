@@ -30,7 +30,7 @@ use crate::topics::TopicError;
 
 use pending::Pending;
 
-pub(crate) use pending::InFlight;
+pub(crate) use pending::{InFlight, bus_position};
 
 /// The most streams of files that one Push stream may have rejected chunks of.
 const MAX_REJECTED: usize = 10_000;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use logmesh_bus::BusError;
 use logmesh_grpc::{FieldViolation, invalid_argument, unavailable};
-use logmesh_proto::ingest::v1::{BusPosition, Event, WriteRequest, WriteResponse};
+use logmesh_proto::ingest::v1::{Event, WriteRequest, WriteResponse};
 use logmesh_record::{codec, document};
 use logmesh_types::limits::{MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_WRITE_EVENTS};
 use logmesh_types::{TopicName, UnixNanos};
@@ -14,7 +14,7 @@ use tonic::Status;
 
 use crate::Shared;
 use crate::metrics::WRITTEN;
-use crate::push::InFlight;
+use crate::push::{InFlight, bus_position};
 use crate::topics::TopicError;
 
 /// The longest `event_id`, in bytes: a place for any UUID, digest or URL.
@@ -41,8 +41,7 @@ pub(crate) async fn write(shared: &Shared, request: WriteRequest) -> Result<Writ
     let mut positions = Vec::with_capacity(appends.len());
     for append in appends {
         let position = append.await.map_err(|error| failed(&error))?;
-        let (partition, offset) = (position.partition, position.offset.0);
-        positions.push(BusPosition { topic: topic.to_string(), partition, offset });
+        positions.push(bus_position(&topic, &position));
     }
     counter!(WRITTEN).increment(positions.len() as u64);
     Ok(WriteResponse { positions })

@@ -106,9 +106,18 @@ impl Pending {
     }
 
     pub(crate) fn into_ack(self, position: &Position) -> Ack {
-        let position =
-            BusPosition { topic: self.topic.to_string(), partition: position.partition, offset: position.offset.0 };
-        Ack { stream_id: self.stream_id, end_offset: self.end_offset, positions: vec![position] }
+        let positions = vec![bus_position(&self.topic, position)];
+        Ack { stream_id: self.stream_id, end_offset: self.end_offset, positions }
+    }
+}
+
+/// A place on the bus as clients are told.
+pub(crate) fn bus_position(topic: &TopicName, position: &Position) -> BusPosition {
+    BusPosition {
+        topic: topic.to_string(),
+        partition: position.partition,
+        offset: position.offset.map_or(0, |offset| offset.0),
+        offset_unknown: position.offset.is_none(),
     }
 }
 
