@@ -4,6 +4,7 @@
 pub mod client;
 pub mod cluster;
 pub mod compare;
+pub mod fleet;
 pub mod grpcurl;
 pub mod mesh;
 pub mod oracle;
