@@ -104,6 +104,7 @@ impl Agent {
             held,
             session: self.session.clone(),
             version: "simulated".to_owned(),
+            ..WatchConfigRequest::default()
         }
     }
 
@@ -123,7 +124,7 @@ impl Agent {
                 record.take(message.revision, delta);
                 news.notify_one();
             }
-            Some(Update::Bookmark(_)) | None => record.reach(message.revision),
+            Some(Update::Bookmark(_) | Update::Command(_)) | None => record.reach(message.revision),
         }
         None
     }

@@ -116,7 +116,8 @@ mod tests {
     fn told(record: &mut Record, at: i64, upserted: &[(&str, i64)], removed: &[&str]) {
         let upserted = upserted.iter().map(|(name, revision)| rule(name, *revision)).collect();
         record.reach(at);
-        record.take(at, Delta { upserted, removed: removed.iter().map(|name| (*name).to_owned()).collect() });
+        let removed = removed.iter().map(|name| (*name).to_owned()).collect();
+        record.take(at, Delta { upserted, removed, ..Delta::default() });
     }
 
     #[test]

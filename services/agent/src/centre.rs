@@ -128,6 +128,7 @@ impl Centre {
             held: self.rules.held(),
             session: self.identity.session.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
         };
         let opened = tokio::select! {
             opened = tokio::time::timeout(ANSWER_TIMEOUT, client.watch_config(request)) => opened,
@@ -165,7 +166,7 @@ impl Centre {
                 let pause = away.retry_after.as_ref().and_then(std_duration).unwrap_or_default();
                 Ok(Some(End::GoAway(pause.min(MAX_AWAY))))
             }
-            Some(Update::Bookmark(_)) | None => Ok(None),
+            Some(Update::Bookmark(_) | Update::Command(_)) | None => Ok(None),
         }
     }
 

@@ -200,6 +200,7 @@ fn rules_of(standing: &BTreeMap<String, Standing>, snapshot: &Snapshot) -> HashM
             files_shadowed: rule.shadowed as u32,
             files_refused: rule.refused as u32,
             problems: rule.problems.iter().map(problem_of).collect(),
+            ..RuleEffect::default()
         });
         let status = RuleStatus {
             name: name.clone(),

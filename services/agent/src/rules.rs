@@ -266,9 +266,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut rules = Rules::load(dir.path());
         assert!(rules.held().is_empty());
-        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")], removed: vec![] });
+        rules.change(Delta {
+            upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")],
+            removed: vec![],
+            ..Delta::default()
+        });
         rules.note(outcomes(&rules)).unwrap();
-        rules.change(Delta { upserted: vec![], removed: vec!["rules/b".into()] });
+        rules.change(Delta { upserted: vec![], removed: vec!["rules/b".into()], ..Delta::default() });
         rules.note(outcomes(&rules)).unwrap();
         let rules = Rules::load(dir.path());
         assert_eq!(rules.held(), BTreeMap::from([("rules/a".to_owned(), 3)]));
@@ -279,9 +283,9 @@ mod tests {
     fn a_bad_revision_is_reported_and_the_good_one_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let mut rules = Rules::load(dir.path());
-        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*")], removed: vec![] });
+        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*")], removed: vec![], ..Delta::default() });
         rules.note(outcomes(&rules)).unwrap();
-        rules.change(Delta { upserted: vec![rule("a", 5, "relative")], removed: vec![] });
+        rules.change(Delta { upserted: vec![rule("a", 5, "relative")], removed: vec![], ..Delta::default() });
         assert_eq!((rules.to_run()[0].revision, &rules.to_run()[0].globs[0][..]), (3, "/x/*"));
         rules.note(outcomes(&rules)).unwrap();
         let standing = &rules.standing()["rules/a"];

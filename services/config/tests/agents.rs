@@ -59,12 +59,12 @@ async fn an_agent_gets_its_rules_then_each_change() {
     let web = create(&server, rule("web", "role=web")).await;
     create(&server, rule("db", "role=db")).await;
     let mut config = watch(&server, agent("a1", "s1", &[("role", "web")])).await;
-    assert_eq!(delta(&mut config).await, Delta { upserted: vec![web.clone()], removed: vec![] });
+    assert_eq!(delta(&mut config).await, Delta { upserted: vec![web.clone()], removed: vec![], ..Delta::default() });
     create(&server, rule("all", "")).await;
     assert_eq!(names(&delta(&mut config).await.upserted), ["rules/all"]);
     let moved = UpdateRuleRequest { rule: Some(rule("web", "role=db")), ..Default::default() };
     server.rules().update_rule(moved).await.unwrap();
-    assert_eq!(delta(&mut config).await, Delta { upserted: vec![], removed: vec![web.name] });
+    assert_eq!(delta(&mut config).await, Delta { upserted: vec![], removed: vec![web.name], ..Delta::default() });
     delete(&server, "all").await;
     assert_eq!(delta(&mut config).await.removed, ["rules/all"]);
 }
@@ -77,7 +77,7 @@ async fn only_the_difference_to_what_is_held_is_sent() {
     request.held =
         [(same.name.clone(), same.revision), (newer.name.clone(), newer.revision - 1), ("rules/gone".into(), 1)].into();
     let first = delta(&mut watch(&server, request.clone()).await).await;
-    assert_eq!(first, Delta { upserted: vec![newer.clone()], removed: vec!["rules/gone".into()] });
+    assert_eq!(first, Delta { upserted: vec![newer.clone()], removed: vec!["rules/gone".into()], ..Delta::default() });
 
     request.agent_id = "a2".into();
     request.held = [(same.name, same.revision), (newer.name, newer.revision)].into();

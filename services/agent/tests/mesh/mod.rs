@@ -228,7 +228,7 @@ impl Centre {
 
     pub(crate) fn tell(&self, upserted: Vec<Rule>, removed: &[&str]) {
         let removed = removed.iter().map(|name| format!("rules/{name}")).collect();
-        self.deltas.send_modify(|deltas| deltas.push(Delta { upserted, removed }));
+        self.deltas.send_modify(|deltas| deltas.push(Delta { upserted, removed, ..Delta::default() }));
     }
 
     /// The last that was reported of a rule.

@@ -53,7 +53,8 @@ impl Session {
             session.sent += 1;
             let nonce = format!("{:x}-{}", session.connected.number(), session.sent);
             debug!(agent = %session.id, nonce, revision, ?update, "telling an agent");
-            Some((Ok(WatchConfigResponse { nonce, revision, update: Some(update) }), session))
+            let message = WatchConfigResponse { nonce, revision, update: Some(update), ..Default::default() };
+            Some((Ok(message), session))
         })
         .boxed()
     }
@@ -96,7 +97,8 @@ impl Session {
         let wanted: BTreeMap<&String, _> = meant.map(|(name, live)| (name, &live.message)).collect();
         let removed: Vec<String> = self.held.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
         let new = wanted.iter().filter(|(name, rule)| self.held.get(**name) != Some(&rule.revision));
-        let delta = Delta { upserted: new.map(|(_, rule)| (*rule).clone()).collect(), removed };
+        let upserted = new.map(|(_, rule)| (*rule).clone()).collect();
+        let delta = Delta { upserted, removed, snapshot: false };
         self.held = wanted.into_iter().map(|(name, rule)| (name.clone(), rule.revision)).collect();
         self.registry.forget_rules(&self.id, &delta.removed);
         delta
