@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use logmesh_runtime::files::allow_open_files;
 use logmesh_testing::wait_for;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 
 pub use figures::{Latencies, Spread};
@@ -133,11 +133,4 @@ impl Drop for Fleet {
             runtime.shutdown_background();
         }
     }
-}
-
-/// A shell begins programs with 1,024 open files; each agent needs one.
-fn allow_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    // Where it isn't allowed, connections will fail and say so.
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap_or_default();
 }

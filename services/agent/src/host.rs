@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::Context;
 use logmesh_runtime::files;
 use logmesh_types::AgentId;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::settings::Settings;
 
@@ -105,26 +104,9 @@ fn parse_v6(text: &str) -> impl Iterator<Item = Ipv6Addr> {
     })
 }
 
-/// Lets this process hold open as many files as the system allows it: a shell begins programs with 1,024, as many as the
-/// tailer alone may hold.
-pub(crate) fn allow_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::warn!(%error, at_most = limit.current, "the limit of open files can't be raised");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn as_many_files_may_be_open_as_the_system_allows() {
-        let before = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(512), ..before }).unwrap();
-        allow_open_files();
-        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
-    }
 
     #[test]
     fn an_id_is_derived_and_stays() {

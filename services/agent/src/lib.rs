@@ -49,7 +49,7 @@ impl Agent {
     /// Fails on bad settings, and on a state folder that another agent uses or that can't be written.
     pub fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         settings.check()?;
-        host::allow_open_files();
+        logmesh_runtime::files::allow_open_files();
         let settings = Arc::new(settings);
         std::fs::create_dir_all(&settings.state_dir)
             .with_context(|| format!("cannot make the state folder {}", settings.state_dir.display()))?;

@@ -12,7 +12,7 @@ use logmesh_config::ConfigService;
 use logmesh_console::Console;
 use logmesh_gateway::Gateway;
 use logmesh_grpc::{Registration, Routes};
-use logmesh_runtime::{Readiness, Tasks, admin, settings as loader, telemetry};
+use logmesh_runtime::{Readiness, Tasks, admin, files, settings as loader, telemetry};
 use logmesh_transfer::Transfer;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -100,6 +100,7 @@ pub(crate) async fn run(kind: Kind, args: Args) -> ExitCode {
     if let Some(printed) = printed {
         return printed;
     }
+    files::allow_open_files();
     let process = match Process::prepare(kind, settings).await {
         Ok(process) => process,
         Err(error) => return ctl::fail(Exit::Usage, &format!("{error:#}")),
