@@ -216,7 +216,7 @@ fn settings_text(backends: &BTreeMap<&'static str, Server>, config_port: u16, ex
     text + extra
 }
 
-fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+pub(crate) fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;

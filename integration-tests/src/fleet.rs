@@ -33,7 +33,7 @@ pub struct Options {
     pub agents: usize,
     /// Their ids are `{name}-{number}`.
     pub name: String,
-    /// Labels that all of them have, beside their own `host`, `os`, `ip` and `number`.
+    /// Labels that all of them have, beside their own `host`, `os`, `ip` and `group` (0 to 3).
     pub labels: BTreeMap<String, String>,
 }
 

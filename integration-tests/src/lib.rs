@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests. They drive only what a user has: the built programs, the command line, gRPC by
 //! `grpcurl`, and files.
 
+pub mod centre;
 pub mod client;
 pub mod cluster;
 pub mod compare;
@@ -12,6 +13,7 @@ pub mod program;
 pub mod torture;
 pub mod writer;
 
+pub use centre::Centre;
 pub use client::{Client, PATIENCE};
 pub use cluster::Cluster;
 pub use mesh::Mesh;

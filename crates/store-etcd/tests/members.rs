@@ -10,22 +10,9 @@ use std::time::Duration;
 use etcd_client::Client;
 use logmesh_store::{ConfigStore, Election};
 use logmesh_store_etcd::EtcdStore;
-use logmesh_testing::servers::{Etcd, Server, free_port};
+use logmesh_testing::servers::{Etcd, Server};
 use rustix::process::Signal;
 use support::{PATIENCE, follow_until, held, put_surely, settings};
-
-fn members() -> Vec<Server> {
-    let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
-    let peers = ports.iter().enumerate().map(|(n, port)| format!("n{n}=http://127.0.0.1:{}", port + 1));
-    let cluster = peers.collect::<Vec<_>>().join(",");
-    let spawn = |(n, port): (usize, &u16)| {
-        let (name, port) = (format!("n{n}"), port.to_string());
-        Etcd::spawn(&[("ETCD_NAME", &name), ("ETCD_PORT", &port), ("ETCD_INITIAL_CLUSTER", &cluster)])
-    };
-    let mut members: Vec<Server> = ports.iter().enumerate().map(spawn).collect();
-    members.iter_mut().for_each(Server::wait_ready);
-    members
-}
 
 /// Which member leads.
 async fn leader(members: &[Server]) -> usize {
@@ -73,7 +60,7 @@ async fn go_on_while(members: &mut [Server], fault: impl AsyncFnOnce(&mut Server
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_and_watches_outlive_the_leader() {
-    let mut members = members();
+    let mut members = Etcd::members(3, &[]);
     go_on_while(&mut members, async |leader, store| {
         leader.kill();
         put_surely(store, "/without-it", "written").await;
@@ -90,7 +77,7 @@ async fn writes_and_watches_outlive_the_leader() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_office_is_kept_while_its_member_dies() {
-    let mut members = members();
+    let mut members = Etcd::members(3, &[]);
     let store = Arc::new(support::store(&members.iter().collect::<Vec<_>>()));
     let election = Election::new(store.clone(), "/office", Duration::from_secs(10));
     let first = election.campaign("first").await.unwrap();

@@ -48,6 +48,21 @@ impl Etcd {
         // At `info` it logs when it is ready, whatever its TLS and authentication.
         Server::spawn(ETCD, &[&[("ETCD_LOG_LEVEL", "info")], env].concat(), &[])
     }
+
+    /// The ready members of one cluster, all with these options.
+    pub fn members(count: usize, env: &[(&str, &str)]) -> Vec<Server> {
+        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let peers = ports.iter().enumerate().map(|(n, port)| format!("n{n}=http://127.0.0.1:{}", port + 1));
+        let cluster = peers.collect::<Vec<_>>().join(",");
+        let spawn = |(n, port): (usize, &u16)| {
+            let (name, port) = (format!("n{n}"), port.to_string());
+            let own = [("ETCD_NAME", &name[..]), ("ETCD_PORT", &port), ("ETCD_INITIAL_CLUSTER", &cluster)];
+            Self::spawn(&[&own, env].concat())
+        };
+        let mut members: Vec<Server> = ports.iter().enumerate().map(spawn).collect();
+        members.iter_mut().for_each(Server::wait_ready);
+        members
+    }
 }
 
 impl Kafka {

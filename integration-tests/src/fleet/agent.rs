@@ -25,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The label `group` tells apart so many parts of the fleet.
+const GROUPS: usize = 4;
+
 type Client = AgentConfigServiceClient<Channel>;
 
 /// See the module.
@@ -43,7 +46,8 @@ impl Agent {
         let id = format!("{}-{number}", options.name);
         let ip = format!("10.{}.{}.{}", number >> 16, number >> 8 & 255, number & 255);
         let mut labels = options.labels.clone();
-        let own = [("host", id.clone()), ("os", "linux".to_owned()), ("ip", ip), ("number", number.to_string())];
+        let group = (number % GROUPS).to_string();
+        let own = [("host", id.clone()), ("os", "linux".to_owned()), ("ip", ip), ("group", group)];
         labels.extend(own.map(|(key, value)| (key.to_owned(), value)));
         let session = format!("{:016x}", rand::random::<u64>());
         Self { id, labels, session, number, options, record: Mutex::default() }
