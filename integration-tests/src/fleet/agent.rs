@@ -101,14 +101,14 @@ impl Agent {
     }
 
     fn introduction(&self) -> WatchConfigRequest {
-        let held = self.record().held.iter().map(|(name, rule)| (name.clone(), rule.revision)).collect();
+        let record = self.record();
         WatchConfigRequest {
             agent_id: self.id.clone(),
             labels: self.labels.clone(),
-            held,
+            held: record.revisions(),
+            incarnation: record.incarnation.clone(),
             session: self.session.clone(),
             version: "simulated".to_owned(),
-            ..WatchConfigRequest::default()
         }
     }
 
@@ -124,11 +124,14 @@ impl Agent {
                 return Some(away.retry_after.as_ref().and_then(std_duration).unwrap_or_default());
             }
             Some(Update::Delta(delta)) => {
-                record.reach(message.revision);
+                record.reach(&message.incarnation, message.revision);
                 record.take(message.revision, delta);
+                record.nonce = message.nonce;
                 news.notify_one();
             }
-            Some(Update::Bookmark(_) | Update::Command(_)) | None => record.reach(message.revision),
+            Some(Update::Bookmark(_) | Update::Command(_)) | None => {
+                record.reach(&message.incarnation, message.revision);
+            }
         }
         None
     }
@@ -138,9 +141,13 @@ impl Agent {
         let mut told: Option<BTreeMap<String, i64>> = None;
         loop {
             news.notified().await;
-            let held: BTreeMap<String, i64> =
-                self.record().held.iter().map(|(name, rule)| (name.clone(), rule.revision)).collect();
-            let request = self.status(&held, told.as_ref());
+            let (held, request) = {
+                let record = self.record();
+                let held = record.revisions();
+                let (nonce, revision) = (record.nonce.clone(), record.revision);
+                let request = ReportStatusRequest { nonce, revision, ..self.status(&held, told.as_ref()) };
+                (held, request)
+            };
             let answer = timeout(ANSWER_TIMEOUT, client.report_status(request)).await;
             let taken = answer.is_ok_and(|answer| answer.is_ok_and(|answer| !answer.into_inner().want_full));
             if taken {

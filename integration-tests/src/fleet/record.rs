@@ -15,6 +15,10 @@ pub struct Record {
     pub connections: u64,
     /// The rules that it holds.
     pub held: BTreeMap<String, Rule>,
+    /// Which store all this is of.
+    pub incarnation: String,
+    /// The latest message that said something new.
+    pub nonce: String,
     /// The latest revision that a message led to.
     pub revision: i64,
     /// What it was told, in the order of its coming.
@@ -52,6 +56,13 @@ pub struct Progress {
 impl Record {
     /// Takes a difference in, and notes what is wrong with it.
     pub(super) fn take(&mut self, at: i64, delta: Delta) {
+        if delta.snapshot {
+            let among = |name: &String| delta.upserted.iter().any(|rule| rule.name == *name);
+            for rule in self.held.keys().filter(|name| !among(name)).cloned().collect::<Vec<_>>() {
+                self.held.remove(&rule);
+                self.steps.push(Step { at, rule, revision: None });
+            }
+        }
         for rule in delta.removed {
             if self.held.remove(&rule).is_none() {
                 self.disorder.push(format!("{rule} is taken away at {at}, and it had none"));
@@ -81,12 +92,23 @@ impl Record {
         self.steps.push(Step { at, rule: name, revision: Some(revision) });
     }
 
-    /// Notes the revision that a message leads to: it only grows.
-    pub(super) fn reach(&mut self, revision: i64) {
+    /// Notes the state that a message leads to: revisions of one store only grow, those of another mean nothing.
+    pub(super) fn reach(&mut self, incarnation: &str, revision: i64) {
+        if !incarnation.is_empty() && self.incarnation != incarnation {
+            incarnation.clone_into(&mut self.incarnation);
+            self.revision = 0;
+            self.progress.clear();
+            self.held.values_mut().for_each(|rule| rule.revision = 0);
+        }
         if revision < self.revision {
             self.disorder.push(format!("the state of {revision} comes after that of {}", self.revision));
         }
         self.revision = revision;
+    }
+
+    /// The rules that it holds, and their revisions.
+    pub fn revisions(&self) -> BTreeMap<String, i64> {
+        self.held.iter().map(|(name, rule)| (name.clone(), rule.revision)).collect()
     }
 
     /// The centre has taken a report of these revisions.
@@ -115,7 +137,7 @@ mod tests {
 
     fn told(record: &mut Record, at: i64, upserted: &[(&str, i64)], removed: &[&str]) {
         let upserted = upserted.iter().map(|(name, revision)| rule(name, *revision)).collect();
-        record.reach(at);
+        record.reach("", at);
         let removed = removed.iter().map(|name| (*name).to_owned()).collect();
         record.take(at, Delta { upserted, removed, ..Delta::default() });
     }
@@ -147,5 +169,14 @@ mod tests {
         }
         told(&mut record, 4, &[("c", 5)], &[]);
         assert_eq!(record.disorder.len(), 2, "{record:?}");
+    }
+
+    #[test]
+    fn another_store_begins_anew() {
+        let mut record = Record::default();
+        told(&mut record, 5, &[("a", 3), ("b", 5)], &[]);
+        record.reach("another", 2);
+        record.take(2, Delta { upserted: vec![rule("a", 2)], snapshot: true, ..Delta::default() });
+        assert_eq!((record.disorder.len(), record.held.len(), record.held["a"].revision), (0, 1, 2), "{record:?}");
     }
 }
