@@ -35,6 +35,8 @@ mod mend_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod status_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -47,8 +49,8 @@ use logmesh_types::{AgentId, RuleName, StreamId, UnixNanos};
 use self::copies::Copies;
 use self::risk::Turnovers;
 use crate::chunk::Chunk;
-use crate::follow::{Flight, Followed};
-use crate::pace::Bucket;
+use crate::follow::{Flight, Followed, Tally};
+use crate::pace::{Bucket, Rate};
 use crate::pathguard::{FileKey, PathGuard};
 use crate::rule::{Compiled, RuleError, TailRule};
 use crate::state::{Batch, Record, State, StateError};
@@ -141,11 +143,28 @@ struct Running {
     compiled: Compiled,
     bytes: Bucket,
     lines: Bucket,
+    tempo: Tempo,
     ready: VecDeque<u64>,
     /// What the last scan found against files that the rule matches.
     problems: Vec<FileProblem>,
     shadowed: usize,
     refused: usize,
+}
+
+/// How fast a rule's files are read, and with what success.
+#[derive(Debug)]
+struct Tempo {
+    bytes: Rate,
+    lines: Rate,
+    decode_errors: u64,
+}
+
+impl Tempo {
+    fn note(&mut self, bytes: u64, tally: Tally, now: Instant) {
+        self.bytes.add(bytes, now);
+        self.lines.add(tally.lines as u64, now);
+        self.decode_errors += tally.garbled as u64;
+    }
 }
 
 /// Chunks of a stream that nobody reads any more.
@@ -486,15 +505,22 @@ impl Running {
     /// Begins a rule, or goes on with a new revision of it: what its pace has let through counts on.
     fn new(compiled: Compiled, before: Option<Self>, now: Instant) -> Self {
         let pace = compiled.rule.pace;
-        let (bytes, lines) = match before {
+        let (bytes, lines, tempo) = match before {
             Some(mut before) => {
                 before.bytes.set_rate(pace.bytes_per_second, now);
                 before.lines.set_rate(pace.lines_per_second, now);
-                (before.bytes, before.lines)
+                if before.compiled.rule.framing != compiled.rule.framing {
+                    before.tempo.decode_errors = 0;
+                }
+                (before.bytes, before.lines, before.tempo)
             }
-            None => (Bucket::new(pace.bytes_per_second, now), Bucket::new(pace.lines_per_second, now)),
+            None => (
+                Bucket::new(pace.bytes_per_second, now),
+                Bucket::new(pace.lines_per_second, now),
+                Tempo { bytes: Rate::new(now), lines: Rate::new(now), decode_errors: 0 },
+            ),
         };
-        Self { compiled, bytes, lines, ready: VecDeque::new(), problems: Vec::new(), shadowed: 0, refused: 0 }
+        Self { compiled, bytes, lines, tempo, ready: VecDeque::new(), problems: Vec::new(), shadowed: 0, refused: 0 }
     }
 
     fn scan_keys(&self) -> impl Iterator<Item = (String, String)> {

@@ -138,6 +138,8 @@ pub(crate) struct Tally {
     pub lines: usize,
     /// Events that were ended by their size.
     pub split: usize,
+    /// Lines that the container format or the encoding can't read.
+    pub garbled: usize,
 }
 
 /// What came of a turn.

@@ -202,6 +202,8 @@ pub(crate) struct Framed {
     pub lines: usize,
     /// How many events were ended by their size.
     pub split: usize,
+    /// How many lines the container format or the encoding can't read.
+    pub garbled: usize,
     /// The first event is a line longer than an event may be, of which so many bytes are to be sent.
     pub long: Option<usize>,
 }
@@ -212,9 +214,17 @@ pub(crate) fn frame(framing: &Framing, window: Window<'_>, room: Room) -> Framed
     debug_assert!(data.len() <= MAX_EVENT_BYTES);
     let room = Room { bytes: room.bytes.max(1), events: room.events.clamp(1, MAX_CHUNK_EVENTS) };
     let plain = framing.is_plain(window.charset).then(|| plain_lines(data, framing.most, room)).flatten();
-    let Some(mut framed) = plain else { return event::frame(framing, window, room) };
-    if window.at > 0 && window.bytes[window.at - 1] != b'\n' {
-        framed.continuations.push(0);
+    let mut framed = match plain {
+        None => event::frame(framing, window, room),
+        Some(mut framed) => {
+            if window.at > 0 && window.bytes[window.at - 1] != b'\n' {
+                framed.continuations.push(0);
+            }
+            framed
+        }
+    };
+    if !framing.container {
+        framed.garbled = window.charset.garbled_lines(&data[..framed.bytes], window.offset);
     }
     framed
 }

@@ -108,6 +108,19 @@ pub struct RuleStatus {
     pub name: RuleName,
     /// The revision that runs.
     pub running_revision: i64,
+    /// Files that it owns and that are read as another rule or revision says until what was sent of them is acked; the
+    /// least revision of this rule by which one is read, if there is one.
+    pub waiting: usize,
+    /// See [`RuleStatus::waiting`].
+    pub earliest_revision: Option<i64>,
+    /// How fast its files were read of late, in lines and bytes, rounded; 0 when nothing was for [`RATE_MEMORY`].
+    pub lines_per_second: u64,
+    /// See [`RuleStatus::lines_per_second`].
+    pub bytes_per_second: u64,
+    /// Bytes of its files that aren't durable at the centre yet.
+    pub lag_bytes: u64,
+    /// Lines that the container format or the encoding couldn't read, since the rule reads as it does.
+    pub decode_errors: u64,
     /// Files that it owns.
     pub files: usize,
     /// Files that it matches and another rule owns.
@@ -152,6 +165,8 @@ pub struct Totals {
     pub split_events: u64,
     /// Lines of which only the start was sent since the start.
     pub cut_events: u64,
+    /// Lines that the container format or the encoding couldn't read since the start.
+    pub decode_errors: u64,
     /// Bytes that were acked since the start.
     pub acked_bytes: u64,
     /// Bytes that are known to have gone unread since the start, and those of vanished files that were found again later.

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use encoding_rs::{BIG5, EUC_JP, EUC_KR, Encoding, GB18030, GBK, SHIFT_JIS, UTF_8, UTF_16BE, UTF_16LE};
+use encoding_rs::{BIG5, EUC_JP, EUC_KR, Encoding, GB18030, GBK, ISO_2022_JP, SHIFT_JIS, UTF_8, UTF_16BE, UTF_16LE};
 
 /// An encoding of the WHATWG's standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +142,37 @@ impl Charset {
         let (text, had_errors) = self.0.decode_without_bom_handling(bytes);
         (text, !had_errors)
     }
+
+    /// How many lines of `data` hold what can't be decoded; `data` begins at `offset` of its stream.
+    ///
+    /// Text of ASCII costs no more than a look at it.
+    pub fn garbled_lines(self, data: &[u8], offset: u64) -> usize {
+        if self.is_utf8() {
+            return garbled_utf8(data);
+        }
+        // ISO-2022-JP alone writes other characters in bytes of ASCII.
+        if !self.is_utf16() && self.0 != ISO_2022_JP && data.is_ascii() {
+            return 0;
+        }
+        let (mut rest, mut at, mut garbled) = (data, offset, 0);
+        while !rest.is_empty() {
+            let length = self.line_end(rest, at).unwrap_or(rest.len());
+            garbled += usize::from(!self.decode(&rest[..length], at).1);
+            (rest, at) = (&rest[length..], at + length as u64);
+        }
+        garbled
+    }
+}
+
+fn garbled_utf8(mut data: &[u8]) -> usize {
+    let mut garbled = 0;
+    while let Err(error) = std::str::from_utf8(data) {
+        garbled += 1;
+        let rest = &data[error.valid_up_to()..];
+        let Some(end) = memchr::memchr(b'\n', rest) else { break };
+        data = &rest[end + 1..];
+    }
+    garbled
 }
 
 /// The length of a character by its first two bytes, where it isn't always 1.
@@ -188,6 +219,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn lines_that_say_nothing_are_counted() {
+        let count = |label: &str, data: &[u8]| Charset::for_label(label).unwrap().garbled_lines(data, 0);
+        let gbk = b"\xc4\xe3\xba\xc3\nplain\n\xc4\xe3\n";
+        assert_eq!((count("utf-8", gbk), count("gbk", gbk), count("latin1", gbk)), (2, 0, 0));
+        assert_eq!(count("utf-8", "gr\u{fc}n\n\u{fffd}\n".as_bytes()), 0);
+        assert_eq!(count("utf-8", b"\xff\xff\n\xff"), 2, "a line counts once, one without an end too");
+        assert_eq!(count("gbk", b"a\n\x81\n"), 1);
+        assert_eq!(count("iso-2022-jp", b"\x1b$Bx\n"), 1);
+        let utf16: Vec<u8> = "a\u{10a}b\n".encode_utf16().chain([0xD800, 0x0A]).flat_map(u16::to_le_bytes).collect();
+        assert_eq!(count("utf-16le", &utf16), 1);
+    }
 
     /// Labels of every encoding of the standard.
     const ALL: [&str; 39] = [

@@ -10,6 +10,7 @@ use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_proto::fleet::v1::{WatchConfigRequest, WatchConfigResponse};
 use logmesh_proto::time::std_duration;
 use logmesh_runtime::{CancellationToken, RetryPolicy};
+use logmesh_types::AgentId;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -37,7 +38,18 @@ pub(crate) struct Link {
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     pub link: watch::Receiver<Option<Link>>,
-    pub rules: watch::Receiver<Arc<BTreeMap<String, Standing>>>,
+    pub taken: watch::Receiver<Taken>,
+}
+
+/// What the centre said last and has been applied, and what became of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Taken {
+    /// Of the last message of the present connection; empty: there was none yet.
+    pub nonce: String,
+    pub revision: i64,
+    /// Counts the deltas: with each the centre waits for an answer.
+    pub deltas: u64,
+    pub rules: Arc<BTreeMap<String, Standing>>,
 }
 
 /// Runs the rules: the last good ones at once, then what the centre says.
@@ -47,7 +59,7 @@ pub(crate) struct Centre {
     collector: Handle,
     rules: Rules,
     link: watch::Sender<Option<Link>>,
-    standing: watch::Sender<Arc<BTreeMap<String, Standing>>>,
+    taken: watch::Sender<Taken>,
 }
 
 /// How a connection ended that was once open.
@@ -66,16 +78,18 @@ impl Centre {
         rules: Rules,
     ) -> (Self, View) {
         let (link, link_seen) = watch::channel(None);
-        let (standing, rules_seen) = watch::channel(Arc::default());
-        (Self { settings, identity, collector, rules, link, standing }, View { link: link_seen, rules: rules_seen })
+        let (taken, taken_seen) = watch::channel(Taken::default());
+        (Self { settings, identity, collector, rules, link, taken }, View { link: link_seen, taken: taken_seen })
     }
 
-    /// Runs until the token is cancelled. One server after the other is tried, for ever; the first again, with the rules
-    /// judged anew, when the settings change. When the collector has ended, the process is ending too.
+    /// Runs until the token is cancelled. One server after the other is tried, for ever, from a place on that the agent's id
+    /// gives, so that many agents spread over the servers; from there again, with the rules judged anew, when the settings
+    /// change. When the collector has ended, the process is ending too.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         let retry = RetryPolicy::default();
         let mut changes = self.settings.clone();
-        let (mut attempt, mut number, mut place) = (0, 0, 0);
+        let first = first_place(&self.identity.id);
+        let (mut attempt, mut number, mut place) = (0, 0, first);
         let mut apply = true;
         loop {
             let settings = changes.borrow_and_update().clone();
@@ -89,13 +103,13 @@ impl Centre {
                 Ok(()) = changes.changed() => Ok(End::Changed),
             };
             self.link.send_replace(None);
-            place += 1;
+            place = place.wrapping_add(1);
             if connected {
                 attempt = 0;
             }
             match end {
                 Ok(End::Stopped) => return Ok(()),
-                Ok(End::Changed) => (apply, place) = (true, 0),
+                Ok(End::Changed) => (apply, place) = (true, first),
                 Ok(End::GoAway(pause)) => {
                     tracing::debug!(%server, ?pause, "the centre asks to connect again");
                     tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(pause) => {} }
@@ -104,7 +118,7 @@ impl Centre {
                     tracing::warn!(%server, error = format!("{error:#}"), "no connection to the centre; trying again");
                     tokio::select! {
                         on = retry.pause(attempt, &token) => if !on { return Ok(()) },
-                        Ok(()) = changes.changed() => (apply, place) = (true, 0),
+                        Ok(()) = changes.changed() => (apply, place) = (true, first),
                     }
                     attempt += 1;
                 }
@@ -128,8 +142,13 @@ impl Centre {
             held: self.rules.held(),
             session: self.identity.session.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..Default::default()
+            incarnation: self.rules.incarnation().to_owned(),
         };
+        // What another connection said isn't this one's to answer.
+        self.taken.send_if_modified(|taken| {
+            taken.nonce.clear();
+            false
+        });
         let opened = tokio::select! {
             opened = tokio::time::timeout(ANSWER_TIMEOUT, client.watch_config(request)) => opened,
             () = token.cancelled() => return Ok(End::Stopped),
@@ -142,45 +161,84 @@ impl Centre {
             };
             let message = message.context("nothing was heard for 30 s")?.map_err(refused)?;
             let message = message.ok_or_else(|| anyhow!("the server ended the stream"))?;
-            if !*connected {
-                *connected = true;
-                *number += 1;
-                tracing::info!(%server, agent = %self.identity.id, "connected to the centre");
-                self.link.send_replace(Some(Link { channel: channel.clone(), number: *number }));
-            }
+            let is_first = !std::mem::replace(connected, true);
             if let Some(end) = self.take(message).await? {
                 return Ok(end);
+            }
+            if is_first {
+                *number += 1;
+                tracing::info!(%server, agent = %self.identity.id, "connected to the centre");
+                // Now, so that the first report tells what became of the first message.
+                self.link.send_replace(Some(Link { channel: channel.clone(), number: *number }));
             }
         }
     }
 
     async fn take(&mut self, message: WatchConfigResponse) -> anyhow::Result<Option<End>> {
-        match message.update {
+        let WatchConfigResponse { nonce, revision, incarnation, update } = message;
+        match update {
             Some(Update::Delta(delta)) => {
-                tracing::debug!(nonce = message.nonce, revision = message.revision, "rules from the centre");
-                self.rules.change(delta);
-                self.apply().await?;
+                tracing::debug!(nonce, revision, snapshot = delta.snapshot, "rules from the centre");
+                self.rules.change(delta, &incarnation);
+                let rules = self.run_rules().await?;
+                self.taken.send_modify(|taken| *taken = Taken { nonce, revision, deltas: taken.deltas + 1, rules });
                 Ok(None)
             }
             Some(Update::GoAway(away)) => {
                 let pause = away.retry_after.as_ref().and_then(std_duration).unwrap_or_default();
                 Ok(Some(End::GoAway(pause.min(MAX_AWAY))))
             }
-            Some(Update::Bookmark(_) | Update::Command(_)) | None => Ok(None),
+            Some(Update::Bookmark(_)) => {
+                // Nothing that the centre waits for: it is told with the next report.
+                self.taken.send_if_modified(|taken| {
+                    (taken.nonce, taken.revision) = (nonce, revision);
+                    false
+                });
+                Ok(None)
+            }
+            Some(Update::Command(_)) | None => Ok(None),
         }
     }
 
+    /// Judges the rules anew.
     async fn apply(&mut self) -> anyhow::Result<()> {
+        let rules = self.run_rules().await?;
+        self.taken.send_modify(|taken| taken.rules = rules);
+        Ok(())
+    }
+
+    async fn run_rules(&mut self) -> anyhow::Result<Arc<BTreeMap<String, Standing>>> {
         let outcomes = self.collector.apply(self.rules.to_run()).await?;
         if let Err(error) = self.rules.note(outcomes) {
             // They run all the same; only a restart without the centre would lack them.
             tracing::error!(error = format!("{error:#}"), "the rules run but are not kept on disk");
         }
-        self.standing.send_replace(Arc::new(self.rules.standing()));
-        Ok(())
+        Ok(Arc::new(self.rules.standing()))
     }
+}
+
+/// Where among the servers an agent begins: the same at each start, another for each agent.
+fn first_place(id: &AgentId) -> usize {
+    let mut half = [0; 4];
+    half.copy_from_slice(&blake3::hash(id.as_str().as_bytes()).as_bytes()[..4]);
+    u32::from_le_bytes(half) as usize
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
     anyhow!("{}", logmesh_grpc::describe(&status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_spread_over_the_servers() {
+        let mut counts = [0; 3];
+        for number in 0..3_000 {
+            let id: AgentId = format!("agent-{number}").parse().unwrap();
+            counts[first_place(&id) % counts.len()] += 1;
+        }
+        assert!(counts.iter().all(|count| (900..1_100).contains(count)), "{counts:?}");
+    }
 }

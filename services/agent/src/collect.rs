@@ -24,8 +24,14 @@ const BURST: usize = 32;
 /// The longest sleep.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// What became of each rule that was to run.
-pub(crate) type Outcomes = Vec<(RuleName, Result<(), RuleError>)>;
+/// What became of a rule that was to run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub name: RuleName,
+    pub result: Result<(), RuleError>,
+    /// Something of the rule runs: as it was to, or as it ran before.
+    pub runs: bool,
+}
 
 /// How things stand with the collector.
 #[derive(Debug, Default)]
@@ -38,7 +44,7 @@ pub(crate) struct Snapshot {
 
 #[derive(Debug)]
 enum Command {
-    Apply(Vec<TailRule>, oneshot::Sender<Outcomes>),
+    Apply(Vec<TailRule>, oneshot::Sender<Vec<Outcome>>),
     Connected(mpsc::Sender<Chunk>),
     Credit(u64),
     Ack(StreamId, u64),
@@ -87,7 +93,7 @@ pub(crate) fn start(collector: Collector, tasks: &Tasks, token: CancellationToke
 
 impl Handle {
     /// Runs these rules and no others.
-    pub(crate) async fn apply(&self, rules: Vec<TailRule>) -> anyhow::Result<Outcomes> {
+    pub(crate) async fn apply(&self, rules: Vec<TailRule>) -> anyhow::Result<Vec<Outcome>> {
         let (answer, outcomes) = oneshot::channel();
         self.send(Command::Apply(rules, answer)).await?;
         outcomes.await.map_err(|_| ended())
@@ -201,7 +207,7 @@ impl Driver {
         match command {
             // An answer that nobody waits for any more is as well.
             Command::Apply(rules, answer) => {
-                answer.send(self.collector.apply(rules, now)).ok();
+                answer.send(self.apply(rules, now)).ok();
             }
             Command::Connected(chunks) => {
                 self.collector.reconnect();
@@ -224,6 +230,15 @@ impl Driver {
             }
             Command::Stop => self.stop = true,
         }
+    }
+
+    fn apply(&mut self, rules: Vec<TailRule>, now: Instant) -> Vec<Outcome> {
+        let results = self.collector.apply(rules, now).into_iter();
+        let outcome = |(name, result): (RuleName, Result<(), RuleError>)| {
+            let runs = result.is_ok() || self.collector.running_revision(&name).is_some();
+            Outcome { name, result, runs }
+        };
+        results.map(outcome).collect()
     }
 
     /// Gives the connection what it can take; true: there may be more at once.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use logmesh_proto::fleet::v1::agent_config_service_client::AgentConfigServiceClient;
 use logmesh_proto::fleet::v1::{
-    FileProblem, LossCause, LostRange, ReportStatusRequest, RuleEffect, RuleStatus, StreamState, StreamStatus,
+    FileProblem, LossCause, LostRange, ReportStatusRequest, RuleEffect, RuleState, RuleStatus, StreamState,
+    StreamStatus,
 };
 use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
@@ -15,6 +16,7 @@ use logmesh_tail::{self as tail, FileState, FileStatus, Loss};
 use logmesh_types::{StreamId, UnixNanos};
 use metrics::{counter, gauge};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::centre::{Link, View};
@@ -22,8 +24,11 @@ use crate::collect::{Handle, Snapshot};
 use crate::host::Identity;
 use crate::rules::Standing;
 
-/// Reports come no more often than this,
+/// Reports come no more often than this:
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// than this when the rules are others, or the connection is;
+const SHORT_PAUSE: Duration = Duration::from_millis(250);
 
 /// and the metrics are brought up to date at least so often.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -46,11 +51,15 @@ pub(crate) struct Reporter {
     centre: View,
     /// What the centre knows, if the connection of this number is still there.
     told: Told,
+    /// Rules of which files wait, or waited, to be read by the present revision.
+    waits: HashMap<String, Wait>,
 }
 
 #[derive(Debug, Default)]
 struct Told {
     link: u64,
+    /// As in [`Taken`].
+    deltas: u64,
     /// Of each stream a hash of what was told: the words themselves would be most of the memory of many files.
     streams: HashMap<StreamId, u64>,
     rules: HashMap<String, RuleStatus>,
@@ -58,14 +67,15 @@ struct Told {
 
 impl Reporter {
     pub(crate) fn new(identity: Arc<Identity>, collector: Handle, centre: View) -> Self {
-        Self { identity, collector, centre, told: Told::default() }
+        Self { identity, collector, centre, told: Told::default(), waits: HashMap::new() }
     }
 
     /// Runs until the token is cancelled.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         let mut activity = self.collector.activity();
-        let (mut link, mut rules) = (self.centre.link.clone(), self.centre.rules.clone());
+        let (mut link, mut taken) = (self.centre.link.clone(), self.centre.taken.clone());
         loop {
+            let began = Instant::now();
             let Ok(snapshot) = self.collector.snapshot().await else { return Ok(()) };
             measure(&snapshot);
             let current = link.borrow_and_update().clone();
@@ -82,21 +92,27 @@ impl Reporter {
                 }
                 self.told = Told::default();
             }
-            tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(PAUSE) => {} }
+            tokio::select! { () = token.cancelled() => return Ok(()), () = tokio::time::sleep(SHORT_PAUSE) => {} }
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(began + PAUSE) => {}
+                _ = link.changed() => continue,
+                _ = taken.changed() => continue,
+            }
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LONGEST_PAUSE) => {}
                 _ = activity.changed() => {}
                 _ = link.changed() => {}
-                _ = rules.changed() => {}
+                _ = taken.changed() => {}
             }
         }
     }
 
     /// Sends what the centre doesn't know yet.
     async fn report(&mut self, link: &Link, snapshot: Snapshot) -> anyhow::Result<()> {
-        let standing = self.centre.rules.borrow().clone();
-        let rules = rules_of(&standing, &snapshot);
+        let taken = self.centre.taken.borrow().clone();
+        let rules = self.rules_of(&taken.rules, &snapshot);
         let there: HashSet<StreamId> = snapshot.files.iter().map(|file| file.stream).collect();
         let removed = self.told.streams.keys().filter(|id| !there.contains(*id));
         let removed: Vec<String> = removed.map(ToString::to_string).collect();
@@ -110,38 +126,55 @@ impl Reporter {
         let new_rules = changed(&rules, &self.told.rules);
         let (new_streams, streams) = changed_streams(&snapshot, &self.told.streams);
         let removed = if full { Vec::new() } else { removed };
-        if !full && new_rules.is_empty() && new_streams.is_empty() && removed.is_empty() {
+        let nothing_new = new_rules.is_empty() && new_streams.is_empty() && removed.is_empty();
+        if !full && nothing_new && taken.deltas == self.told.deltas {
             return Ok(());
         }
-        let want_full = self.send(link, full, new_rules, new_streams, removed).await?;
-        self.told = if want_full { Told::default() } else { Told { link: link.number, streams, rules } };
-        Ok(())
-    }
-
-    async fn send(
-        &self,
-        link: &Link,
-        full: bool,
-        rules: Vec<RuleStatus>,
-        streams: Vec<StreamStatus>,
-        removed: Vec<String>,
-    ) -> anyhow::Result<bool> {
-        let mut client = AgentConfigServiceClient::new(link.channel.clone());
         let first = ReportStatusRequest {
             agent_id: self.identity.id.to_string(),
             session: self.identity.session.clone(),
             full,
             removed_streams: removed,
+            nonce: taken.nonce,
+            revision: taken.revision,
             ..Default::default()
         };
-        for part in parts(first, rules, streams) {
-            let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.report_status(part));
-            if answer.await??.into_inner().want_full {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let want_full = send(link, first, new_rules, new_streams).await?;
+        let told = Told { link: link.number, deltas: taken.deltas, streams, rules };
+        self.told = if want_full { Told::default() } else { told };
+        Ok(())
     }
+
+    fn rules_of(&mut self, standing: &BTreeMap<String, Standing>, snapshot: &Snapshot) -> HashMap<String, RuleStatus> {
+        self.waits.retain(|name, _| standing.contains_key(name));
+        let running: HashMap<&str, &tail::RuleStatus> =
+            snapshot.rules.iter().map(|rule| (rule.name.as_str(), rule)).collect();
+        let one = |(name, standing): (&String, &Standing)| {
+            let running = running.get(name.as_str()).copied();
+            let mut status = rule_of(name, standing, running);
+            let waits = status.state() == RuleState::Applying;
+            status.since = Some(timestamp(since(&mut self.waits, name, standing, waits)));
+            (name.clone(), status)
+        };
+        standing.iter().map(one).collect()
+    }
+}
+
+/// Sends a report; answers whether all has to be told again.
+async fn send(
+    link: &Link,
+    first: ReportStatusRequest,
+    rules: Vec<RuleStatus>,
+    streams: Vec<StreamStatus>,
+) -> anyhow::Result<bool> {
+    let mut client = AgentConfigServiceClient::new(link.channel.clone());
+    for part in parts(first, rules, streams) {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.report_status(part));
+        if answer.await??.into_inner().want_full {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The report in messages of at most [`PART_BYTES`], unless one entry alone is larger. What comes after the first adds to
@@ -192,29 +225,63 @@ fn changed<T: Clone + PartialEq>(now: &HashMap<String, T>, before: &HashMap<Stri
     now.iter().filter(|(key, value)| before.get(*key) != Some(value)).map(|(_, value)| value.clone()).collect()
 }
 
-fn rules_of(standing: &BTreeMap<String, Standing>, snapshot: &Snapshot) -> HashMap<String, RuleStatus> {
-    let one = |(name, standing): (&String, &Standing)| {
-        let running = snapshot.rules.iter().find(|rule| rule.name.as_str() == name);
-        let effect = running.map(|rule| RuleEffect {
-            files_matched: rule.files as u32,
-            files_shadowed: rule.shadowed as u32,
-            files_refused: rule.refused as u32,
-            problems: rule.problems.iter().map(problem_of).collect(),
-            ..RuleEffect::default()
-        });
-        let status = RuleStatus {
-            name: name.clone(),
-            desired_revision: standing.desired_revision,
-            attempted_revision: standing.attempted_revision,
-            running_revision: running.map_or(0, |rule| rule.running_revision),
-            state: standing.state.into(),
-            error: standing.error.clone(),
-            since: Some(timestamp(standing.since)),
-            effect,
-        };
-        (name.clone(), status)
-    };
-    standing.iter().map(one).collect()
+/// A rule of which files wait, or waited, to be read by its present revision.
+#[derive(Debug)]
+struct Wait {
+    revision: i64,
+    waits: bool,
+    since: UnixNanos,
+}
+
+/// Since when a rule has been in its state, of which applying is the part that only the collector knows the end of.
+fn since(waits: &mut HashMap<String, Wait>, name: &str, standing: &Standing, now_waits: bool) -> UnixNanos {
+    match waits.get_mut(name).filter(|wait| wait.revision == standing.desired_revision) {
+        Some(wait) => {
+            if std::mem::replace(&mut wait.waits, now_waits) != now_waits {
+                wait.since = UnixNanos::now();
+            }
+            wait.since.max(standing.since)
+        }
+        None => {
+            waits.remove(name);
+            if now_waits {
+                let wait = Wait { revision: standing.desired_revision, waits: true, since: standing.since };
+                waits.insert(name.to_owned(), wait);
+            }
+            standing.since
+        }
+    }
+}
+
+/// How a rule stands, but for since when.
+fn rule_of(name: &str, standing: &Standing, running: Option<&tail::RuleStatus>) -> RuleStatus {
+    let running_revision = running.map_or(0, |rule| rule.earliest_revision.unwrap_or(rule.running_revision));
+    // It was taken in, and files are read by another until they come to an acked boundary.
+    let waits = running.is_none_or(|rule| rule.waiting > 0 || rule.running_revision != standing.desired_revision);
+    let state = if waits && standing.state == RuleState::Applied { RuleState::Applying } else { standing.state };
+    RuleStatus {
+        name: name.to_owned(),
+        desired_revision: standing.desired_revision,
+        attempted_revision: standing.attempted_revision,
+        running_revision,
+        state: state.into(),
+        error: standing.error.clone(),
+        since: None,
+        effect: running.map(effect_of),
+    }
+}
+
+fn effect_of(rule: &tail::RuleStatus) -> RuleEffect {
+    RuleEffect {
+        files_matched: rule.files as u32,
+        files_shadowed: rule.shadowed as u32,
+        files_refused: rule.refused as u32,
+        problems: rule.problems.iter().map(problem_of).collect(),
+        lines_per_second: rule.lines_per_second,
+        bytes_per_second: rule.bytes_per_second,
+        lag_bytes: rule.lag_bytes,
+        decode_errors: rule.decode_errors,
+    }
 }
 
 fn problem_of(problem: &logmesh_tail::FileProblem) -> FileProblem {
@@ -282,6 +349,7 @@ fn measure(snapshot: &Snapshot) {
     counter!("logmesh_agent_read_events").absolute(totals.read_events);
     counter!("logmesh_agent_split_events").absolute(totals.split_events);
     counter!("logmesh_agent_cut_events").absolute(totals.cut_events);
+    counter!("logmesh_agent_decode_errors").absolute(totals.decode_errors);
     counter!("logmesh_agent_acked_bytes").absolute(totals.acked_bytes);
     counter!("logmesh_agent_lost_bytes").absolute(totals.lost_bytes);
     counter!("logmesh_agent_truncations").absolute(totals.truncations);

@@ -4,7 +4,7 @@
 //! on, and the others aren't touched. What is kept on disk is what runs, so that a restart without the centre collects
 //! what was collected before; it's checked against the host's own settings again like any other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -16,7 +16,7 @@ use logmesh_tail::{FramingSpec, Pattern, TailRule};
 use logmesh_types::UnixNanos;
 use serde::{Deserialize, Serialize};
 
-use crate::collect::Outcomes;
+use crate::collect::Outcome;
 
 const FILE_NAME: &str = "rules.json";
 
@@ -25,6 +25,24 @@ const FILE_NAME: &str = "rules.json";
 struct Good {
     revision: i64,
     rule: RuleSpec,
+}
+
+/// What is kept on disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    /// Of the store that the revisions are of; empty: not known.
+    incarnation: String,
+    rules: Vec<Good>,
+}
+
+impl Kept {
+    /// Reads it, also as it was before incarnations were known: the list alone.
+    fn read(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text).or_else(|error| match serde_json::from_slice(text) {
+            Ok(rules) => Ok(Self { incarnation: String::new(), rules }),
+            Err(_) => Err(error),
+        })
+    }
 }
 
 /// How a rule stands.
@@ -48,6 +66,7 @@ struct Desired {
 #[derive(Debug)]
 pub(crate) struct Rules {
     path: PathBuf,
+    incarnation: String,
     desired: BTreeMap<String, Desired>,
     good: BTreeMap<String, Good>,
     standing: BTreeMap<String, Standing>,
@@ -57,21 +76,21 @@ impl Rules {
     /// The last good rules of this state folder; none if there are none that can be read.
     pub(crate) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE_NAME);
-        let good: Vec<Good> = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+        let Kept { incarnation, rules: good } = match std::fs::read(&path) {
+            Ok(text) => Kept::read(&text).unwrap_or_else(|error| {
                 let aside = path.with_extension(format!("json.corrupt-{}", UnixNanos::now().0));
                 let kept = std::fs::rename(&path, &aside);
                 tracing::error!(path = %path.display(), aside = %aside.display(), ?kept, %error,
                     "the last good rules cannot be read: they are set aside, nothing is collected until the centre is reached");
-                Vec::new()
+                Kept::default()
             }),
-            Err(_) => Vec::new(),
+            Err(_) => Kept::default(),
         };
         let desired =
             good.iter().map(|good| (good.rule.name.clone(), Desired::new(good.revision, Ok(good.rule.clone()))));
-        let mut rules = Self { path, desired: desired.collect(), good: BTreeMap::new(), standing: BTreeMap::new() };
-        rules.good = good.into_iter().map(|good| (good.rule.name.clone(), good)).collect();
-        rules
+        let desired = desired.collect();
+        let good = good.into_iter().map(|good| (good.rule.name.clone(), good)).collect();
+        Self { path, incarnation, desired, good, standing: BTreeMap::new() }
     }
 
     /// Name and revision of the rules that the agent was told last.
@@ -79,13 +98,22 @@ impl Rules {
         self.desired.iter().map(|(name, desired)| (name.clone(), desired.revision)).collect()
     }
 
-    /// Takes in what has changed.
-    pub(crate) fn change(&mut self, delta: Delta) {
-        for name in &delta.removed {
-            self.desired.remove(name);
-            self.good.remove(name);
-            self.standing.remove(name);
-        }
+    /// Which store they came from; empty: not known.
+    pub(crate) fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
+    /// Takes in what has changed in the store of this incarnation. After a snapshot there is nothing but what it holds.
+    pub(crate) fn change(&mut self, delta: Delta, incarnation: &str) {
+        incarnation.clone_into(&mut self.incarnation);
+        let all: Option<HashSet<&str>> =
+            delta.snapshot.then(|| delta.upserted.iter().map(|rule| rule.name.as_str()).collect());
+        let stays = |name: &str| {
+            all.as_ref().is_none_or(|all| all.contains(name)) && !delta.removed.iter().any(|gone| gone == name)
+        };
+        self.desired.retain(|name, _| stays(name));
+        self.good.retain(|name, _| stays(name));
+        self.standing.retain(|name, _| stays(name));
         for rule in delta.upserted {
             self.desired.insert(rule.name.clone(), Desired::new(rule.revision, read(&rule)));
         }
@@ -104,20 +132,24 @@ impl Rules {
     }
 
     /// Notes what became of the rules and keeps those that run on disk.
-    pub(crate) fn note(&mut self, outcomes: Outcomes) -> anyhow::Result<()> {
-        let mut failed: BTreeMap<String, RuleError> = BTreeMap::new();
-        for (name, outcome) in outcomes {
-            if let Err(error) = outcome {
-                let error = RuleError { reason: error.reason.to_owned(), message: error.message, field: error.field };
-                failed.insert(name.to_string(), error);
-            }
-        }
+    pub(crate) fn note(&mut self, outcomes: Vec<Outcome>) -> anyhow::Result<()> {
+        let outcomes: HashMap<String, Outcome> =
+            outcomes.into_iter().map(|outcome| (outcome.name.to_string(), outcome)).collect();
         for (name, desired) in &self.desired {
-            let fault = desired.rule.as_ref().err().cloned().or_else(|| failed.remove(name));
-            if let (None, Ok((spec, _))) = (&fault, &desired.rule) {
-                self.good.insert(name.clone(), Good { revision: desired.revision, rule: spec.clone() });
-            }
-            let standing = Standing::new(desired.revision, fault);
+            let outcome = outcomes.get(name);
+            let fault = match (&desired.rule, outcome.map(|outcome| &outcome.result)) {
+                (Err(fault), _) => Some(fault.clone()),
+                (Ok(_), Some(Err(error))) => Some(RuleError {
+                    reason: error.reason.to_owned(),
+                    message: error.message.clone(),
+                    field: error.field.clone(),
+                }),
+                (Ok((spec, _)), _) => {
+                    self.good.insert(name.clone(), Good { revision: desired.revision, rule: spec.clone() });
+                    None
+                }
+            };
+            let standing = Standing::new(desired.revision, fault, outcome.is_some_and(|outcome| outcome.runs));
             let same = self.standing.get(name).is_some_and(|before| before.is_like(&standing));
             if !same {
                 if let Some(error) = &standing.error {
@@ -139,8 +171,8 @@ impl Rules {
 
     /// Writes the good rules: a new file, made durable, takes the old one's name.
     fn keep(&self) -> anyhow::Result<()> {
-        let good: Vec<&Good> = self.good.values().collect();
-        let text = serde_json::to_vec_pretty(&good)?;
+        let kept = Kept { incarnation: self.incarnation.clone(), rules: self.good.values().cloned().collect() };
+        let text = serde_json::to_vec_pretty(&kept)?;
         if std::fs::read(&self.path).is_ok_and(|before| before == text) {
             return Ok(());
         }
@@ -159,10 +191,12 @@ impl Desired {
 }
 
 impl Standing {
-    fn new(revision: i64, error: Option<RuleError>) -> Self {
+    /// What is to be said of a revision; `runs`: something of the rule does, this revision or the last good one.
+    fn new(revision: i64, error: Option<RuleError>, runs: bool) -> Self {
         let state = match &error {
             None => RuleState::Applied,
             Some(error) if error.reason == "NOT_ALLOWED" => RuleState::Refused,
+            Some(_) if runs => RuleState::RolledBack,
             Some(_) => RuleState::Failed,
         };
         Self { desired_revision: revision, attempted_revision: revision, state, error, since: UnixNanos::now() }
@@ -257,8 +291,45 @@ mod tests {
         assert!(convert(&container, 3).unwrap().framing.container);
     }
 
-    fn outcomes(rules: &Rules) -> Outcomes {
-        rules.to_run().into_iter().map(|rule| (rule.name, Ok(()))).collect()
+    fn outcomes(rules: &Rules) -> Vec<Outcome> {
+        rules.to_run().into_iter().map(|rule| Outcome { name: rule.name, result: Ok(()), runs: true }).collect()
+    }
+
+    fn told(rules: &mut Rules, delta: Delta) {
+        rules.change(delta, "store-1");
+        rules.note(outcomes(rules)).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_is_all_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rules = Rules::load(dir.path());
+        told(&mut rules, Delta { upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")], ..Delta::default() });
+        assert_eq!(rules.incarnation(), "store-1");
+        rules.change(Delta { upserted: vec![rule("b", 2, "/y/*")], snapshot: true, ..Delta::default() }, "store-2");
+        rules.note(outcomes(&rules)).unwrap();
+        let expected = BTreeMap::from([("rules/b".to_owned(), 2)]);
+        assert_eq!((rules.held(), rules.standing().len()), (expected.clone(), 1));
+        let again = Rules::load(dir.path());
+        assert_eq!((again.held(), again.incarnation()), (expected, "store-2"));
+    }
+
+    #[test]
+    fn rules_that_an_older_version_kept_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = r#"[{"revision": 3, "rule": {"name": "rules/a", "paths": ["/x/*"], "topic": "t"}}]"#;
+        std::fs::write(dir.path().join(FILE_NAME), old).unwrap();
+        let rules = Rules::load(dir.path());
+        assert_eq!((rules.held(), rules.incarnation()), (BTreeMap::from([("rules/a".to_owned(), 3)]), ""));
+    }
+
+    #[test]
+    fn a_rule_that_fails_says_whether_anything_runs() {
+        let fault = |reason: &str| Some(RuleError { reason: reason.into(), ..RuleError::default() });
+        let state = |reason, runs| Standing::new(1, fault(reason), runs).state;
+        assert_eq!(state("INVALID_RULE", false), RuleState::Failed);
+        assert_eq!(state("INVALID_RULE", true), RuleState::RolledBack);
+        assert_eq!(state("NOT_ALLOWED", true), RuleState::Refused);
     }
 
     #[test]
@@ -266,14 +337,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut rules = Rules::load(dir.path());
         assert!(rules.held().is_empty());
-        rules.change(Delta {
-            upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")],
-            removed: vec![],
-            ..Delta::default()
-        });
-        rules.note(outcomes(&rules)).unwrap();
-        rules.change(Delta { upserted: vec![], removed: vec!["rules/b".into()], ..Delta::default() });
-        rules.note(outcomes(&rules)).unwrap();
+        told(
+            &mut rules,
+            Delta { upserted: vec![rule("a", 3, "/x/*"), rule("b", 4, "/y/*")], removed: vec![], ..Delta::default() },
+        );
+        told(&mut rules, Delta { upserted: vec![], removed: vec!["rules/b".into()], ..Delta::default() });
         let rules = Rules::load(dir.path());
         assert_eq!(rules.held(), BTreeMap::from([("rules/a".to_owned(), 3)]));
         assert_eq!(rules.to_run()[0].globs, ["/x/*"]);
@@ -283,13 +351,13 @@ mod tests {
     fn a_bad_revision_is_reported_and_the_good_one_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let mut rules = Rules::load(dir.path());
-        rules.change(Delta { upserted: vec![rule("a", 3, "/x/*")], removed: vec![], ..Delta::default() });
-        rules.note(outcomes(&rules)).unwrap();
-        rules.change(Delta { upserted: vec![rule("a", 5, "relative")], removed: vec![], ..Delta::default() });
+        told(&mut rules, Delta { upserted: vec![rule("a", 3, "/x/*")], removed: vec![], ..Delta::default() });
+        rules
+            .change(Delta { upserted: vec![rule("a", 5, "relative")], removed: vec![], ..Delta::default() }, "store-1");
         assert_eq!((rules.to_run()[0].revision, &rules.to_run()[0].globs[0][..]), (3, "/x/*"));
         rules.note(outcomes(&rules)).unwrap();
         let standing = &rules.standing()["rules/a"];
-        assert_eq!((standing.desired_revision, standing.state), (5, RuleState::Failed));
+        assert_eq!((standing.desired_revision, standing.state), (5, RuleState::RolledBack));
         assert_eq!(standing.error.as_ref().unwrap().field, "paths[0]");
         assert_eq!(rules.held()["rules/a"], 5, "it needn't be told again");
         assert_eq!(Rules::load(dir.path()).held()["rules/a"], 3, "a restart has the good one");

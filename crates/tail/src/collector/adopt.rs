@@ -203,6 +203,10 @@ impl Collector {
         // What was refused of it may be taken now.
         let stream = file.stream;
         self.retry(stream);
+        if let Some(file) = self.files.get_mut(&number) {
+            // Where nothing is on its way the rule runs from now on, even if there's nothing to read or nowhere to send.
+            file.try_switch();
+        }
     }
 }
 

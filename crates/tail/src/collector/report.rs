@@ -7,7 +7,7 @@ use logmesh_types::{RuleName, StreamId};
 use super::{Collector, Draining};
 use crate::follow::{Flight, Followed};
 use crate::state::Record;
-use crate::status::{FileState, FileStatus, RuleStatus, Totals};
+use crate::status::{FileState, FileStatus, RATE_MEMORY, RuleStatus, Totals};
 
 impl Collector {
     /// Each stream that is followed, those whose last chunks aren't acked yet, and those that ended with a loss.
@@ -63,6 +63,12 @@ impl Collector {
             .map(|running| RuleStatus {
                 name: running.compiled.rule.name.clone(),
                 running_revision: running.compiled.rule.revision,
+                waiting: 0,
+                earliest_revision: None,
+                lines_per_second: running.tempo.lines.of_late(self.now, RATE_MEMORY),
+                bytes_per_second: running.tempo.bytes.of_late(self.now, RATE_MEMORY),
+                lag_bytes: 0,
+                decode_errors: running.tempo.decode_errors,
                 files: 0,
                 shadowed: running.shadowed,
                 refused: running.refused,
@@ -79,6 +85,13 @@ impl Collector {
                 super::discover::note(&mut rule.problems, path, reason, detail);
             } else {
                 rule.files += 1;
+                rule.lag_bytes += file.record.size.saturating_sub(file.record.acked);
+                note_waiting(rule, file);
+            }
+        }
+        for sent in self.draining.values().flat_map(|draining| &draining.flight.sent) {
+            if let Some(rule) = rules.iter_mut().find(|rule| rule.name == sent.chunk.source.rule) {
+                rule.lag_bytes += sent.chunk.range.len();
             }
         }
         rules
@@ -102,6 +115,19 @@ impl Collector {
     /// Why positions can't be saved, or what was wrong with the state at the start.
     pub fn state_error(&self) -> Option<&str> {
         self.state_error.as_deref()
+    }
+}
+
+/// Counts a file that is still read by what was in force before.
+fn note_waiting(rule: &mut RuleStatus, file: &Followed) {
+    if file.next.is_none() {
+        return;
+    }
+    rule.waiting += 1;
+    let present = &file.record.assignment;
+    if present.rule == rule.name {
+        rule.earliest_revision =
+            Some(rule.earliest_revision.map_or(present.revision, |least| least.min(present.revision)));
     }
 }
 

@@ -49,7 +49,7 @@ impl Collector {
             while let Some((number, limits)) = self.next_ready(index, now, credit) {
                 match self.turn(number, limits, now) {
                     Outcome::Chunk(chunk, tally) => {
-                        self.account(index, &chunk, tally);
+                        self.account(index, &chunk, tally, now);
                         if let Some(file) = self.files.get_mut(&number) {
                             file.rate.add(chunk.range.len(), now);
                         }
@@ -89,15 +89,17 @@ impl Collector {
         Some((number, Limits { credit, bytes, lines }))
     }
 
-    fn account(&mut self, rule: usize, chunk: &Chunk, tally: Tally) {
+    fn account(&mut self, rule: usize, chunk: &Chunk, tally: Tally, now: Instant) {
         // What was left out of it was taken when it was looked at.
         self.rules[rule].bytes.take(chunk.data.len() as u64);
         self.rules[rule].lines.take(tally.lines as u64);
+        self.rules[rule].tempo.note(chunk.range.len(), tally, now);
         self.totals.in_flight_bytes += chunk.data.len() as u64;
         self.totals.in_flight_chunks += 1;
         self.totals.read_bytes += chunk.range.len();
         self.totals.read_events += u64::from(chunk.events);
         self.totals.split_events += tally.split as u64;
+        self.totals.decode_errors += tally.garbled as u64;
         self.totals.cut_events += u64::from(chunk.omitted() > 0);
     }
 

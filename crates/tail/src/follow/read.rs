@@ -146,7 +146,7 @@ impl Followed {
             true => data.slice(..framed.bytes),
             false => Bytes::copy_from_slice(&data[..framed.bytes]),
         };
-        let tally = Tally { lines: framed.lines, split: framed.split };
+        let tally = Tally { lines: framed.lines, split: framed.split, garbled: framed.garbled };
         Ok(Turn::Chunk(self.chunk(data, self.read + framed.bytes as u64, framed, ahead.charset), tally))
     }
 
@@ -218,7 +218,7 @@ impl Followed {
         let framed = Framed { events: 1, lengths: Some(vec![kept as u32]), lines: 1, ..framed };
         let chunk = self.chunk(data, end, framed, ahead.charset);
         self.advance(&chunk, tail);
-        Ok(Turn::Chunk(chunk, Tally { lines: 1, split: 0 }))
+        Ok(Turn::Chunk(chunk, Tally { lines: 1, split: 0, garbled: 0 }))
     }
 
     /// Moves on after a chunk; `tail` is what lies before its end.

@@ -22,6 +22,8 @@ enum Event {
 struct Whole {
     bytes: usize,
     lines: usize,
+    /// Of a container's lines, how many its format doesn't read.
+    garbled: usize,
     /// It was ended by its size.
     split: bool,
     /// It ended as its kind of events does: only another iostream's unfinished line can go on in the next one.
@@ -62,6 +64,8 @@ struct Line<'a> {
     iostream: Option<Iostream>,
     /// The line goes on in the next one of its `iostream`.
     partial: bool,
+    /// It should be a container's, and isn't, or its text is no text.
+    garbled: bool,
     /// What a pattern sees: UTF-8, unwrapped, without terminator. Empty if there is no pattern.
     text: Cow<'a, [u8]>,
 }
@@ -71,17 +75,18 @@ impl Framing {
         let wrapped = if self.container { container::unwrap(line) } else { None };
         if let Some(wrapped) = wrapped {
             let mut text = wrapped.text;
+            let garbled = !is_text(&text, wrapped.partial);
             if let (Some(b'\r'), Joining::End(_)) = (text.last(), &self.joining) {
                 text.to_mut().pop();
             }
-            return Line { iostream: Some(wrapped.iostream), partial: wrapped.partial, text };
+            return Line { iostream: Some(wrapped.iostream), partial: wrapped.partial, garbled, text };
         }
         let text = match self.joining {
             Joining::None => Cow::default(),
             _ if charset.is_utf8() => Cow::Borrowed(charset.content(line, offset)),
             _ => decoded(charset, line, offset),
         };
-        Line { iostream: None, partial: false, text }
+        Line { iostream: None, partial: false, garbled: self.container, text }
     }
 
     /// True if `line` belongs to the event that has `before` as its last line so far.
@@ -104,6 +109,16 @@ impl Framing {
                 Joining::End(pattern) => pattern.is_match(&line.text),
                 Joining::Start(_) | Joining::Continue(_) => false,
             }
+    }
+}
+
+/// True for UTF-8. What runtimes break a line into may begin and end within a character.
+fn is_text(text: &[u8], partial: bool) -> bool {
+    let is_rest = |byte: &u8| (0x80..0xC0).contains(byte);
+    let rest = text.iter().take(3).take_while(|byte| is_rest(byte)).count();
+    match std::str::from_utf8(&text[rest..]) {
+        Ok(_) => true,
+        Err(error) => partial && error.error_len().is_none(),
     }
 }
 
@@ -142,6 +157,7 @@ pub(super) fn frame(framing: &Framing, window: Window<'_>, room: Room) -> Framed
         framed.bytes += whole.bytes;
         framed.lines += whole.lines;
         framed.split += usize::from(whole.split);
+        framed.garbled += whole.garbled;
     }
     if framed.long.is_some_and(|kept| continues(framing, window, kept)) {
         framed.continuations.push(0);
@@ -156,10 +172,11 @@ fn event(framing: &Framing, window: Window<'_>, recent: &mut Recent) -> Event {
     let data = &window.bytes[window.at..];
     let full = data.len() >= framing.most;
     let data = &data[..data.len().min(framing.most)];
-    let (mut bytes, mut lines) = (0, 0);
+    let (mut bytes, mut lines, mut garbled) = (0, 0, 0);
     let mut last: Option<Line<'_>> = None;
     let mut before = None;
-    let whole = |bytes, lines, before, complete| Whole { bytes, lines, split: false, complete, before };
+    let whole =
+        |bytes, lines, garbled, before, complete| Whole { bytes, lines, garbled, split: false, complete, before };
     while bytes < data.len() {
         let rest = &data[bytes..];
         let offset = window.offset + bytes as u64;
@@ -167,14 +184,14 @@ fn event(framing: &Framing, window: Window<'_>, recent: &mut Recent) -> Event {
         if end.is_none() && full {
             if bytes > 0 {
                 // This line doesn't fit.
-                return Event::Whole(Whole { split: true, ..whole(bytes, lines, before, false) });
+                return Event::Whole(Whole { split: true, ..whole(bytes, lines, garbled, before, false) });
             }
             // A piece is no line that could be counted.
             *recent = Recent::default();
             let kept = window.charset.whole_characters(rest, offset);
             return match framing.cut {
                 true => Event::Long(kept),
-                false => Event::Whole(Whole { split: true, ..whole(kept, 1, None, false) }),
+                false => Event::Whole(Whole { split: true, ..whole(kept, 1, 0, None, false) }),
             };
         }
         if end.is_none() && window.end == End::Open {
@@ -186,21 +203,22 @@ fn event(framing: &Framing, window: Window<'_>, recent: &mut Recent) -> Event {
             None => before = recent.is_open(this.iostream),
             Some(last) if !framing.joins(last, &this) => {
                 let complete = !last.partial && last.iostream == this.iostream;
-                return Event::Whole(whole(bytes, lines, before, complete));
+                return Event::Whole(whole(bytes, lines, garbled, before, complete));
             }
             Some(_) => {}
         }
         recent.note(&this);
         bytes += line.len();
         lines += 1;
+        garbled += usize::from(this.garbled);
         if end.is_some() && framing.ends(&this) {
-            return Event::Whole(whole(bytes, lines, before, true));
+            return Event::Whole(whole(bytes, lines, garbled, before, true));
         }
         last = Some(this);
     }
     // Behind a cut or a full event there is more of it, perhaps.
     match bytes > 0 && (full || window.end == End::Cut) {
-        true => Event::Whole(Whole { split: full, ..whole(bytes, lines, before, false) }),
+        true => Event::Whole(Whole { split: full, ..whole(bytes, lines, garbled, before, false) }),
         false => Event::Unfinished,
     }
 }

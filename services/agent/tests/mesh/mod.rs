@@ -193,6 +193,8 @@ impl Gateway {
 pub(crate) struct Centre {
     /// Deltas that a watch sends, in order; a new watch begins at the first that the agent doesn't hold.
     pub(crate) deltas: watch::Sender<Vec<Delta>>,
+    /// The store that it has.
+    pub(crate) incarnation: Mutex<String>,
     pub(crate) gateways: watch::Sender<Vec<Endpoint>>,
     pub(crate) watches: Mutex<Vec<WatchConfigRequest>>,
     pub(crate) reports: Mutex<Vec<ReportStatusRequest>>,
@@ -204,6 +206,7 @@ impl Centre {
         let token = CancellationToken::new();
         let centre = Arc::new(Self {
             deltas: watch::channel(Vec::new()).0,
+            incarnation: Mutex::default(),
             gateways: watch::channel(Vec::new()).0,
             watches: Mutex::default(),
             reports: Mutex::default(),
@@ -258,6 +261,7 @@ impl AgentConfigService for Fleet {
         let held = request.held.clone();
         self.0.watches.lock().unwrap().push(request);
         let mut sent = 0;
+        let centre = self.0.clone();
         let deltas = WatchStream::new(self.0.deltas.subscribe());
         let stream = deltas.flat_map(move |deltas| {
             let new: Vec<Delta> = deltas[sent..]
@@ -268,14 +272,18 @@ impl AgentConfigService for Fleet {
                 })
                 .collect();
             sent = deltas.len();
+            let (nonce, revision) = (format!("n{sent}"), sent as i64);
+            let incarnation = centre.incarnation.lock().unwrap().clone();
             let updates = match new.is_empty() {
                 true => vec![Update::Bookmark(Default::default())],
                 false => new.into_iter().map(Update::Delta).collect(),
             };
             futures::stream::iter(
-                updates
-                    .into_iter()
-                    .map(|update| Ok(WatchConfigResponse { update: Some(update), ..Default::default() })),
+                updates.into_iter().map(move |update| (update, nonce.clone(), incarnation.clone())).map(
+                    move |(update, nonce, incarnation)| {
+                        Ok(WatchConfigResponse { nonce, revision, incarnation, update: Some(update) })
+                    },
+                ),
             )
         });
         Ok(Response::new(stream.take_until(self.0.token.clone().cancelled_owned()).boxed()))
