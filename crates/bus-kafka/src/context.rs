@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use logmesh_bus::{BusError, TopicPartition};
+use logmesh_types::TopicName;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
@@ -61,6 +62,7 @@ pub(crate) fn report(error: &KafkaError, reason: &str) {
 pub(crate) fn at_partition(error: &KafkaError, at: &TopicPartition) -> BusError {
     match error.rdkafka_error_code() {
         Some(code) if is_unknown(code) => unknown(at),
+        Some(code) if is_refused(code) => refused(&at.topic, error),
         _ => unavailable(error),
     }
 }
@@ -70,6 +72,17 @@ pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
     matches!(
         code,
         RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownPartition
+    )
+}
+
+/// True if Kafka will not do it, however often it is asked.
+pub(crate) fn is_refused(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::InvalidConfig
     )
 }
 
@@ -101,6 +114,10 @@ pub(crate) fn patiently<T>(timeout: Duration, mut ask: impl FnMut() -> Result<T,
 
 pub(crate) fn unknown(at: &TopicPartition) -> BusError {
     BusError::UnknownPartition { topic: at.topic.clone(), partition: at.partition }
+}
+
+pub(crate) fn refused(topic: &TopicName, error: &KafkaError) -> BusError {
+    BusError::Refused { topic: topic.clone(), reason: format!("Kafka: {error}") }
 }
 
 pub(crate) fn unavailable(error: &KafkaError) -> BusError {

@@ -17,7 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use crate::clients::MAX_BATCH_BYTES;
-use crate::context::{Quiet, is_unknown, stopping, unavailable};
+use crate::context::{Quiet, is_refused, is_unknown, refused, stopping, unavailable};
 use crate::settings::Settings;
 use configs::{LARGEST, cleanup_of, configs, retention, safe, small};
 
@@ -127,7 +127,7 @@ impl Topics {
                 found: "a name that Kafka cannot tell from it, with `_` for `.` or the other way round".to_owned(),
                 wanted: "this name".to_owned(),
             }),
-            Some(Err((_, code))) => Err(unavailable(&KafkaError::AdminOp(code))),
+            Some(Err((_, code))) => Err(failed(&spec.name, KafkaError::AdminOp(code))),
             None => Err(not_yet(&spec.name)),
         }
     }
@@ -184,7 +184,7 @@ impl Topics {
                 found: format!("{LARGEST} {bytes}"),
                 wanted: format!("{LARGEST} {MAX_BATCH_BYTES}"),
             }),
-            (Some(Err((_, code))), _) => Err(unavailable(&KafkaError::AdminOp(code))),
+            (Some(Err((_, code))), _) => Err(failed(&spec.name, KafkaError::AdminOp(code))),
             (None, _) => Err(not_yet(&spec.name)),
         }
     }
@@ -209,7 +209,7 @@ impl Topics {
             for topic in metadata.topics() {
                 // Others' topics may have names that ours can't have.
                 let Ok(name) = topic.name().parse::<TopicName>() else { continue };
-                let partitions = match partitions_of(topic) {
+                let partitions = match partitions_of(&name, topic) {
                     Err(error) if strict => return Err(error),
                     partitions => partitions.ok().flatten(),
                 };
@@ -311,7 +311,7 @@ pub(crate) fn explain(client: &BaseConsumer<Quiet>, error: &KafkaError) -> BusEr
 }
 
 /// How many partitions it has, if it is there.
-fn partitions_of(topic: &MetadataTopic) -> Result<Option<u32>, BusError> {
+fn partitions_of(name: &TopicName, topic: &MetadataTopic) -> Result<Option<u32>, BusError> {
     match topic.error().map(RDKafkaErrorCode::from) {
         Some(code) if is_unknown(code) => Ok(None),
         Some(RDKafkaErrorCode::InvalidTopic) => Ok(None),
@@ -319,7 +319,15 @@ fn partitions_of(topic: &MetadataTopic) -> Result<Option<u32>, BusError> {
             let partitions = topic.partitions().len() as u32;
             Ok((partitions > 0).then_some(partitions)) // none: a moment after it was made
         }
-        Some(code) => Err(unavailable(&KafkaError::MetadataFetch(code))),
+        Some(code) => Err(failed(name, KafkaError::MetadataFetch(code))),
+    }
+}
+
+/// The bus's error for what went wrong with a topic.
+fn failed(name: &TopicName, error: KafkaError) -> BusError {
+    match error.rdkafka_error_code() {
+        Some(code) if is_refused(code) => refused(name, &error),
+        _ => unavailable(&error),
     }
 }
 
@@ -337,17 +345,6 @@ fn not_yet(name: &TopicName) -> BusError {
 fn silent(name: &TopicName) -> BusError {
     let why = "it was just removed, or this user may not describe it";
     BusError::Unavailable { reason: format!("Kafka does not tell what is set on topic {name}: {why}") }
-}
-
-/// True if Kafka will not do it, however often it is asked.
-fn is_refused(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::InvalidConfig
-    )
 }
 
 #[cfg(test)]

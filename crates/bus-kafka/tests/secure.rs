@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{at, bus, record, topic};
-use logmesh_bus::{Bus, NextOffset};
+use logmesh_bus::{Bus, BusError, Cleanup, NextOffset, TopicSpec};
 use logmesh_bus_kafka::{Mechanism, Sasl};
 use logmesh_runtime::Tls;
 use logmesh_testing::{Folder, servers};
@@ -65,7 +65,9 @@ impl Certificates {
              ssl.truststore.type=PEM\nssl.truststore.location={}\nlistener.name.client.ssl.client.auth=required\n\
              sasl.enabled.mechanisms=PLAIN\nsasl.mechanism.inter.broker.protocol=PLAIN\n\
              listener.name.client.plain.sasl.jaas.config={login} username=\"broker\" password=\"b\" \
-             user_broker=\"b\" user_logmesh=\"right\";\n",
+             user_broker=\"b\" user_logmesh=\"right\" user_guest=\"g\";\n\
+             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:broker;User:logmesh;User:ANONYMOUS\n",
             show(&self.path("broker-both.pem")),
             show(&self.path("ca.pem")),
         );
@@ -90,6 +92,21 @@ async fn only_who_has_certificate_and_password_gets_in() {
     let topic = topic(&good, "t", 1).await;
     good.append(&topic, record("k", "v")).await.unwrap().await.unwrap();
     assert_eq!(good.read(&at(&topic, 0), NextOffset(0), 1).await.unwrap()[0].value, "v");
+
+    // Who may come in and do nothing: that's no outage, and isn't tried for ever.
+    let guest = bus(&address, |settings| {
+        (settings.tls, settings.sasl) = (certificates.tls(), sasl("g"));
+        settings.sasl.as_mut().unwrap().user = "guest".to_owned();
+    });
+    let refused = |error: BusError| assert!(matches!(error, BusError::Refused { .. }), "{error:?}");
+    let outcome = match guest.append(&topic, record("k", "v")).await {
+        Ok(append) => append.await,
+        Err(error) => Err(error),
+    };
+    refused(outcome.unwrap_err());
+    let cleanup = Cleanup::Delete { max_age: None, max_bytes: None };
+    let spec = TopicSpec { name: "new".parse().unwrap(), partitions: 1, cleanup };
+    refused(guest.ensure_topic(&spec).await.unwrap_err());
 
     let without = Tls { cert_file: None, key_file: None, ..certificates.tls() };
     let refused = [

@@ -172,6 +172,14 @@ pub enum BusError {
         /// The most that is allowed.
         limit: usize,
     },
+    /// The bus does not let us use the topic, however often it is asked: its rights, or a policy of its owner, forbid it.
+    #[error("the bus refuses topic {topic}: {reason}")]
+    Refused {
+        /// The topic.
+        topic: TopicName,
+        /// What it said.
+        reason: String,
+    },
     /// A commit for a partition that this consumer does not hold, any more or yet.
     #[error("partition {partition} of topic {topic} is not assigned to this consumer")]
     NotOwner {

@@ -5,8 +5,8 @@
 
 mod acker;
 mod pending;
+mod rejected;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,11 +29,9 @@ use crate::metrics::{CHUNKS, CLAMPED, STREAMS};
 use crate::topics::TopicError;
 
 use pending::Pending;
+use rejected::{MAX_REJECTED, Refusal, Rejected};
 
 pub(crate) use pending::{InFlight, bus_position};
-
-/// The most streams of files that one Push stream may have rejected chunks of.
-const MAX_REJECTED: usize = 10_000;
 
 /// The most chunks of one stream that wait for their acks; the credit alone would let millions of one byte in.
 const MAX_PENDING: usize = 8_192;
@@ -113,7 +111,7 @@ impl Session {
     /// Takes chunks until the agent has no more.
     async fn read(&self, mut chunks: Streaming<PushRequest>, pending: mpsc::Sender<Pending>) -> Result<(), End> {
         self.grant(self.shared.settings.max_in_flight.0).await?;
-        let (mut received, mut rejected) = (0, HashMap::new());
+        let (mut received, mut rejected) = (0, Rejected::default());
         while let Some(request) = chunks.message().await.map_err(|_| None)? {
             let Some(mut chunk) = request.chunk else { continue };
             received += chunk.data.len() as u64;
@@ -127,32 +125,28 @@ impl Session {
             let in_flight = InFlight::new(&self.shared.room, chunk.encoded_len() + CHUNK_COST).await;
             match self.take(&chunk, &rejected, in_flight).await {
                 Ok(mut item) => {
-                    rejected.remove(&chunk.stream_id);
+                    rejected.forget(&chunk.stream_id);
                     // A place first: waiting for one with the lock held would be for ever, since a retry wants the lock.
                     let place = pending.reserve().await.map_err(|_| None)?;
                     let _order = self.order.lock().await;
                     item.append(&*self.shared.bus).await;
                     place.send(item);
                 }
-                Err(refusal) => self.reject(&chunk, refusal, &mut rejected).await?,
+                Err(refusal) => {
+                    let reject = refusal.of(&chunk.stream_id, chunk.start_offset..chunk.end_offset);
+                    self.reject(reject, chunk.data.len() as u64, &mut rejected).await?;
+                }
             }
         }
         Ok(())
     }
 
     /// Checks a chunk and makes its records.
-    async fn take(
-        &self,
-        chunk: &Chunk,
-        rejected: &HashMap<String, u64>,
-        in_flight: InFlight,
-    ) -> Result<Pending, Refusal> {
+    async fn take(&self, chunk: &Chunk, rejected: &Rejected, in_flight: InFlight) -> Result<Pending, Refusal> {
         chunk::check(chunk).map_err(|error| Refusal { reason: error.reason, detail: error.detail })?;
         let topic = chunk.topic.parse().map_err(|error| Refusal { reason: "BAD_NAME", detail: format!("{error}") })?;
-        // An ack speaks for everything before it, so nothing after a rejected chunk may be taken.
-        if let Some(start) = rejected.get(&chunk.stream_id).filter(|start| chunk.start_offset > **start) {
-            let detail = format!("the chunk at offset {start} of this stream was rejected; send that one first");
-            return Err(Refusal { reason: "AFTER_REJECTED", detail });
+        if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
+            return Err(refusal);
         }
         let format = self.ensure_topic(&topic).await?;
         let item = Pending::new(chunk, topic, format, in_flight);
@@ -177,30 +171,15 @@ impl Session {
         }
     }
 
-    /// Says that a chunk was refused, and gives its credit back.
-    async fn reject(&self, chunk: &Chunk, refusal: Refusal, rejected: &mut HashMap<String, u64>) -> Result<(), End> {
+    /// Says that a chunk was refused, and gives the credit of its bytes back.
+    async fn reject(&self, reject: Reject, bytes: u64, rejected: &mut Rejected) -> Result<(), End> {
         counter!(CHUNKS, "outcome" => "rejected").increment(1);
-        debug!(stream = ?chunk.stream_id, reason = refusal.reason, detail = ?refusal.detail, "chunk rejected");
-        if rejected.len() >= MAX_REJECTED {
+        debug!(stream = ?reject.stream_id, reason = reject.reason, detail = ?reject.detail, "chunk rejected");
+        if !rejected.note(&reject.stream_id, reject.start_offset) {
             let message = format!("chunks of {MAX_REJECTED} streams were rejected");
             return Err(Some(logmesh_grpc::resource_exhausted("TOO_MANY_REJECTED", message)));
         }
-        let first = rejected.entry(chunk.stream_id.clone()).or_insert(chunk.start_offset);
-        *first = chunk.start_offset.min(*first);
-        self.answer(Response::Reject(Reject {
-            stream_id: chunk.stream_id.clone(),
-            start_offset: chunk.start_offset,
-            end_offset: chunk.end_offset,
-            reason: refusal.reason.to_owned(),
-            detail: refusal.detail,
-        }))
-        .await?;
-        self.grant(chunk.data.len() as u64).await
+        self.answer(Response::Reject(reject)).await?;
+        self.grant(bytes).await
     }
-}
-
-/// Why a chunk is refused.
-struct Refusal {
-    reason: &'static str,
-    detail: String,
 }

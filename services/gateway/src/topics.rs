@@ -22,7 +22,25 @@ pub(crate) enum TopicError {
     },
     /// The bus can't say now.
     #[error(transparent)]
-    Bus(#[from] BusError),
+    Bus(BusError),
+}
+
+impl From<BusError> for TopicError {
+    fn from(error: BusError) -> Self {
+        match refusal(&error) {
+            Some(reason) => Self::Refused { reason, detail: error.to_string() },
+            None => Self::Bus(error),
+        }
+    }
+}
+
+/// The stable name of an error that trying again won't mend.
+pub(crate) fn refusal(error: &BusError) -> Option<&'static str> {
+    match error {
+        BusError::Refused { .. } => Some("TOPIC_REFUSED"),
+        BusError::RecordTooLarge { .. } => Some("RECORD_TOO_LARGE"),
+        _ => None,
+    }
 }
 
 /// The topics that this process has seen to.
@@ -88,7 +106,7 @@ impl TopicMaker {
                 BusError::TopicDiffers { .. } => {
                     TopicError::Refused { reason: "TOPIC_DIFFERS", detail: error.to_string() }
                 }
-                other => TopicError::Bus(other),
+                other => other.into(),
             })?;
         }
         if found.is_none() {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use logmesh_bus::BusError;
-use logmesh_grpc::{FieldViolation, invalid_argument, unavailable};
+use logmesh_grpc::{FieldViolation, failed_precondition, invalid_argument, unavailable};
 use logmesh_proto::ingest::v1::{Event, WriteRequest, WriteResponse};
 use logmesh_record::{codec, document};
 use logmesh_types::limits::{MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_WRITE_EVENTS};
@@ -109,6 +109,7 @@ fn check(request: &WriteRequest) -> Result<TopicName, Status> {
 fn failed(error: &BusError) -> Status {
     match error {
         BusError::RecordTooLarge { .. } => invalid_argument("BAD_EVENT", error.to_string(), &[]),
+        BusError::Refused { .. } => failed_precondition("TOPIC_REFUSED", error.to_string()),
         _ => unavailable("BUS_UNAVAILABLE", format!("{error}; send the events again")),
     }
 }

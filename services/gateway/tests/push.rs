@@ -193,6 +193,35 @@ async fn one_append_that_fails_is_not_overtaken_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_bus_refuses_for_good_is_rejected_and_holds_up_no_other() {
+    let server = Server::start(Settings::default()).await;
+    let mut push = server.push().await;
+    let other = |start, data| Chunk { topic: "other".to_owned(), ..chunk(1, start, data) };
+    push.send(other(0, "a\n"));
+    push.ack().await;
+    *server.bus.forbidden.lock().unwrap() = Some("other".parse().unwrap());
+    push.send(other(2, "b\n"));
+    push.send(other(4, "c\n"));
+    push.send(chunk(2, 0, "d\n"));
+    let mut reasons = Vec::new();
+    for _ in 0..2 {
+        let Some(Response::Reject(reject)) = push.answer().await.unwrap() else { panic!("not rejected") };
+        reasons.push((reject.start_offset, reject.end_offset, reject.reason));
+    }
+    assert_eq!(reasons, [(2, 4, "TOPIC_REFUSED".to_owned()), (4, 6, "AFTER_REJECTED".to_owned())]);
+    assert_eq!(push.ack().await.stream_id, format!("{:032x}", 2), "another stream goes on");
+
+    // What was sent before the agent heard of it may be stored; it must not be acked before the one rejected is there.
+    *server.bus.forbidden.lock().unwrap() = None;
+    push.send(other(4, "c\n"));
+    let Some(Response::Reject(reject)) = push.answer().await.unwrap() else { panic!("not rejected") };
+    assert_eq!((reject.start_offset, reject.reason.as_str()), (4, "AFTER_REJECTED"));
+    push.send(other(2, "b\n"));
+    push.send(other(4, "c\n"));
+    assert_eq!((push.ack().await.end_offset, push.ack().await.end_offset), (4, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_of_one_byte_wait_too_once_there_are_many() {
     let server = Server::start(Settings::default()).await;
     let mut push = server.push().await;

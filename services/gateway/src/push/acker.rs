@@ -1,4 +1,4 @@
-//! The half of a Push stream that waits for the bus and acks.
+//! The half of a Push stream that waits for the bus and acks, or rejects what the bus will never take.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,19 +10,44 @@ use tokio::sync::mpsc::Receiver;
 use tracing::warn;
 
 use super::pending::Pending;
+use super::rejected::{Refusal, Rejected};
 use super::{End, Session};
 use crate::metrics::{ACK_SECONDS, BYTES, CHUNKS, RETRIES};
+use crate::topics::refusal;
 
 impl Session {
     /// Acks chunks in their order as they become durable, until the reader has ended and all are acked.
     pub(super) async fn ack(&self, mut to_ack: Receiver<Pending>) -> Result<(), End> {
-        while let Some(mut head) = to_ack.recv().await {
-            match head.appended().await {
-                Ok(position) => self.ack_one(head, &position).await?,
-                Err(error) => self.retry(head, error, &mut to_ack).await?,
+        let mut rejected = Rejected::default();
+        while let Some(head) = to_ack.recv().await {
+            if let Some((head, error)) = self.settle(head, &mut rejected).await? {
+                self.retry(head, error, &mut to_ack, &mut rejected).await?;
             }
         }
         Ok(())
+    }
+
+    /// Waits for a chunk's append and answers; gives the chunk back if it is to be tried again.
+    async fn settle(&self, mut chunk: Pending, rejected: &mut Rejected) -> Result<Option<(Pending, BusError)>, End> {
+        let outcome = chunk.appended().await;
+        if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
+            self.reject(chunk.to_reject(refusal), chunk.bytes, rejected).await?;
+            return Ok(None);
+        }
+        match outcome {
+            Ok(position) => {
+                rejected.forget(&chunk.stream_id);
+                self.ack_one(chunk, &position).await?;
+            }
+            Err(error) => match refusal(&error) {
+                Some(reason) => {
+                    let refusal = Refusal { reason, detail: error.to_string() };
+                    self.reject(chunk.to_reject(refusal), chunk.bytes, rejected).await?;
+                }
+                None => return Ok(Some((chunk, error))),
+            },
+        }
+        Ok(None)
     }
 
     async fn ack_one(&self, chunk: Pending, position: &Position) -> Result<(), End> {
@@ -36,7 +61,13 @@ impl Session {
 
     /// Tries a chunk again, and behind it all that were appended since, until every one of them is durable. The reader
     /// stands still meanwhile; a later chunk may thus be on the bus twice, but never only before an earlier one.
-    async fn retry(&self, head: Pending, mut error: BusError, to_ack: &mut Receiver<Pending>) -> Result<(), End> {
+    async fn retry(
+        &self,
+        head: Pending,
+        mut error: BusError,
+        to_ack: &mut Receiver<Pending>,
+        rejected: &mut Rejected,
+    ) -> Result<(), End> {
         let _order = self.order.lock().await;
         let mut queue = VecDeque::from([head]);
         queue.extend(std::iter::from_fn(|| to_ack.try_recv().ok()));
@@ -52,14 +83,14 @@ impl Session {
             attempt += 1;
             // The first alone shows whether the bus works again; were all sent, the last might be stored before it.
             self.append_again(&mut queue, 0..1).await;
-            if let Some(failed) = self.ack_front(&mut queue, 1).await? {
+            if let Some(failed) = self.settle_front(&mut queue, 1, rejected).await? {
                 error = failed;
                 continue;
             }
             attempt = 0;
             let rest = queue.len();
             self.append_again(&mut queue, 0..rest).await;
-            match self.ack_front(&mut queue, rest).await? {
+            match self.settle_front(&mut queue, rest, rejected).await? {
                 None => return Ok(()),
                 Some(failed) => error = failed,
             }
@@ -75,16 +106,18 @@ impl Session {
         }
     }
 
-    /// Acks so many from the front; the error at which it stopped.
-    async fn ack_front(&self, queue: &mut VecDeque<Pending>, count: usize) -> Result<Option<BusError>, End> {
+    /// Settles so many from the front; the error at which it stopped.
+    async fn settle_front(
+        &self,
+        queue: &mut VecDeque<Pending>,
+        count: usize,
+        rejected: &mut Rejected,
+    ) -> Result<Option<BusError>, End> {
         for _ in 0..count {
-            let Some(mut head) = queue.pop_front() else { break };
-            match head.appended().await {
-                Ok(position) => self.ack_one(head, &position).await?,
-                Err(error) => {
-                    queue.push_front(head);
-                    return Ok(Some(error));
-                }
+            let Some(head) = queue.pop_front() else { break };
+            if let Some((head, error)) = self.settle(head, rejected).await? {
+                queue.push_front(head);
+                return Ok(Some(error));
             }
         }
         Ok(None)

@@ -6,13 +6,14 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use logmesh_bus::{Bus, BusError, NewRecord, Position};
-use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk};
+use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk, Reject};
 use logmesh_record::{Format, codec, document};
 use logmesh_types::TopicName;
 use logmesh_types::limits::MAX_RECORD_BYTES;
 use metrics::gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::rejected::Refusal;
 use crate::metrics::IN_FLIGHT;
 
 /// Bytes of a message that are taken from the room of all connections for as long as this lives.
@@ -40,7 +41,8 @@ impl Drop for InFlight {
 
 /// A chunk that was appended, perhaps in vain.
 pub(crate) struct Pending {
-    stream_id: String,
+    pub(crate) stream_id: String,
+    pub(crate) start_offset: u64,
     end_offset: u64,
     /// Bytes of its data.
     pub(crate) bytes: u64,
@@ -62,6 +64,7 @@ impl Pending {
         };
         Self {
             stream_id: chunk.stream_id.clone(),
+            start_offset: chunk.start_offset,
             end_offset: chunk.end_offset,
             bytes: chunk.data.len() as u64,
             since: Instant::now(),
@@ -103,6 +106,11 @@ impl Pending {
             }
             None => Err(BusError::Unavailable { reason: "not appended".to_owned() }),
         }
+    }
+
+    /// What tells the agent that it's refused.
+    pub(crate) fn to_reject(&self, refusal: Refusal) -> Reject {
+        refusal.of(&self.stream_id, self.start_offset..self.end_offset)
     }
 
     pub(crate) fn into_ack(self, position: &Position) -> Ack {

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 #![allow(dead_code, reason = "not every test uses everything")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,6 +37,8 @@ pub(crate) struct Breakable {
     pub(crate) broken: AtomicBool,
     /// Refuses the append of this number, counted from 1 since it was set to 0.
     pub(crate) refuse: AtomicUsize,
+    /// Refuses for good whatever goes to this topic.
+    pub(crate) forbidden: Mutex<Option<TopicName>>,
     /// Appends so far.
     pub(crate) appends: AtomicUsize,
     /// While true, no append comes to its end.
@@ -56,6 +58,10 @@ impl Bus for Breakable {
     }
     async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError> {
         let number = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.forbidden.lock().unwrap().as_ref() == Some(topic) {
+            let error = BusError::Refused { topic: topic.clone(), reason: "forbidden by the test".to_owned() };
+            return Ok(Box::pin(async { Err(error) }));
+        }
         if self.broken.load(Ordering::SeqCst) || self.refuse.load(Ordering::SeqCst) == number {
             let error = BusError::Unavailable { reason: "broken by the test".to_owned() };
             return Ok(Box::pin(async { Err(error) }));
@@ -101,6 +107,7 @@ impl Server {
             inner,
             broken: AtomicBool::new(false),
             refuse: AtomicUsize::new(0),
+            forbidden: Mutex::default(),
             appends: AtomicUsize::new(0),
             held: watch::Sender::new(false),
         });
