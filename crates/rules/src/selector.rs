@@ -46,6 +46,13 @@ impl Selector {
     pub fn matches(&self, labels: &Labels) -> bool {
         self.requirements.iter().all(|expr| expr.matches(labels))
     }
+
+    /// The keys that it names, each as often as it does.
+    pub fn keys(&self) -> Vec<&str> {
+        let mut keys = Vec::new();
+        self.requirements.iter().for_each(|expr| expr.add_keys(&mut keys));
+        keys
+    }
 }
 
 impl Expr {
@@ -58,6 +65,14 @@ impl Expr {
             Self::In { key, values } => {
                 labels.get(key).is_some_and(|label| values.iter().any(|value| equal(key, label, value)))
             }
+        }
+    }
+
+    fn add_keys<'a>(&'a self, keys: &mut Vec<&'a str>) {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().for_each(|part| part.add_keys(keys)),
+            Self::Not(part) => part.add_keys(keys),
+            Self::In { key, .. } | Self::Exists { key } => keys.push(key),
         }
     }
 

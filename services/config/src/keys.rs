@@ -5,12 +5,26 @@ use logmesh_types::RuleName;
 /// Rules: `/logmesh/v1/rules/{rule}`, a JSON object with `rule`, `create_time` and `update_time`.
 pub const RULES: &str = "/logmesh/v1/rules/";
 
+/// What became of rules: `/logmesh/v1/history/{rule}/{n}`, a JSON object for each change; `n` has ten digits and grows
+/// with each. The keys of a rule are written in the transaction that changes it, and stay when it's deleted.
+pub const HISTORY: &str = "/logmesh/v1/history/";
+
 /// Endpoints: `/logmesh/v1/endpoints/{kind}/{id}`, a JSON object with `kind`, `id` and `address`.
 pub const ENDPOINTS: &str = "/logmesh/v1/endpoints/";
 
 /// The key of a rule.
 pub fn rule(name: &RuleName) -> String {
     format!("{RULES}{}", name.id())
+}
+
+/// The prefix of a rule's history.
+pub fn history(name: &RuleName) -> String {
+    format!("{HISTORY}{}/", name.id())
+}
+
+/// The key of the change of that number in a rule's history.
+pub fn change(name: &RuleName, number: u64) -> String {
+    format!("{}{number:010}", history(name))
 }
 
 /// The key of an endpoint.

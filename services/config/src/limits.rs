@@ -5,6 +5,24 @@ use std::time::Duration;
 /// All rules together, as stored JSON. So that the whole set fits one message of `WatchRules` or `WatchConfig` (4 MiB).
 pub(crate) const MAX_RULES_BYTES: usize = 3 << 20;
 
+/// One rule as stored. It's written together with its place in the history, and once with its former state, and etcd takes
+/// 1.5 MiB in a transaction.
+pub(crate) const MAX_RULE_BYTES: usize = 256 << 10;
+
+/// What is kept of a rule's history: so many changes, and fewer if they take more bytes than this. The newest is always
+/// kept.
+pub(crate) const MAX_HISTORY: usize = 100;
+pub(crate) const MAX_HISTORY_BYTES: usize = 1 << 20;
+
+/// Who changed a rule and why, in bytes, as the protos say.
+pub(crate) const MAX_AUTHOR_BYTES: usize = 128;
+pub(crate) const MAX_REASON_BYTES: usize = 1 << 10;
+
+/// Problems with stored rules that are told, and the longest text of one in bytes: a message that carries all rules must
+/// have room for them.
+pub(crate) const MAX_PROBLEMS: usize = 256;
+pub(crate) const MAX_PROBLEM_BYTES: usize = 512;
+
 /// A page of a list ends at this size, for the same reason.
 pub(crate) const MAX_PAGE_BYTES: usize = 2 << 20;
 

@@ -22,7 +22,7 @@ async fn watch(server: &Server, request: WatchConfigRequest) -> Config {
 }
 
 async fn create(server: &Server, rule: Rule) -> Rule {
-    let request = CreateRuleRequest { rule: Some(rule), validate_only: false };
+    let request = CreateRuleRequest { rule: Some(rule), ..Default::default() };
     let made = server.rules().create_rule(request).await.expect("created").into_inner();
     // From here on every stream begins with it.
     let mut rules = server.rules().watch_rules(WatchRulesRequest {}).await.expect("a stream").into_inner();
@@ -31,7 +31,7 @@ async fn create(server: &Server, rule: Rule) -> Rule {
 }
 
 async fn delete(server: &Server, name: &str) {
-    let request = DeleteRuleRequest { name: name.into(), etag: String::new() };
+    let request = DeleteRuleRequest { name: name.into(), ..Default::default() };
     server.rules().delete_rule(request).await.expect("deleted");
 }
 

@@ -13,7 +13,7 @@ use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
 fn create(rule: Rule) -> CreateRuleRequest {
-    CreateRuleRequest { rule: Some(rule), validate_only: false }
+    CreateRuleRequest { rule: Some(rule), ..Default::default() }
 }
 
 fn update(rule: Rule, mask: &[&str]) -> UpdateRuleRequest {
@@ -49,9 +49,9 @@ async fn a_rule_lives_its_life() {
     let same = Rule { etag: String::new(), ..changed.clone() };
     assert_eq!(rules.update_rule(update(same, &[])).await.unwrap().into_inner(), changed, "nothing changed");
 
-    let stale = DeleteRuleRequest { name: "web".into(), etag: made.etag };
+    let stale = DeleteRuleRequest { name: "web".into(), etag: made.etag, ..Default::default() };
     assert_eq!(rules.delete_rule(stale).await.unwrap_err().code(), Code::Aborted);
-    let fresh = DeleteRuleRequest { name: "web".into(), etag: changed.etag };
+    let fresh = DeleteRuleRequest { name: "web".into(), etag: changed.etag, ..Default::default() };
     rules.delete_rule(fresh.clone()).await.unwrap();
     assert_eq!(rules.delete_rule(fresh).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(rules.get_rule(get("web")).await.unwrap_err().code(), Code::NotFound);
@@ -126,7 +126,7 @@ async fn lists_come_in_pages_by_name() {
     }
     let (mut names, mut token) = (Vec::new(), String::new());
     loop {
-        let request = ListRulesRequest { page_size: 2, page_token: token };
+        let request = ListRulesRequest { page_size: 2, page_token: token, ..Default::default() };
         let page = rules.list_rules(request).await.unwrap().into_inner();
         assert!(page.rules.len() <= 2);
         names.extend(page.rules.into_iter().map(|rule| rule.name));

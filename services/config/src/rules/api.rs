@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
-use logmesh_grpc::{aborted, already_exists, internal, not_found, resource_exhausted};
+use logmesh_grpc::{aborted, already_exists, failed_precondition, not_found};
 use logmesh_proto::config::v1::rule_service_server::RuleService;
 use logmesh_proto::config::v1::{
-    CreateRuleRequest, DeleteRuleRequest, DeleteRuleResponse, GetRuleRequest, ListRulesRequest, ListRulesResponse,
-    Rule, UpdateRuleRequest, WatchRulesRequest, WatchRulesResponse,
+    ChangeNote, CreateRuleRequest, DeleteRuleRequest, DeleteRuleResponse, GetRuleRequest, ListRuleRevisionsRequest,
+    ListRuleRevisionsResponse, ListRulesRequest, ListRulesResponse, RollbackRuleRequest, Rule, UpdateRuleRequest,
+    WatchRulesRequest, WatchRulesResponse,
 };
 use logmesh_rules::RuleSpec;
-use logmesh_store::{ConfigStore, Precondition, Revision, StoreError};
+use logmesh_store::{ConfigStore, Revision};
 use logmesh_types::RuleName;
 use tonic::{Request, Response, Status};
-use tracing::info;
 
-use super::mask;
+use super::history::Kind;
 use super::stored::{StoredRule, etag};
 use super::view::{RuleSet, RuleView};
+use super::write::{Change, Former, RuleStore};
+use super::{filter, mask};
 use crate::error::{bad_field, bad_rule, store};
 use crate::keys;
-use crate::limits::{MAX_RULES, MAX_RULES_BYTES, UPDATE_ATTEMPTS};
+use crate::limits::UPDATE_ATTEMPTS;
 use crate::paging::{page, page_size};
 use crate::push::{Push, Stream};
 
@@ -27,6 +29,7 @@ use crate::push::{Push, Stream};
 #[derive(Clone, Debug)]
 pub(crate) struct RuleApi {
     store: Arc<dyn ConfigStore>,
+    rules: RuleStore,
     view: RuleView,
     push: Push,
 }
@@ -34,38 +37,36 @@ pub(crate) struct RuleApi {
 #[tonic::async_trait]
 impl RuleService for RuleApi {
     async fn create_rule(&self, request: Request<CreateRuleRequest>) -> Result<Response<Rule>, Status> {
-        let CreateRuleRequest { rule, validate_only } = request.into_inner();
+        let CreateRuleRequest { rule, validate_only, note } = request.into_inner();
         let rule = rule.ok_or_else(|| bad_field("rule", "is missing"))?;
         let (name, spec) = check(&rule)?;
-        if self.find(&name).await?.is_some() {
+        if self.rules.look(&name).await?.is_some() {
             return Err(exists(&name));
         }
-        self.write(&name, StoredRule::new(spec, None), None, validate_only)
-            .await?
-            .map(Response::new)
-            .ok_or(exists(&name))
+        let change = change(Kind::Created, Some(spec), note, validate_only);
+        let made = self.rules.change(&name, None, change).await?;
+        made.map(Response::new).ok_or_else(|| exists(&name))
     }
 
     async fn get_rule(&self, request: Request<GetRuleRequest>) -> Result<Response<Rule>, Status> {
         let name = parse_name("name", &request.into_inner().name)?;
-        let (stored, revision) = self.find(&name).await?.ok_or_else(|| missing(&name))?;
+        let (stored, revision) = self.rules.find(&name).await?.ok_or_else(|| missing(&name))?;
         Ok(Response::new(stored.message(revision)))
     }
 
     async fn list_rules(&self, request: Request<ListRulesRequest>) -> Result<Response<ListRulesResponse>, Status> {
-        let ListRulesRequest { page_size: asked, page_token } = request.into_inner();
-        let size = page_size(asked)?;
+        let ListRulesRequest { page_size: asked, page_token, filter } = request.into_inner();
+        let (size, filter) = (page_size(asked)?, filter::read(&filter)?);
         let snapshot = self.store.list(keys::RULES).await.map_err(store)?;
-        let from = format!("{}{page_token}", keys::RULES);
-        // One that can't be read is named in the log by the view; the others are shown.
-        let rules =
-            (snapshot.entries.iter()).filter(|entry| page_token.is_empty() || entry.key > from).filter_map(|entry| {
-                let stored = StoredRule::read(&entry.versioned).ok()?;
-                let id = entry.key.strip_prefix(keys::RULES)?.to_owned();
-                Some((id, stored.message(entry.versioned.mod_revision)))
-            });
+        let rules = snapshot.entries.iter().filter_map(|entry| {
+            let id = entry.key.strip_prefix(keys::RULES).filter(|id| *id > page_token.as_str())?;
+            // One that can't be read is among the problems; the others are shown.
+            let rule = StoredRule::read(&entry.versioned).ok()?.message(entry.versioned.mod_revision);
+            filter.matches(&filter::fields(&rule)).then(|| (id.to_owned(), rule))
+        });
         let (rules, next_page_token) = page(rules, size);
-        Ok(Response::new(ListRulesResponse { rules, next_page_token }))
+        let problems = if page_token.is_empty() { self.view.latest().problems.clone() } else { Vec::new() };
+        Ok(Response::new(ListRulesResponse { rules, next_page_token, problems }))
     }
 
     async fn update_rule(&self, request: Request<UpdateRuleRequest>) -> Result<Response<Rule>, Status> {
@@ -77,25 +78,50 @@ impl RuleService for RuleApi {
                 return Ok(Response::new(written));
             }
         }
-        Err(aborted("CONFLICT", format!("others keep changing {name}; try again")))
+        Err(conflict(&name))
     }
 
     async fn delete_rule(&self, request: Request<DeleteRuleRequest>) -> Result<Response<DeleteRuleResponse>, Status> {
+        let DeleteRuleRequest { name, etag, note, validate_only } = request.into_inner();
+        let name = parse_name("name", &name)?;
+        for _ in 0..UPDATE_ATTEMPTS {
+            // Not by find(): a rule that can't be read can still be deleted.
+            let held = self.rules.look(&name).await?.ok_or_else(|| missing(&name))?;
+            check_etag(&name, &etag, held.revision)?;
+            let change = change(Kind::Deleted, None, note.clone(), validate_only);
+            if self.rules.change(&name, Some(&held), change).await?.is_some() {
+                return Ok(Response::new(DeleteRuleResponse {}));
+            }
+        }
+        Err(conflict(&name))
+    }
+
+    async fn list_rule_revisions(
+        &self,
+        request: Request<ListRuleRevisionsRequest>,
+    ) -> Result<Response<ListRuleRevisionsResponse>, Status> {
+        let ListRuleRevisionsRequest { name, page_size: asked, page_token } = request.into_inner();
+        let (name, size) = (parse_name("name", &name)?, page_size(asked)?);
+        let before = if page_token.is_empty() { Ok(u64::MAX) } else { page_token.parse() };
+        let before = before.map_err(|_| bad_field("page_token", "is not one that this method gave"))?;
+        let present = self.rules.look(&name).await?;
+        let history = self.rules.history(&name, present.as_ref()).await?;
+        if history.is_empty() && present.is_none() {
+            return Err(missing(&name));
+        }
+        let (revisions, next_page_token) = page(history.before(before), size);
+        Ok(Response::new(ListRuleRevisionsResponse { revisions, next_page_token }))
+    }
+
+    async fn rollback_rule(&self, request: Request<RollbackRuleRequest>) -> Result<Response<Rule>, Status> {
         let request = request.into_inner();
         let name = parse_name("name", &request.name)?;
-        // Not by find(): a rule that can't be read can still be deleted.
-        let held = self.store.get(&keys::rule(&name)).await.map_err(store)?.ok_or_else(|| missing(&name))?;
-        check_etag(&name, &request.etag, held.mod_revision)?;
-        let condition =
-            if request.etag.is_empty() { Precondition::None } else { Precondition::RevisionIs(held.mod_revision) };
-        match self.store.delete(&keys::rule(&name), condition).await {
-            Ok(revision) => {
-                info!(rule = %name, %revision, "rule deleted");
-                Ok(Response::new(DeleteRuleResponse {}))
+        for _ in 0..UPDATE_ATTEMPTS {
+            if let Some(written) = self.try_rollback(&name, &request).await? {
+                return Ok(Response::new(written));
             }
-            Err(StoreError::PreconditionFailed { .. }) => Err(changed(&name)),
-            Err(error) => Err(store(error)),
         }
+        Err(conflict(&name))
     }
 
     type WatchRulesStream = Stream<WatchRulesResponse>;
@@ -105,6 +131,7 @@ impl RuleService for RuleApi {
             set.is_loaded().then(|| WatchRulesResponse {
                 rules: set.rules.values().map(|rule| rule.message.clone()).collect(),
                 revision: i64::try_from(set.revision.0).unwrap_or(i64::MAX),
+                problems: set.problems.clone(),
             })
         };
         Ok(Response::new(self.push.states(self.view.subscribe(), show)?))
@@ -113,14 +140,8 @@ impl RuleService for RuleApi {
 
 impl RuleApi {
     pub(crate) fn new(store: Arc<dyn ConfigStore>, view: RuleView, push: Push) -> Self {
-        Self { store, view, push }
-    }
-
-    /// The stored rule and the revision that wrote it.
-    async fn find(&self, name: &RuleName) -> Result<Option<(StoredRule, Revision)>, Status> {
-        let Some(versioned) = self.store.get(&keys::rule(name)).await.map_err(store)? else { return Ok(None) };
-        let stored = StoredRule::read(&versioned).map_err(|problem| internal(format!("{name}: {problem:#}")))?;
-        Ok(Some((stored, versioned.mod_revision)))
+        let rules = RuleStore::new(store.clone(), view.clone());
+        Self { store, rules, view, push }
     }
 
     /// Changes the rule from the state that it has now; `None` if somebody else wrote in between.
@@ -130,12 +151,12 @@ impl RuleApi {
         rule: &Rule,
         request: &UpdateRuleRequest,
     ) -> Result<Option<Rule>, Status> {
-        let former = self.find(name).await?;
-        let (spec, stored) = match &former {
+        let former = self.rules.find(name).await?;
+        let (kind, spec) = match &former {
             None if !request.allow_missing => return Err(missing(name)),
             // An etag names a state that it had: somebody deleted it.
             None if !rule.etag.is_empty() => return Err(changed(name)),
-            None => (check(rule)?.1, None),
+            None => (Kind::Created, check(rule)?.1),
             Some((stored, revision)) => {
                 check_etag(name, &rule.etag, *revision)?;
                 let merged = mask::merge(&stored.message(*revision), rule, request.update_mask.as_ref())?;
@@ -143,57 +164,46 @@ impl RuleApi {
                 if spec == stored.rule {
                     return Ok(Some(stored.message(*revision)));
                 }
-                (spec, Some(stored))
+                (Kind::Updated, spec)
             }
         };
-        let new = StoredRule::new(spec, stored);
-        let revision = former.as_ref().map(|(_, revision)| *revision);
-        match self.write(name, new, revision, request.validate_only).await? {
-            None if !rule.etag.is_empty() => Err(changed(name)),
-            written => Ok(written),
-        }
+        let former = former.map(|(stored, revision)| Former { revision, stored: Some(stored) });
+        let change = change(kind, Some(spec), request.note.clone(), request.validate_only);
+        self.rules.change(name, former.as_ref(), change).await
     }
 
-    /// Writes the rule if `former` still is the revision that wrote it last; `None` if it isn't.
-    async fn write(
-        &self,
-        name: &RuleName,
-        new: StoredRule,
-        former: Option<Revision>,
-        validate_only: bool,
-    ) -> Result<Option<Rule>, Status> {
-        let json = new.to_json().map_err(|problem| internal(format!("{problem:#}")))?;
-        self.check_room(name, json.len())?;
-        if validate_only {
-            return Ok(Some(new.message(former.unwrap_or_default())));
+    /// Gives the rule the state of an earlier revision; `None` if somebody else wrote in between.
+    async fn try_rollback(&self, name: &RuleName, request: &RollbackRuleRequest) -> Result<Option<Rule>, Status> {
+        let present = self.rules.look(name).await?;
+        match &present {
+            Some(held) => check_etag(name, &request.etag, held.revision)?,
+            None if !request.etag.is_empty() => return Err(changed(name)),
+            None => {}
         }
-        let condition = former.map_or(Precondition::MustNotExist, Precondition::RevisionIs);
-        match self.store.put(&keys::rule(name), json.into(), condition).await {
-            Ok(revision) => {
-                info!(rule = %name, %revision, "rule written");
-                Ok(Some(new.message(revision)))
-            }
-            Err(StoreError::PreconditionFailed { .. }) => Ok(None),
-            Err(error) => Err(store(error)),
+        let history = self.rules.history(name, present.as_ref()).await?;
+        if history.is_empty() && present.is_none() {
+            return Err(missing(name));
         }
+        let target = Revision(u64::try_from(request.revision).unwrap_or_default());
+        let found = history.find(target).ok_or_else(|| no_revision(name, request.revision))?;
+        let found = found.ok_or_else(|| unknown_revision(name, request.revision))?;
+        let earlier = found.rule.as_ref().ok_or_else(|| deletion(name, request.revision))?;
+        let (_, spec) = check(&earlier.into())?;
+        if let Some((held, Some(stored))) = present.as_ref().map(|held| (held, &held.stored))
+            && stored.rule == spec
+        {
+            return Ok(Some(stored.message(held.revision)));
+        }
+        let change = Change {
+            rolled_back_to: Some(target),
+            ..change(Kind::RolledBack, Some(spec), request.note.clone(), request.validate_only)
+        };
+        self.rules.change(name, present.as_ref(), change).await
     }
+}
 
-    /// Keeps all rules within what one message can carry. Writers at the same moment may go over it by as much as each other.
-    fn check_room(&self, name: &RuleName, bytes: usize) -> Result<(), Status> {
-        let set = self.view.latest();
-        if set.bytes + bytes > MAX_RULES_BYTES {
-            let message =
-                format!("all rules together would take more than {MAX_RULES_BYTES} bytes; delete some or use globs");
-            return Err(resource_exhausted("TOO_MANY_RULES", message));
-        }
-        if set.rules.len() >= MAX_RULES && !set.rules.contains_key(name.as_str()) {
-            return Err(resource_exhausted(
-                "TOO_MANY_RULES",
-                format!("there are {MAX_RULES} rules, which is the limit"),
-            ));
-        }
-        Ok(())
-    }
+fn change(kind: Kind, rule: Option<RuleSpec>, note: Option<ChangeNote>, validate_only: bool) -> Change {
+    Change { kind, rule, note: note.unwrap_or_default(), rolled_back_to: None, validate_only }
 }
 
 /// The rule as it would be stored, its name with `rules/`.
@@ -220,4 +230,23 @@ fn exists(name: &RuleName) -> Status {
 
 fn changed(name: &RuleName) -> Status {
     aborted("ETAG_MISMATCH", format!("{name} was changed since it was read; read it again"))
+}
+
+fn conflict(name: &RuleName) -> Status {
+    aborted("CONFLICT", format!("others keep changing {name}; try again"))
+}
+
+fn no_revision(name: &RuleName, revision: i64) -> Status {
+    let message = format!("the history of {name} holds no revision {revision}; ListRuleRevisions shows those it holds");
+    not_found("REVISION_NOT_FOUND", message)
+}
+
+fn unknown_revision(name: &RuleName, revision: i64) -> Status {
+    let message = format!("revision {revision} of {name} was written by a later version of the server; use that");
+    failed_precondition("REVISION_UNREADABLE", message)
+}
+
+fn deletion(name: &RuleName, revision: i64) -> Status {
+    let message = format!("revision {revision} deleted {name}; name one that holds it, or delete it");
+    failed_precondition("REVISION_IS_DELETION", message)
 }

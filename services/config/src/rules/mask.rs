@@ -8,6 +8,33 @@ use crate::error::bad_field;
 
 const NO_FIELD: &str = "is not a field of a rule";
 
+/// The fields that a user sets, but for the name.
+const FIELDS: [&str; 14] = [
+    "selector",
+    "paths",
+    "exclude",
+    "topic",
+    "priority",
+    "service",
+    "pace",
+    "start_at",
+    "ignore_older",
+    "multiline",
+    "max_event_bytes",
+    "long_events",
+    "format",
+    "encoding",
+];
+
+/// The fields in which two states of a rule differ.
+pub(crate) fn differences(old: &Rule, new: &Rule) -> Vec<String> {
+    let differs = |field: &str| {
+        let mut merged = old.clone();
+        take(&mut merged, new, field).is_ok() && merged != *old
+    };
+    FIELDS.iter().filter(|field| differs(field)).map(|field| (*field).to_owned()).collect()
+}
+
 /// `old` with the fields of the mask taken from `new`; all of `new` if the mask is empty or `*`.
 pub(crate) fn merge(old: &Rule, new: &Rule, mask: Option<&FieldMask>) -> Result<Rule, Status> {
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
@@ -46,7 +73,7 @@ fn take(merged: &mut Rule, new: &Rule, path: &str) -> Result<(), &'static str> {
         "format" => merged.format = new.format,
         "encoding" => merged.encoding.clone_from(&new.encoding),
         "ignore_older" => merged.ignore_older = new.ignore_older,
-        "revision" | "etag" | "create_time" | "update_time" => return Err("is set by the server"),
+        "revision" | "etag" | "create_time" | "update_time" | "origin" => return Err("is set by the server"),
         "*" => return Err("stands alone or not at all"),
         _ => return Err(NO_FIELD),
     }
@@ -100,6 +127,37 @@ mod tests {
         assert_eq!(merged(&["multiline.end_pattern"]), with("a", "c"));
         assert_eq!(merged(&["multiline.start_pattern", "multiline.end_pattern"]), new);
         assert_eq!(merged(&["multiline"]), new);
+    }
+
+    #[test]
+    fn differences_name_every_field_and_no_other() {
+        use prost_types::Duration;
+        let old = Rule { name: "rules/a".into(), revision: 1, etag: "r1".into(), ..Rule::default() };
+        let new = Rule {
+            selector: "a=1".into(),
+            paths: vec!["/a".into()],
+            exclude: vec!["b".into()],
+            topic: "t".into(),
+            priority: 1,
+            service: "s".into(),
+            pace: Some(Pace { bytes_per_second: 1, lines_per_second: 0 }),
+            start_at: 2,
+            ignore_older: Some(Duration { seconds: 1, nanos: 0 }),
+            multiline: Some(Multiline { start_pattern: "x".into(), ..Multiline::default() }),
+            max_event_bytes: 1024,
+            long_events: 2,
+            format: 2,
+            encoding: "gbk".into(),
+            ..old.clone()
+        };
+        assert_eq!(differences(&old, &new), FIELDS);
+        assert_eq!(differences(&old, &Rule { revision: 2, etag: "r2".into(), ..old.clone() }), [""; 0]);
+        // Every field but those that the server sets is one of them.
+        let undone = FIELDS.iter().fold(new, |mut rule, field| {
+            take(&mut rule, &old, field).unwrap();
+            rule
+        });
+        assert_eq!(undone, old);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use logmesh_proto::config::v1 as message;
 use logmesh_proto::time::timestamp;
-use logmesh_rules::RuleSpec;
+use logmesh_rules::{RuleSpec, Violation};
 use logmesh_store::{Revision, Versioned};
 use logmesh_types::UnixNanos;
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,14 @@ impl StoredRule {
         Self { rule, create_time, update_time: now }
     }
 
-    pub(crate) fn read(versioned: &Versioned) -> anyhow::Result<Self> {
-        serde_json::from_slice(&versioned.value).context("its JSON is unreadable")
+    /// Reads the value of a rule's key; an error names the field.
+    pub(crate) fn read(versioned: &Versioned) -> Result<Self, Violation> {
+        let mut deserializer = serde_json::Deserializer::from_slice(&versioned.value);
+        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let field = error.path().to_string();
+            let field = if matches!(field.as_str(), "." | "?") { String::new() } else { field };
+            Violation { field, description: format!("can't be read: {}", error.into_inner()) }
+        })
     }
 
     pub(crate) fn to_json(&self) -> anyhow::Result<Vec<u8>> {
@@ -45,6 +51,13 @@ impl StoredRule {
             update_time: time(&self.update_time),
             ..message::Rule::from(&self.rule)
         }
+    }
+}
+
+impl From<&StoredRule> for message::Rule {
+    /// The rule as it was written, without what the server adds.
+    fn from(stored: &StoredRule) -> Self {
+        Self::from(&stored.rule)
     }
 }
 

@@ -1,11 +1,15 @@
-//! `rules apply|list|get|delete`.
+//! `rules apply|list|get|delete`; the others are in modules of their own.
+
+mod history;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
-use logmesh_proto::config::v1::{DeleteRuleRequest, GetRuleRequest, ListRulesRequest, Rule, UpdateRuleRequest};
+use logmesh_proto::config::v1::{
+    ChangeNote, DeleteRuleRequest, GetRuleRequest, ListRulesRequest, Rule, RuleProblem, UpdateRuleRequest,
+};
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::time::unix_nanos;
 use logmesh_rules::{Document, RuleSpec};
@@ -13,6 +17,8 @@ use logmesh_types::{RuleName, UnixNanos};
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic::transport::Channel;
+
+use history::NoteArgs;
 
 use super::failure::note;
 use super::output::{age, time};
@@ -34,9 +40,15 @@ enum RulesCommand {
         /// The file, one or several YAML documents; - reads standard input
         #[arg(short = 'f', long = "file", value_name = "FILE")]
         file: PathBuf,
+        #[command(flatten)]
+        note: NoteArgs,
     },
-    /// Show all rules
-    List,
+    /// Show rules, and on stderr what should be one and can't be served
+    List {
+        /// Only those that it selects: 'topic=web AND NOT exists(origin)'
+        #[arg(long, value_name = "FILTER", default_value = "")]
+        filter: String,
+    },
     /// Show one rule as YAML, to be changed and applied again
     Get {
         /// Its name; rules/ before it may be left out
@@ -48,6 +60,25 @@ enum RulesCommand {
         /// Its name; rules/ before it may be left out
         #[arg(value_parser = rule_name)]
         name: RuleName,
+        #[command(flatten)]
+        note: NoteArgs,
+    },
+    /// Show what became of a rule, the newest change first; deleted ones too
+    History {
+        /// Its name; rules/ before it may be left out
+        #[arg(value_parser = rule_name)]
+        name: RuleName,
+    },
+    /// Give a rule the state of an earlier revision again; deleted ones too
+    Rollback {
+        /// Its name; rules/ before it may be left out
+        #[arg(value_parser = rule_name)]
+        name: RuleName,
+        /// The revision, as history shows it
+        #[arg(long, value_name = "REV", value_parser = clap::value_parser!(i64).range(1..))]
+        to: i64,
+        #[command(flatten)]
+        note: NoteArgs,
     },
 }
 
@@ -60,31 +91,36 @@ type Client = RuleServiceClient<Channel>;
 pub(super) async fn run(args: RulesArgs, session: &mut Session) -> Outcome {
     let mut client = RuleServiceClient::new(session.channel.clone());
     match args.command {
-        RulesCommand::Apply { file } => apply(&file, &mut client, session).await,
-        RulesCommand::List => list(&mut client, session).await,
+        RulesCommand::Apply { file, note } => apply(&file, &note.note(""), &mut client, session).await,
+        RulesCommand::List { filter } => list(&filter, &mut client, session).await,
         RulesCommand::Get { name } => get(&name, &mut client, session).await,
-        RulesCommand::Delete { name } => {
-            client.delete_rule(request(DeleteRuleRequest { name: name.to_string(), etag: String::new() })).await?;
-            if session.out.json {
-                session.out.json(&json!({"name": name.as_str(), "deleted": true}))?;
-            } else {
-                session.out.line(&format!("{name} deleted"))?;
-            }
-            Ok(())
-        }
+        RulesCommand::Delete { name, note } => delete(&name, note.note(""), &mut client, session).await,
+        RulesCommand::History { name } => history::history(&name, &mut client, session).await,
+        RulesCommand::Rollback { name, to, note } => history::rollback(&name, to, &note, &mut client, session).await,
     }
 }
 
-async fn apply(file: &Path, client: &mut Client, session: &mut Session) -> Outcome {
+async fn delete(name: &RuleName, note: ChangeNote, client: &mut Client, session: &mut Session) -> Outcome {
+    let delete = DeleteRuleRequest { name: name.to_string(), note: Some(note), ..Default::default() };
+    client.delete_rule(request(delete)).await?;
+    if session.out.json {
+        session.out.json(&json!({"name": name.as_str(), "deleted": true}))?;
+    } else {
+        session.out.line(&format!("{name} deleted"))?;
+    }
+    Ok(())
+}
+
+async fn apply(file: &Path, note: &ChangeNote, client: &mut Client, session: &mut Session) -> Outcome {
     let shown = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {shown}: {error}")))?;
     let specs = check(&shown, &text).map_err(Failure::Usage)?;
     for spec in &specs {
-        update(client, spec, true).await?;
+        update(client, spec, note, true).await?;
     }
     for spec in &specs {
         let before = find(client, &spec.name).await?;
-        let after = update(client, spec, false).await?;
+        let after = update(client, spec, note, false).await?;
         let done = match before {
             None => "created",
             Some(before) if before.revision == after.revision => "unchanged",
@@ -150,8 +186,9 @@ fn fault(file: &str, document: &Document, field: &str, description: &str) -> Str
     format!("{file}: {place}{field}: {description}")
 }
 
-async fn update(client: &mut Client, spec: &RuleSpec, validate_only: bool) -> Result<Rule, Failure> {
-    let update = UpdateRuleRequest { rule: Some(spec.into()), update_mask: None, allow_missing: true, validate_only };
+async fn update(client: &mut Client, spec: &RuleSpec, note: &ChangeNote, validate_only: bool) -> Result<Rule, Failure> {
+    let (rule, note) = (Some(spec.into()), Some(note.clone()));
+    let update = UpdateRuleRequest { rule, update_mask: None, allow_missing: true, validate_only, note };
     Ok(client.update_rule(request(update)).await?.into_inner())
 }
 
@@ -163,12 +200,13 @@ async fn find(client: &mut Client, name: &str) -> Result<Option<Rule>, Failure> 
     }
 }
 
-async fn list(client: &mut Client, session: &mut Session) -> Outcome {
+async fn list(filter: &str, client: &mut Client, session: &mut Session) -> Outcome {
     let (mut rows, mut page_token) = (Vec::new(), String::new());
     let now = UnixNanos::now();
     loop {
-        let page =
-            client.list_rules(request(ListRulesRequest { page_size: LIST_PAGE, page_token })).await?.into_inner();
+        let page = ListRulesRequest { page_size: LIST_PAGE, page_token, filter: filter.to_owned() };
+        let page = client.list_rules(request(page)).await?.into_inner();
+        page.problems.iter().for_each(tell_problem);
         for rule in &page.rules {
             if session.out.json {
                 session.out.json(&to_json(rule)?)?;
@@ -185,6 +223,13 @@ async fn list(client: &mut Client, session: &mut Session) -> Outcome {
         session.out.table(["NAME", "TOPIC", "PRIORITY", "REVISION", "CHANGED", "SELECTOR", "PATHS"], &rows)?;
     }
     Ok(())
+}
+
+/// Says on stderr what should be a rule and can't be served.
+fn tell_problem(problem: &RuleProblem) {
+    let RuleProblem { key, field, message } = problem;
+    let field = if field.is_empty() { String::new() } else { format!(" {field}") };
+    note(&format!("logmesh: {key}:{field} {message}"), false);
 }
 
 fn row(rule: &Rule, now: UnixNanos) -> [String; 7] {
@@ -220,6 +265,7 @@ fn to_json(rule: &Rule) -> Result<Value, Failure> {
     let spec = serde_json::to_value(to_spec(rule)?).map_err(|error| Failure::Garbled(error.to_string()))?;
     let spec = with(spec, "revision", rule.revision.into());
     let spec = with(spec, "etag", rule.etag.as_str().into());
+    let spec = if rule.origin.is_empty() { spec } else { with(spec, "origin", rule.origin.as_str().into()) };
     let spec = with(spec, "create_time", time(rule.create_time.as_ref()));
     Ok(with(spec, "update_time", time(rule.update_time.as_ref())))
 }
