@@ -81,8 +81,10 @@ impl Disk {
 
 fn open(path: &Path) -> Result<(Database, Revision), OpenError> {
     let is_new = !path.exists();
-    let database =
-        Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| explain(path, error))?;
+    // All checksums are looked at: what was damaged is told now, instead of being taken for rules.
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    let database = builder.create(path).map_err(|error| explain(path, error))?;
     let failed = |source: redb::Error| OpenError::storage(path, source);
     let revision = match stored_version(&database).map_err(failed)? {
         None if is_new || is_empty(&database).map_err(failed)? => {

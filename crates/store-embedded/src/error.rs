@@ -32,6 +32,16 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// Its bytes aren't those that were written.
+    #[error(
+        "the config store `{path}` is damaged ({found}); put a copy in its place, or move it away to begin with an empty one"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// It can't be read or written.
     #[error("failed to open the config store `{path}`")]
     Storage {
@@ -52,7 +62,11 @@ pub enum OpenError {
 
 impl OpenError {
     pub(crate) fn storage(path: &Path, source: impl Into<redb::Error>) -> Self {
-        Self::Storage { path: path.to_owned(), source: Box::new(source.into()) }
+        let path = path.to_owned();
+        match source.into() {
+            redb::Error::Corrupted(found) => Self::Damaged { path, found },
+            source => Self::Storage { path, source: Box::new(source) },
+        }
     }
 }
 

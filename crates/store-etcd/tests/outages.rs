@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use etcd_client::{AlarmAction, AlarmType};
 use logmesh_store::{ConfigStore, ConfigWatcher, Revision, StoreError, WatchError};
 use logmesh_store_etcd::{EtcdStore, Settings};
 use logmesh_testing::servers::{self, Etcd};
@@ -191,16 +192,42 @@ async fn what_is_larger_than_a_message_is_listed_and_watched_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_server_says_so_and_is_still_read() {
+async fn a_full_server_says_what_to_do_and_goes_on_reading_until_it_is_done() {
     let server = Etcd::start(&[("ETCD_QUOTA_BACKEND_BYTES", "4194304"), ("ETCD_UNSAFE_NO_FSYNC", "true")]);
     let store = store(&[&server]);
-    put(&store, "/full/small", "1").await;
+    let start = put(&store, "/full/small", "1").await;
+    let lease = store.grant_lease(PATIENCE).await.unwrap();
+    store.txn(logmesh_store::Txn::new().put_leased("/full/leased", "x", lease.id)).await.unwrap();
     let full = loop {
         let written = store.put("/full/k", vec![7; 1 << 20].into(), logmesh_store::Precondition::None).await;
         if let Err(error) = written {
             break error;
         }
     };
-    assert!(full.retryable() && full.to_string().contains("space is used up"), "{full}");
+    for word in ["space is used up", "compact", "defragment", "disarm"] {
+        assert!(full.retryable() && full.to_string().contains(word), "{full}");
+    }
+
+    // What needs no room goes on, watches of deletions too.
     assert!(store.get("/full/small").await.unwrap().is_some());
+    store.keep_alive(lease.id).await.unwrap();
+    let mut changes = store.watch("/full/small", start);
+    let revision = store.delete("/full/small", logmesh_store::Precondition::None).await.unwrap();
+    assert_eq!(next(&mut changes).await.unwrap().revision, revision);
+    let refused = store.grant_lease(PATIENCE).await.unwrap_err();
+    assert!(refused.to_string().contains("space is used up"), "{refused}");
+
+    // What the error says.
+    store.compact(revision).await.unwrap();
+    let mut human = etcd_client::Client::connect([server.address()], None).await.unwrap();
+    human.defragment().await.unwrap();
+    for alarm in human.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap().alarms() {
+        let mut whose = etcd_client::AlarmOptions::new();
+        whose.with_member(alarm.member_id());
+        human.alarm(AlarmAction::Deactivate, alarm.alarm(), Some(whose)).await.unwrap();
+    }
+    let again = put(&store, "/full/small", "2").await;
+    assert_eq!(next(&mut changes).await.unwrap().revision, again, "the same watch goes on");
+    store.keep_alive(lease.id).await.unwrap();
+    assert!(store.get("/full/leased").await.unwrap().is_some());
 }

@@ -11,6 +11,7 @@ use logmesh_runtime::Tls;
 use logmesh_store::{ConfigStore, Precondition, StoreError};
 use logmesh_store_etcd::{EtcdStore, Settings};
 use logmesh_testing::servers::{Etcd, Server};
+use logmesh_testing::wait_for_async;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use support::{PATIENCE, next, put, put_surely};
 
@@ -51,12 +52,17 @@ impl Certificates {
     }
 
     fn server(&self) -> Server {
-        Etcd::start(&[
-            ("ETCD_CERT_FILE", &self.text("server.pem")),
+        self.server_with(&[])
+    }
+
+    fn server_with(&self, env: &[(&str, &str)]) -> Server {
+        let own = [
+            ("ETCD_CERT_FILE", &self.text("server.pem")[..]),
             ("ETCD_KEY_FILE", &self.text("server.key")),
             ("ETCD_TRUSTED_CA_FILE", &self.text("ca.pem")),
             ("ETCD_CLIENT_CERT_AUTH", "true"),
-        ])
+        ];
+        Etcd::start(&[&own, env].concat())
     }
 
     fn tls(&self) -> Tls {
@@ -169,4 +175,41 @@ async fn users_have_a_password_and_keep_to_their_prefix() {
     };
     assert_eq!(change.revision, second);
     store.keep_alive(lease.id).await.unwrap();
+}
+
+/// Waits until one more token has ended, by what the server says of it.
+async fn wait_for_an_end(server: &Server) {
+    let ended = || std::fs::read_to_string(server.log()).unwrap().matches("deleted a simple token").count();
+    let before = ended();
+    wait_for_async("the end of a token", PATIENCE, async || match ended() {
+        more if more > before => Ok(()),
+        same => Err(format!("{same} have ended")),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_watches_and_leases_outlive_their_tokens() {
+    let certificates = Certificates::new();
+    // A token that is not used for a second has ended then.
+    let server = certificates.server_with(&[("ETCD_AUTH_TOKEN_TTL", "1"), ("ETCD_LOG_LEVEL", "debug")]);
+    certificates.want_users(&server);
+    let store = as_mesh(&certificates.settings(&server), "/mesh/", "wachtwoord");
+    let first = put(&store, "k", "1").await;
+    let lease = store.grant_lease(PATIENCE).await.unwrap();
+    let mut changes = store.watch("k", first);
+    let mut seen = put(&store, "k", "2").await;
+    assert_eq!(next(&mut changes).await.unwrap().revision, seen);
+    // Each is the first to meet the ended token.
+    for call in 0..4 {
+        wait_for_an_end(&server).await;
+        match call {
+            0 => store.keep_alive(lease.id).await.map(|_| ()).unwrap(),
+            1 => assert_eq!(store.list("").await.unwrap().entries.len(), 1),
+            2 => drop(next(&mut store.watch("k", first)).await.unwrap()),
+            _ => drop(store.grant_lease(PATIENCE).await.unwrap()),
+        }
+        seen = put(&store, "k", &call.to_string()).await;
+        assert_eq!(next(&mut changes).await.unwrap().revision, seen, "the watch that began with the first token");
+    }
 }
