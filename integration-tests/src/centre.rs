@@ -50,7 +50,12 @@ struct Process {
 impl Centre {
     /// etcd is ready, and both config services are. `extra` is put at the end of the settings.
     pub fn started(extra: &str) -> Self {
-        let mut centre = Self::new(extra);
+        Self::started_on(&[], extra)
+    }
+
+    /// The same with options of etcd's, `ETCD_…`.
+    pub fn started_on(etcd: &[(&str, &str)], extra: &str) -> Self {
+        let mut centre = Self::new(etcd, extra);
         for name in CONFIGS {
             centre.spawn(name);
         }
@@ -60,8 +65,8 @@ impl Centre {
         centre
     }
 
-    fn new(extra: &str) -> Self {
-        let members = Etcd::members(MEMBERS, &[]);
+    fn new(etcd: &[(&str, &str)], extra: &str) -> Self {
+        let members = Etcd::members(MEMBERS, etcd);
         let folder = Folder::new();
         std::fs::create_dir(folder.join("said")).expect("a folder can be made in a new one");
         let process = |name| (name, Process { port: free_port(), child: None });
@@ -181,6 +186,34 @@ impl Centre {
         serde_json::from_slice(&output.stdout).expect("etcdctl prints JSON")
     }
 
+    /// Runs etcd's own client, which has to succeed.
+    #[track_caller]
+    pub fn tell_etcd(&self, args: &[&str]) {
+        let output = self.etcdctl(args).output().expect("etcdctl can be run");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Gives up all history that etcd has.
+    #[track_caller]
+    pub fn compact(&self) {
+        let revision = self.ask_etcd(&["get", "nothing"])["header"]["revision"].as_i64().expect("a revision");
+        self.tell_etcd(&["compact", &revision.to_string()]);
+    }
+
+    /// Makes etcd refuse to write because its space is used up. It has to have a quota of some MiB.
+    pub fn fill_etcd(&self) {
+        let large = self.folder.join("large");
+        std::fs::write(&large, vec![b'x'; 1 << 20]).expect("a file can be written");
+        for _ in 0..100 {
+            let value = std::fs::File::open(&large).expect("it is there");
+            let output = self.etcdctl(&["put", "/of-somebody-else"]).stdin(value).output().expect("etcdctl can be run");
+            if String::from_utf8_lossy(&output.stderr).contains("database space exceeded") {
+                return;
+            }
+        }
+        panic!("etcd never was full");
+    }
+
     /// The keys beneath a prefix.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
         let answer = self.ask_etcd(&["get", "--prefix", "--keys-only", prefix]);
@@ -189,13 +222,13 @@ impl Centre {
 
     /// The rules that an agent keeps on its disk: name to revision and rule.
     pub fn rules_of_agent(&self, name: &str) -> BTreeMap<String, (i64, Value)> {
-        let text = std::fs::read_to_string(self.folder.join(name).join("rules.json")).unwrap_or("[]".to_owned());
-        let rules: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+        let text = std::fs::read_to_string(self.folder.join(name).join("rules.json")).unwrap_or("{}".to_owned());
+        let kept: Value = serde_json::from_str(&text).expect("JSON");
         let named = |rule: &Value| {
             let name = rule["rule"]["name"].as_str().expect("a name").to_owned();
             (name, (rule["revision"].as_i64().expect("a revision"), rule["rule"].clone()))
         };
-        rules.iter().map(named).collect()
+        kept["rules"].as_array().into_iter().flatten().map(named).collect()
     }
 
     /// Panics if a process that should run has ended, or any has panicked.

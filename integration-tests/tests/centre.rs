@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use logmesh_integration_tests::centre::{CONFIGS, RuleLog, RuleWriter};
 use logmesh_integration_tests::fleet::{Fleet, Options};
-use logmesh_integration_tests::{Centre, PATIENCE};
+use logmesh_integration_tests::{Centre, Client, PATIENCE, cluster};
 use logmesh_testing::wait_for;
 use rustix::process::Signal;
 
@@ -17,10 +18,12 @@ const AGENTS: usize = 40;
 /// Writes between two faults.
 const SOME: u64 = 15;
 
+fn fleet_options(centre: &Centre) -> Options {
+    Options { servers: centre.servers(), agents: AGENTS, name: "sim".into(), labels: BTreeMap::default() }
+}
+
 fn fleet(centre: &Centre) -> Fleet {
-    let options =
-        Options { servers: centre.servers(), agents: AGENTS, name: "sim".into(), labels: BTreeMap::default() };
-    let fleet = Fleet::start(options);
+    let fleet = Fleet::start(fleet_options(centre));
     fleet.wait_connected(PATIENCE);
     fleet
 }
@@ -89,7 +92,7 @@ fn what_was_compacted_while_an_agent_or_a_config_service_was_away_is_told_anew()
     centre.members[0].kill();
     writer.wait_writes(SOME);
     log.caught_up(&centre);
-    compact(&centre);
+    centre.compact();
     centre.signal(CONFIGS[0], Signal::CONT);
     centre.members[0].start_again();
     writer.wait_writes(SOME);
@@ -97,20 +100,12 @@ fn what_was_compacted_while_an_agent_or_a_config_service_was_away_is_told_anew()
     // Agents that held what was compacted come to a service that has never seen it.
     centre.kill(CONFIGS[1]);
     log.caught_up(&centre);
-    compact(&centre);
+    centre.compact();
     centre.spawn(CONFIGS[1]);
     writer.finish();
     judge(&mut centre, &log, &fleet, &[]);
     let said = centre.said(CONFIGS[0]);
     assert!(said.contains("after a compaction"), "void: nothing was compacted that it still wanted: {said}");
-}
-
-/// Gives up all history that etcd has.
-fn compact(centre: &Centre) {
-    let header = centre.ask_etcd(&["get", "nothing"]);
-    let revision = header["header"]["revision"].as_i64().unwrap().to_string();
-    let output = centre.etcdctl(&["compact", &revision]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
@@ -133,4 +128,40 @@ fn a_frozen_gateway_is_gone_when_its_lease_ends_and_is_back_when_it_thaws() {
     centre.stop("gateway-1");
     registered(&centre, false);
     centre.assert_alive();
+}
+
+#[test]
+fn a_full_etcd_refuses_changes_and_says_what_to_do_while_agents_go_on() {
+    let mut centre = Centre::started_on(&[("ETCD_QUOTA_BACKEND_BYTES", "8388608")], "");
+    let log = RuleLog::start(&centre);
+    let fleet = fleet(&centre);
+    let apply = |centre: &Centre, path: &str| {
+        let file = centre.folder.join("rule.yaml");
+        std::fs::write(&file, cluster::rule("all", &[Path::new(path)])).unwrap();
+        Client::new(&centre.grpc(CONFIGS[0])).run(&["rules", "apply", "-f", file.to_str().unwrap()])
+    };
+    apply(&centre, "/var/log/a.log").expect(0);
+    centre.fill_etcd();
+    apply(&centre, "/var/log/b.log").expect(69).says(&["space is used up", "compact", "defragment", "disarm"]);
+
+    // A service that starts now, and agents that come now, find what there is.
+    centre.kill(CONFIGS[1]);
+    centre.spawn(CONFIGS[1]);
+    centre.wait_ready(CONFIGS[1]);
+    let late = Fleet::start(Options {
+        servers: vec![centre.grpc(CONFIGS[1])],
+        agents: 5,
+        name: "late".into(),
+        ..fleet_options(&centre)
+    });
+    late.wait_connected(PATIENCE);
+    log.wait_equal(&centre, &fleet, &[]);
+    log.wait_equal(&centre, &late, &[]);
+
+    centre.compact();
+    centre.tell_etcd(&["defrag"]);
+    centre.tell_etcd(&["alarm", "disarm"]);
+    apply(&centre, "/var/log/c.log").expect(0);
+    log.wait_equal(&centre, &late, &[]);
+    judge(&mut centre, &log, &fleet, &[]);
 }
