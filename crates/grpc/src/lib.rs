@@ -9,6 +9,7 @@ pub mod limits;
 mod registration;
 mod routes;
 mod server;
+mod shed;
 mod status;
 mod upstream;
 
@@ -16,9 +17,10 @@ pub use channel::{AddressError, channel, check_address};
 pub use registration::Registration;
 pub use routes::Routes;
 pub use server::{ServeError, serve};
+pub use shed::{Load, Shed};
 pub use status::{
-    FieldViolation, aborted, already_exists, bad_field, describe, failed_precondition, internal, invalid_argument,
-    not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
+    FieldViolation, aborted, already_exists, bad_field, come_again, describe, failed_precondition, internal,
+    invalid_argument, not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
 };
 pub use upstream::{Choice, Upstream};
 

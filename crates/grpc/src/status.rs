@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -74,6 +75,13 @@ pub fn resource_exhausted(reason: &str, message: impl Into<String>) -> Status {
 /// Not now; the same call may succeed later.
 pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
     with_reason(Code::Unavailable, reason, message)
+}
+
+/// The same error, which tells the caller when to try again.
+pub fn come_again(status: &Status, after: Duration) -> Status {
+    let mut details = status.get_error_details();
+    details.set_retry_info(Some(after));
+    Status::with_error_details(status.code(), status.message(), details)
 }
 
 /// A fault of ours. What it was is for our log only: it may hold paths and other people's data.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use logmesh_bus::Bus;
-use logmesh_grpc::{Routes, resource_exhausted};
+use logmesh_grpc::{Routes, Shed, resource_exhausted};
 use logmesh_proto::ingest::v1::ingest_service_server::{IngestService, IngestServiceServer};
 use logmesh_proto::ingest::v1::{PushRequest, PushResponse, WriteRequest, WriteResponse};
 use logmesh_runtime::{CancellationToken, RetryPolicy, Tasks};
@@ -73,10 +73,12 @@ impl Gateway {
     }
 
     /// Adds `IngestService` to a server. It serves while the component `bus` is ready, if there is one. Requests may be
-    /// compressed with zstd; the bound on a message holds for what it's opened to.
+    /// compressed with zstd; the bound on a message holds for what it's opened to. Calls beyond what the settings let in are
+    /// turned away at once, with the time to come again.
     pub fn add_to(&self, routes: &mut Routes) {
         let service = IngestServiceServer::new(self.clone()).accept_compressed(CompressionEncoding::Zstd);
-        routes.add(service).needs("bus");
+        let load = self.shared.settings.load();
+        routes.add(Shed::new(service, load)).needs("bus");
     }
 }
 

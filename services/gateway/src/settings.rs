@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use logmesh_grpc::Load;
 use logmesh_record::Topics;
 use logmesh_types::limits::{MAX_CHUNK_BYTES, MAX_IN_FLIGHT_BYTES, MAX_RECORD_BYTES};
 use logmesh_types::{ByteSize, Span};
@@ -23,6 +24,12 @@ pub struct Settings {
     pub max_in_flight_total: ByteSize,
     /// Push streams at a time.
     pub max_streams: usize,
+    /// Calls of `Write`, and Push streams that are being opened, at a time; as many again may wait.
+    pub max_calls: usize,
+    /// The same that may begin in a second.
+    pub max_calls_per_second: u64,
+    /// How long such a call may wait and work.
+    pub call_timeout: Span,
     /// After about this time (a fifth more or less) an agent is asked to connect again, so that new gateways get their
     /// share.
     pub max_stream_age: Span,
@@ -38,6 +45,10 @@ impl Default for Settings {
             max_in_flight: ByteSize(MAX_IN_FLIGHT_BYTES),
             max_in_flight_total: ByteSize(256 << 20),
             max_streams: 12_000,
+            // A message may have 4 MiB, so that calls at work hold 256 MiB at most.
+            max_calls: 64,
+            max_calls_per_second: 10_000,
+            call_timeout: Span(Duration::from_secs(30)),
             max_stream_age: Span(Duration::from_secs(600)),
             // A little less than the server waits for its calls, so that the last acks are sent.
             drain: Span(Duration::from_secs(4)),
@@ -46,6 +57,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What the service takes before calls are turned away.
+    pub(crate) fn load(&self) -> Load {
+        Load { calls: self.max_calls, calls_per_second: self.max_calls_per_second, timeout: self.call_timeout.0 }
+    }
+
     /// Says which setting can't work.
     pub fn check(&self) -> anyhow::Result<()> {
         let chunk = MAX_CHUNK_BYTES as u64;
@@ -54,6 +70,10 @@ impl Settings {
         let total = self.max_in_flight_total.0;
         ensure!((least..=most).contains(&total), "max_in_flight_total must be {} to {most}", ByteSize(least));
         ensure!(self.max_streams > 0 && self.max_topics > 0, "max_streams and max_topics must be more than 0");
+        ensure!(
+            (1..=10_000).contains(&self.max_calls) && self.max_calls_per_second > 0 && !self.call_timeout.0.is_zero(),
+            "max_calls must be 1 to 10000, max_calls_per_second and call_timeout more than 0"
+        );
         ensure!(!self.max_stream_age.0.is_zero(), "max_stream_age must be more than 0");
         for (topic, settings) in &self.topics.named {
             ensure!(settings.partitions > 0, "topic {topic} must have at least 1 partition");

@@ -7,11 +7,14 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::Server;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use logmesh_gateway::Settings;
 use logmesh_proto::ingest::v1::{Event, WriteRequest};
 use logmesh_record::{Content, decode};
 use logmesh_types::DocId;
 use tonic::Code;
+use tonic_types::StatusExt;
 
 fn event(id: &str, message: &str) -> Event {
     Event { event_id: id.to_owned(), message: message.to_owned(), ..Event::default() }
@@ -67,4 +70,25 @@ async fn a_bus_that_fails_is_said_to_be_unavailable() {
     assert_eq!(logmesh_grpc::reason(&status).as_deref(), Some("BUS_UNAVAILABLE"));
     server.bus.broken.store(false, Ordering::SeqCst);
     server.client.write(request("app", vec![event("e", "m")])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_calls_than_it_carries_are_turned_away_at_once_and_push_goes_on() {
+    let server = Server::start(Settings { max_calls: 1, ..Settings::default() }).await;
+    let mut push = server.push().await;
+    server.bus.held.send_replace(true);
+    let write = |number: usize| {
+        let mut client = server.client.clone();
+        async move { client.write(request("app", vec![event(&number.to_string(), "m")])).await }
+    };
+    let mut writes: FuturesUnordered<_> = (0..10).map(write).collect();
+    let status = writes.next().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "the bus holds those that were let in");
+    assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+    server.bus.held.send_replace(false);
+    let let_in = writes.filter(|answer| std::future::ready(answer.is_ok())).count().await;
+    assert!((1..=3).contains(&let_in), "{let_in}");
+    assert_eq!(server.records("app").await.len(), let_in, "what was turned away is nowhere");
+    push.send(common::chunk(1, 0, "a\n"));
+    push.ack().await;
 }
