@@ -45,6 +45,11 @@ impl Registration {
         self
     }
 
+    /// Its kind, id and address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// Keeps the server registered with one of the config services until the token is cancelled. One after the other is
     /// tried, for ever; none of them: nobody finds this server.
     pub async fn keep(self, config_servers: Vec<String>, token: CancellationToken) -> anyhow::Result<()> {

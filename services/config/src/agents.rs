@@ -2,6 +2,8 @@
 
 mod config_api;
 mod fleet_api;
+mod mailbox;
+mod merged;
 mod registry;
 mod report;
 mod session;

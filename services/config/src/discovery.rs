@@ -5,3 +5,5 @@ mod endpoint;
 mod register;
 
 pub(crate) use api::DiscoveryApi;
+pub(crate) use endpoint::{Endpoints, entry};
+pub(crate) use register::Registration;

@@ -12,6 +12,10 @@ pub const HISTORY: &str = "/logmesh/v1/history/";
 /// Endpoints: `/logmesh/v1/endpoints/{kind}/{id}`, a JSON object with `kind`, `id` and `address`.
 pub const ENDPOINTS: &str = "/logmesh/v1/endpoints/";
 
+/// The incarnation of the store: a random text that the first config service writes. Revisions of two incarnations have
+/// nothing to do with each other.
+pub const INCARNATION: &str = "/logmesh/v1/incarnation";
+
 /// The key of a rule.
 pub fn rule(name: &RuleName) -> String {
     format!("{RULES}{}", name.id())

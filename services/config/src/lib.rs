@@ -7,9 +7,11 @@
 mod agents;
 mod discovery;
 mod error;
+mod incarnation;
 pub mod keys;
 mod limits;
 mod paging;
+mod peers;
 mod push;
 mod rules;
 mod settings;
@@ -45,11 +47,24 @@ impl ConfigService {
         let rule_view = rules::RuleView::start(store.clone(), tasks);
         let registry = agents::Registry::new(&settings);
         let push = push::Push::new(tasks.token());
+        let discovery = discovery::DiscoveryApi::start(store.clone(), &settings, push.clone(), tasks);
+        let own = settings.server.as_ref().map(|server| server.endpoint().clone());
+        if let Some(own) = own.clone() {
+            let kept = peers::keep_registered(store.clone(), own, settings.endpoint_ttl.0, tasks.token());
+            tasks.spawn("config-registration", kept);
+        }
+        let peers = peers::Peers::new(own, discovery.endpoints());
         Ok(Self {
             rules: rules::RuleApi::new(store.clone(), rule_view.clone(), push.clone()),
-            agents: agents::AgentConfigApi::new(registry.clone(), rule_view.clone(), settings.clone(), push.clone()),
-            fleet: agents::FleetApi::new(registry),
-            discovery: discovery::DiscoveryApi::start(store, &settings, push, tasks),
+            agents: agents::AgentConfigApi::new(
+                registry.clone(),
+                rule_view.clone(),
+                incarnation::follow(store, tasks),
+                settings,
+                push,
+            ),
+            fleet: agents::FleetApi::new(registry, peers),
+            discovery,
             rule_view,
         })
     }

@@ -61,3 +61,11 @@ pub(crate) const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// How often an update without an etag is tried when others write the same rule.
 pub(crate) const UPDATE_ATTEMPTS: usize = 8;
+
+/// Other config services that are asked at a time, and how long one of them may take to answer: a page of a thousand
+/// agents takes some tens of milliseconds, and who waits for a dead one waits in vain.
+pub(crate) const PEERS_AT_A_TIME: usize = 16;
+pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One-time messages that wait for a connected agent to take them.
+pub(crate) const MAX_WAITING_MESSAGES: usize = 16;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
+use logmesh_grpc::Registration;
 use logmesh_types::Span;
 use logmesh_types::limits::{MAX_FILES, MAX_WATCHERS};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// This server among the config services, an endpoint of kind `config`; none: it stands alone. It's the process's own,
+    /// known once it listens: never part of this section.
+    #[serde(skip)]
+    pub server: Option<Registration>,
     /// How often an agent to which nothing happens is told that the centre is there; at most 10 s.
     pub bookmark_interval: Span,
     /// After about this time (a tenth more or less) an agent is asked to connect again, so that new servers get their
@@ -28,6 +33,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            server: None,
             bookmark_interval: Span(Duration::from_secs(5)),
             max_stream_age: Span(Duration::from_secs(3600)),
             endpoint_ttl: Span(Duration::from_secs(15)),
@@ -50,6 +56,10 @@ impl Settings {
         ensure!(ttl >= seconds(1) && ttl <= seconds(3600), "endpoint_ttl must be 1s to 1h");
         ensure!(self.max_agents > 0 && self.max_agents <= MAX_WATCHERS, "max_agents must be 1 to {MAX_WATCHERS}");
         ensure!(self.max_streams > 0, "max_streams must be more than 0");
+        if let Some(server) = &self.server {
+            crate::discovery::entry(server.endpoint())
+                .map_err(|error| anyhow!("this server's own endpoint: {}", error.message()))?;
+        }
         Ok(())
     }
 }

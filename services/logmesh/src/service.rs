@@ -139,7 +139,7 @@ impl Process {
         let address = self.grpc.local_addr()?;
         let (service, admin_address) = (self.kind.name(), self.admin.local_addr()?);
         match self.kind {
-            Kind::Config => self.config()?,
+            Kind::Config => self.config(address)?,
             Kind::Gateway => self.gateway()?,
             Kind::Transfer => self.transfer()?,
             Kind::Console => self.console()?,
@@ -153,9 +153,12 @@ impl Process {
         tasks.finish(GRACE).await
     }
 
-    fn config(&mut self) -> anyhow::Result<()> {
+    fn config(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         let store = self.backends().store()?;
-        let config = ConfigService::start(store, self.settings.config.clone(), &self.tasks)?;
+        // Config services find each other in the store, without asking one of them.
+        let server = Some(self.registration(address));
+        let settings = logmesh_config::Settings { server, ..self.settings.config.clone() };
+        let config = ConfigService::start(store, settings, &self.tasks)?;
         config.add_to(&mut self.routes);
         let (readiness, token) = (self.readiness.clone(), self.tasks.token());
         readiness.set("config", false, "the rules are not read yet");
@@ -194,14 +197,18 @@ impl Process {
         Backends { settings: &self.settings, readiness: &self.readiness, tasks: &self.tasks }
     }
 
-    /// Lets others find this service. Config services are named in everybody's settings instead.
+    /// Lets others find this service. A config service registers itself, without asking one.
     fn register(&self, address: SocketAddr) {
         if self.kind == Kind::Config {
             return;
         }
-        let found_at = || advertised(address, &reachable(address));
-        let found_at = self.settings.advertise.clone().unwrap_or_else(found_at);
-        let registration = Registration::new(self.kind.name(), &found_at);
+        let registration = self.registration(address);
         self.tasks.spawn("registration", registration.keep(self.settings.config_servers.clone(), self.tasks.token()));
+    }
+
+    /// What this service is called, and where others reach it.
+    fn registration(&self, address: SocketAddr) -> Registration {
+        let found_at = || advertised(address, &reachable(address));
+        Registration::new(self.kind.name(), &self.settings.advertise.clone().unwrap_or_else(found_at))
     }
 }

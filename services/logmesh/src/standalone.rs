@@ -198,13 +198,14 @@ async fn start_services(
     let Stores { config, bus, index } = stores;
     let mut routes = Routes::new();
     routes.follow(readiness.clone());
-    let config = ConfigService::start(config, Default::default(), tasks)?;
+    // The same ids after a restart on another port: the address of the process that was killed is replaced at once.
+    let registration = |kind| Registration::new(kind, &advertised(settings.listen, server)).with_id("standalone");
+    let own = logmesh_config::Settings { server: Some(registration("config")), ..Default::default() };
+    let config = ConfigService::start(config, own, tasks)?;
     config.add_to(&mut routes);
     let gateway = logmesh_gateway::Settings { topics: settings.topics.clone(), ..Default::default() };
     Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);
-    // The same id after a restart on another port: the address of the process that was killed is replaced at once.
-    let registration = Registration::new("gateway", &advertised(settings.listen, server)).with_id("standalone");
-    tasks.spawn("registration", registration.keep(vec![server.to_owned()], tasks.token()));
+    tasks.spawn("registration", registration("gateway").keep(vec![server.to_owned()], tasks.token()));
     let transfer = logmesh_transfer::Settings { topics: settings.topics.clone(), ..Default::default() };
     Transfer::start(bus.clone(), index.clone(), transfer, readiness.clone(), tasks).add_to(&mut routes);
     let console = logmesh_console::Settings { config_servers: vec![server.to_owned()], ..Default::default() };

@@ -7,6 +7,7 @@ use logmesh_proto::fleet::v1::{ReportStatusRequest, ReportStatusResponse, WatchC
 use logmesh_types::limits::MAX_NAME_BYTES;
 use logmesh_types::{AgentId, NameError};
 use rand::Rng;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -14,6 +15,7 @@ use tracing::info;
 use super::registry::{Introduction, Registry};
 use super::session::Session;
 use crate::error::bad_field;
+use crate::incarnation::Incarnation;
 use crate::limits::{MAX_AGENT_RULES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SESSION_BYTES};
 use crate::push::{Push, Stream};
 use crate::rules::RuleView;
@@ -24,6 +26,7 @@ use crate::settings::Settings;
 pub(crate) struct AgentConfigApi {
     registry: Registry,
     view: RuleView,
+    incarnations: watch::Receiver<Option<Incarnation>>,
     settings: Arc<Settings>,
     push: Push,
 }
@@ -46,6 +49,8 @@ impl AgentConfigService for AgentConfigApi {
             id: introduction.id,
             labels: introduction.labels,
             held: request.held,
+            held_from: request.incarnation,
+            incarnations: self.incarnations.clone(),
             sets: self.view.subscribe(),
             registry: self.registry.clone(),
             connected,
@@ -69,8 +74,14 @@ impl AgentConfigService for AgentConfigApi {
 }
 
 impl AgentConfigApi {
-    pub(crate) fn new(registry: Registry, view: RuleView, settings: Arc<Settings>, push: Push) -> Self {
-        Self { registry, view, settings, push }
+    pub(crate) fn new(
+        registry: Registry,
+        view: RuleView,
+        incarnations: watch::Receiver<Option<Incarnation>>,
+        settings: Arc<Settings>,
+        push: Push,
+    ) -> Self {
+        Self { registry, view, incarnations, settings, push }
     }
 }
 
@@ -82,6 +93,9 @@ fn introduction(request: &WatchConfigRequest) -> Result<Introduction, Status> {
     }
     if request.version.len() > MAX_SESSION_BYTES {
         return Err(bad_field("version", format!("is longer than {MAX_SESSION_BYTES} bytes")));
+    }
+    if request.incarnation.len() > MAX_SESSION_BYTES {
+        return Err(bad_field("incarnation", format!("is longer than {MAX_SESSION_BYTES} bytes")));
     }
     if request.labels.len() > MAX_LABELS {
         return Err(bad_field("labels", format!("has more than {MAX_LABELS} entries")));

@@ -3,45 +3,56 @@
 use logmesh_grpc::not_found;
 use logmesh_proto::fleet::v1::fleet_service_server::FleetService;
 use logmesh_proto::fleet::v1::{
-    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest,
-    ListStreamsResponse, StreamStatus,
+    Agent, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest, ListStreamsResponse,
 };
 use logmesh_types::{AgentId, NameError};
 use tonic::{Request, Response, Status};
 
+use super::merged::{Fleet, incomplete};
 use super::registry::Registry;
 use crate::error::bad_field;
-use crate::paging::{page, page_size};
+use crate::paging::page_size;
+use crate::peers::{Page, Peers};
 
 /// The API that shows agents.
 #[derive(Clone, Debug)]
 pub(crate) struct FleetApi {
-    registry: Registry,
+    fleet: Fleet,
 }
 
 impl FleetApi {
-    pub(crate) fn new(registry: Registry) -> Self {
-        Self { registry }
+    pub(crate) fn new(registry: Registry, peers: Peers) -> Self {
+        Self { fleet: Fleet { registry, peers } }
     }
 }
 
 #[tonic::async_trait]
 impl FleetService for FleetApi {
     async fn list_agents(&self, request: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
-        let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let (agents, next_page_token) = self
-            .registry
-            .agents(&request.page_token, |agents| page(agents.map(|agent| (agent.id.clone(), agent)), size));
-        Ok(Response::new(ListAgentsResponse { agents, next_page_token }))
+        let ListAgentsRequest { page_size: asked, page_token, this_server_only } = request.into_inner();
+        let size = page_size(asked)?;
+        let page = match this_server_only {
+            true => self.fleet.own_agents(&page_token, size).into(),
+            false => self.fleet.agents(page_token, size).await,
+        };
+        let Page { items, next_page_token, unreachable } = page;
+        Ok(Response::new(ListAgentsResponse { agents: items, next_page_token, unreachable_servers: unreachable }))
     }
 
     async fn get_agent(&self, request: Request<GetAgentRequest>) -> Result<Response<Agent>, Status> {
-        let id = request.into_inner().id;
+        let GetAgentRequest { id, this_server_only } = request.into_inner();
         let id: AgentId = id.parse().map_err(|error: NameError| bad_field("id", error.to_string()))?;
-        let agent = self.registry.agent(&id);
-        let missing = || not_found("AGENT_NOT_FOUND", format!("no agent {id} was seen since this server started"));
-        agent.map(Response::new).ok_or_else(missing)
+        let (agent, unreachable) = match this_server_only {
+            true => (self.fleet.registry.agent(&id), Vec::new()),
+            false => self.fleet.agent(&id).await,
+        };
+        match agent {
+            Some(agent) => Ok(Response::new(Agent { unreachable_servers: unreachable, ..agent })),
+            None if unreachable.is_empty() => {
+                Err(not_found("AGENT_NOT_FOUND", format!("no agent {id} was seen since this server started")))
+            }
+            None => Err(incomplete(&format!("no agent {id} is known here"), &unreachable)),
+        }
     }
 
     async fn list_streams(
@@ -50,20 +61,11 @@ impl FleetService for FleetApi {
     ) -> Result<Response<ListStreamsResponse>, Status> {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
-        // The token is `agent/stream`; ids hold no slash, so that pairs are compared, not texts.
-        let after = request.page_token.split_once('/').unwrap_or_default();
-        let wanted = |(agent, _, status): &(&AgentId, bool, &StreamStatus)| {
-            (request.agent_id.is_empty() || agent.as_str() == request.agent_id)
-                && (request.topic.is_empty() || status.topic == request.topic)
-                && (agent.as_str(), status.stream_id.as_str()) > after
+        let page = match request.this_server_only {
+            true => self.fleet.own_streams(&request, &request.page_token, size).into(),
+            false => self.fleet.streams(&request, size).await,
         };
-        let (streams, next_page_token) = self.registry.streams(|streams| page(streams.filter(wanted).map(show), size));
-        Ok(Response::new(ListStreamsResponse { streams, next_page_token }))
+        let Page { items, next_page_token, unreachable } = page;
+        Ok(Response::new(ListStreamsResponse { streams: items, next_page_token, unreachable_servers: unreachable }))
     }
-}
-
-/// A stream as it's shown, with its page token.
-fn show((agent, agent_online, status): (&AgentId, bool, &StreamStatus)) -> (String, AgentStream) {
-    let stream = AgentStream { agent_id: agent.to_string(), agent_online, status: Some(status.clone()) };
-    (format!("{agent}/{}", status.stream_id), stream)
 }

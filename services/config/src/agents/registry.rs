@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use logmesh_grpc::{already_exists, not_found, resource_exhausted};
 use logmesh_proto::fleet::v1 as message;
+use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_proto::time::timestamp;
 use logmesh_rules::Labels;
-use logmesh_runtime::CancellationToken;
 use logmesh_types::{AgentId, UnixNanos};
 use metrics::{counter, gauge};
 use tonic::Status;
 
+use super::mailbox::{Ended, Mailbox};
 use super::report::{self, Reported};
 use crate::settings::Settings;
 
@@ -28,6 +29,8 @@ pub(crate) struct Introduction {
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     state: Arc<Mutex<State>>,
+    /// This server's id among the config services.
+    server: Arc<str>,
     max_agents: usize,
     max_streams: usize,
 }
@@ -51,13 +54,14 @@ struct Known {
     connect_time: UnixNanos,
     last_seen: UnixNanos,
     reported: Reported,
+    /// The revision that it has applied, as it says.
+    config_revision: i64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Connection {
     number: u64,
-    /// Cancelled when the same session opens a newer stream.
-    superseded: CancellationToken,
+    mailbox: Arc<Mailbox>,
 }
 
 /// A place in the registry as a connected agent; given up when dropped.
@@ -66,13 +70,19 @@ pub(crate) struct Connected {
     registry: Registry,
     id: AgentId,
     number: u64,
-    /// Cancelled when the same session opens a newer stream.
-    pub(crate) superseded: CancellationToken,
+    /// What others have to say to its stream.
+    pub(crate) mailbox: Arc<Mailbox>,
 }
 
 impl Registry {
     pub(crate) fn new(settings: &Settings) -> Self {
-        Self { state: Arc::default(), max_agents: settings.max_agents, max_streams: settings.max_streams }
+        let server = settings.server.as_ref().map_or("", |server| server.endpoint().id.as_str());
+        Self {
+            state: Arc::default(),
+            server: server.into(),
+            max_agents: settings.max_agents,
+            max_streams: settings.max_streams,
+        }
     }
 
     /// Enters an agent. Refused while another process with the same id is connected; the same session takes over.
@@ -86,11 +96,22 @@ impl Registry {
                 counter!("logmesh_config_agents_refused_total").increment(1);
                 return Err(doubled(&known.introduction));
             }
-            connection.superseded.cancel();
+            connection.mailbox.end(Ended::Superseded);
         }
         state.make_room(&id, self.max_agents)?;
         let connected = state.enter(introduction);
-        Ok(Connected { registry: self.clone(), id, number: connected.number, superseded: connected.superseded })
+        Ok(Connected { registry: self.clone(), id, number: connected.number, mailbox: connected.mailbox })
+    }
+
+    /// Leaves a message to be told once to a connected agent.
+    #[expect(dead_code, reason = "for one-time commands")]
+    pub(crate) fn tell(&self, id: &AgentId, message: Update) -> Result<(), Status> {
+        let connection = self.state().agents.get(id).and_then(|known| known.connection.clone());
+        let away = || not_found("AGENT_NOT_CONNECTED", format!("agent {id} is not connected here"));
+        let mailbox = connection.ok_or_else(away)?.mailbox;
+        mailbox.leave(message).map_err(|_| {
+            resource_exhausted("AGENT_BUSY", format!("too many messages wait for agent {id}, which takes none"))
+        })
     }
 
     /// Takes a report in; answers whether a full one is wanted next.
@@ -111,6 +132,10 @@ impl Registry {
             let message = format!("reports tell of {} streams already, which is the limit", self.max_streams);
             return Err(resource_exhausted("TOO_MANY_STREAMS", message));
         }
+        let number = known.connection.as_ref().map_or(0, |connection| connection.number);
+        if report.nonce.starts_with(&nonce_prefix(number)) {
+            known.config_revision = report.revision;
+        }
         known.reported.apply(report);
         known.last_seen = UnixNanos::now();
         *streams = others + known.reported.streams.len();
@@ -126,7 +151,7 @@ impl Registry {
 
     /// One agent as it's shown.
     pub(crate) fn agent(&self, id: &AgentId) -> Option<message::Agent> {
-        self.state().agents.get(id).map(Known::show)
+        self.state().agents.get(id).map(|known| known.show(&self.server))
     }
 
     /// Calls `visit` with an iterator over all agents after the one named, by id.
@@ -136,7 +161,8 @@ impl Registry {
         visit: impl FnOnce(&mut dyn Iterator<Item = message::Agent>) -> T,
     ) -> T {
         let state = self.state();
-        visit(&mut state.agents.iter().filter(|(id, _)| id.as_str() > after).map(|(_, known)| known.show()))
+        let behind = state.agents.iter().filter(|(id, _)| id.as_str() > after);
+        visit(&mut behind.map(|(_, known)| known.show(&self.server)))
     }
 
     /// Calls `visit` with an iterator over all streams, by agent and id: the agent, whether it's connected, the stream.
@@ -156,10 +182,15 @@ impl Registry {
 }
 
 impl Connected {
-    /// Counts the connections since this process started.
-    pub(crate) fn number(&self) -> u64 {
-        self.number
+    /// The name of its message of this number, the first being 1.
+    pub(crate) fn nonce(&self, message: u64) -> String {
+        format!("{}{message}", nonce_prefix(self.number))
     }
+}
+
+/// What the nonces of a connection begin with.
+fn nonce_prefix(connection: u64) -> String {
+    format!("{connection:x}-")
 }
 
 impl State {
@@ -181,7 +212,7 @@ impl State {
 
     fn enter(&mut self, introduction: Introduction) -> Connection {
         self.connections += 1;
-        let (number, superseded) = (self.connections, CancellationToken::new());
+        let connection = Connection { number: self.connections, mailbox: Arc::default() };
         let now = UnixNanos::now();
         let known = self.agents.entry(introduction.id.clone()).or_insert_with(|| Known {
             introduction: introduction.clone(),
@@ -189,14 +220,14 @@ impl State {
             connect_time: now,
             last_seen: now,
             reported: Reported::default(),
+            config_revision: 0,
         });
         // What an earlier process reported is shown until this one's first report, which is to be a full one.
         known.reported.has_full &= known.introduction.session == introduction.session;
-        let connection = Connection { number, superseded: superseded.clone() };
-        self.online += usize::from(known.connection.replace(connection).is_none());
+        self.online += usize::from(known.connection.replace(connection.clone()).is_none());
         (known.introduction, known.connect_time, known.last_seen) = (introduction, now, now);
         gauge!("logmesh_config_agents_online").set(self.online as f64);
-        Connection { number, superseded }
+        connection
     }
 }
 
@@ -215,7 +246,7 @@ impl Drop for Connected {
 }
 
 impl Known {
-    fn show(&self) -> message::Agent {
+    fn show(&self, server: &str) -> message::Agent {
         message::Agent {
             id: self.introduction.id.to_string(),
             labels: self.introduction.labels.clone(),
@@ -226,6 +257,9 @@ impl Known {
             rules: self.reported.rules.values().cloned().collect(),
             stream_count: u32::try_from(self.reported.streams.len()).unwrap_or(u32::MAX),
             lag_bytes: self.reported.lag_bytes(),
+            config_revision: self.config_revision,
+            server: server.to_owned(),
+            unreachable_servers: Vec::new(),
         }
     }
 }
@@ -274,7 +308,8 @@ mod tests {
         let refused = registry.connect(introduction("a", "2")).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::AlreadyExists);
         let second = registry.connect(introduction("a", "1")).unwrap();
-        assert!(first.superseded.is_cancelled() && !second.superseded.is_cancelled());
+        assert!(matches!(first.mailbox.ended(), Some(Ended::Superseded)));
+        assert!(second.mailbox.ended().is_none());
         drop(first);
         assert_eq!(online(&registry, "a"), Some(true), "the older stream's end changes nothing");
         drop(second);

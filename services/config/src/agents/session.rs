@@ -14,9 +14,12 @@ use logmesh_types::AgentId;
 use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
+use tonic::Status;
 use tracing::debug;
 
+use super::mailbox::Ended;
 use super::registry::{Connected, Registry};
+use crate::incarnation::Incarnation;
 use crate::push::Stream;
 use crate::rules::RuleSet;
 
@@ -29,6 +32,9 @@ pub(crate) struct Session {
     pub(crate) labels: Labels,
     /// Rule name → revision, as the agent has it once it has read all that was sent.
     pub(crate) held: BTreeMap<String, i64>,
+    /// The incarnation of the store that `held` came from.
+    pub(crate) held_from: String,
+    pub(crate) incarnations: watch::Receiver<Option<Incarnation>>,
     pub(crate) sets: watch::Receiver<Arc<RuleSet>>,
     pub(crate) registry: Registry,
     pub(crate) connected: Connected,
@@ -49,32 +55,53 @@ impl Session {
             if session.gone {
                 return None;
             }
-            let (update, revision) = session.next().await;
+            let next = session.next().await;
             session.sent += 1;
-            let nonce = format!("{:x}-{}", session.connected.number(), session.sent);
-            debug!(agent = %session.id, nonce, revision, ?update, "telling an agent");
-            let message = WatchConfigResponse { nonce, revision, update: Some(update), ..Default::default() };
-            Some((Ok(message), session))
+            Some((next.map(|(update, revision)| session.message(update, revision)), session))
         })
         .boxed()
     }
 
+    fn message(&self, update: Update, revision: i64) -> WatchConfigResponse {
+        let nonce = self.connected.nonce(self.sent);
+        debug!(agent = %self.id, nonce, revision, ?update, "telling an agent");
+        WatchConfigResponse { nonce, revision, update: Some(update), incarnation: self.held_from.clone() }
+    }
+
     /// What to say next. The first thing said is the difference to what the agent holds, even if there is none.
-    async fn next(&mut self) -> (Update, i64) {
+    async fn next(&mut self) -> Result<(Update, i64), Status> {
         let bookmark = Instant::now() + self.bookmark_interval;
         loop {
             let set = self.sets.borrow_and_update().clone();
+            let incarnation = self.incarnations.borrow_and_update().clone();
             let revision = i64::try_from(set.revision.0).unwrap_or(i64::MAX);
-            if set.is_loaded() {
-                let delta = self.advance(&set);
-                if self.sent == 0 || !delta.upserted.is_empty() || !delta.removed.is_empty() {
-                    return (Update::Delta(delta), revision);
+            match self.connected.mailbox.ended() {
+                Some(Ended::Superseded) => {
+                    return Ok((self.go_away("a newer stream of the same session took over"), revision));
+                }
+                Some(Ended::Refused(status)) => {
+                    self.gone = true;
+                    return Err(status);
+                }
+                None => {}
+            }
+            if let Some(incarnation) = incarnation.filter(|_| set.is_loaded()) {
+                let delta = self.advance(&set, &incarnation);
+                if self.sent == 0 || delta != Delta::default() {
+                    return Ok((Update::Delta(delta), revision));
+                }
+                if let Some(once) = self.connected.mailbox.take() {
+                    return Ok((once, revision));
                 }
             }
             let reason = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => "the server is stopping",
-                () = self.connected.superseded.cancelled() => "a newer stream of the same session took over",
+                () = self.connected.mailbox.arrival() => continue,
+                changed = self.incarnations.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => "the server is stopping",
+                },
                 changed = self.sets.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => "the server is stopping",
@@ -82,24 +109,32 @@ impl Session {
                 () = tokio::time::sleep_until(self.ends) => "the stream reached its age; connect again",
                 // Nothing may be said before the first difference is known: a bookmark would mean "you have it all".
                 () = tokio::time::sleep_until(bookmark), if self.sent > 0 => {
-                    return (Update::Bookmark(Bookmark {}), revision);
+                    return Ok((Update::Bookmark(Bookmark {}), revision));
                 }
             };
-            self.gone = true;
-            let retry_after = Some(duration(RETURN_SPREAD.mul_f64(rand::rng().random::<f64>())));
-            return (Update::GoAway(GoAway { reason: reason.to_owned(), retry_after }), revision);
+            return Ok((self.go_away(reason), revision));
         }
     }
 
-    /// The difference between what the agent holds and what it shall hold, which it holds from then on.
-    fn advance(&mut self, set: &RuleSet) -> Delta {
+    /// The last message of the stream.
+    fn go_away(&mut self, reason: &str) -> Update {
+        self.gone = true;
+        let retry_after = Some(duration(RETURN_SPREAD.mul_f64(rand::rng().random::<f64>())));
+        Update::GoAway(GoAway { reason: reason.to_owned(), retry_after })
+    }
+
+    /// The difference between what the agent holds and what it shall hold, which it holds from then on. What it holds from
+    /// another store says nothing: everything is told.
+    fn advance(&mut self, set: &RuleSet, incarnation: &str) -> Delta {
+        let snapshot = self.held_from != incarnation;
         let meant = set.rules.iter().filter(|(_, live)| live.rule.selector.matches(&self.labels));
         let wanted: BTreeMap<&String, _> = meant.map(|(name, live)| (name, &live.message)).collect();
+        // In a snapshot too: an agent of an earlier version knows of no snapshots.
         let removed: Vec<String> = self.held.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
-        let new = wanted.iter().filter(|(name, rule)| self.held.get(**name) != Some(&rule.revision));
-        let upserted = new.map(|(_, rule)| (*rule).clone()).collect();
-        let delta = Delta { upserted, removed, snapshot: false };
+        let new = wanted.iter().filter(|(name, rule)| snapshot || self.held.get(**name) != Some(&rule.revision));
+        let delta = Delta { upserted: new.map(|(_, rule)| (*rule).clone()).collect(), removed, snapshot };
         self.held = wanted.into_iter().map(|(name, rule)| (name.clone(), rule.revision)).collect();
+        incarnation.clone_into(&mut self.held_from);
         self.registry.forget_rules(&self.id, &delta.removed);
         delta
     }

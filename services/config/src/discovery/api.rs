@@ -45,6 +45,11 @@ impl DiscoveryApi {
         });
         Self { store, endpoints, ttl: settings.endpoint_ttl.0, push }
     }
+
+    /// All endpoints, as they come and go.
+    pub(crate) fn endpoints(&self) -> watch::Receiver<Arc<Endpoints>> {
+        self.endpoints.clone()
+    }
 }
 
 async fn publish(mut states: watch::Receiver<Arc<PrefixState>>, endpoints: watch::Sender<Arc<Endpoints>>) {

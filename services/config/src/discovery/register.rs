@@ -50,7 +50,7 @@ impl Registration {
     }
 
     /// Begins the endpoint's time anew. Should the lease have ended meanwhile, the endpoint is written again.
-    async fn keep_alive(&mut self) -> Result<(), Status> {
+    pub(crate) async fn keep_alive(&mut self) -> Result<(), Status> {
         match self.store.keep_alive(self.lease).await {
             Ok(_) => self.check_owner().await,
             Err(StoreError::LeaseNotFound(_)) => {
@@ -70,7 +70,8 @@ impl Registration {
         Err(aborted("TAKEN_OVER", "another server registered under the same kind and id; give each its own id"))
     }
 
-    async fn remove(&self) {
+    /// Takes the endpoint away.
+    pub(crate) async fn remove(&self) {
         if let Err(error) = self.store.revoke_lease(self.lease).await {
             tracing::warn!(key = %self.key, %error, "could not take an endpoint away; it ends with its lease");
         } else {
