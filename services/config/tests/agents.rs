@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Server, agent, next, rule, start, start_with, until, wait_for};
+use common::{Server, agent, next, rule, start, start_in, start_with, until, wait_for};
 use logmesh_config::Settings;
 use logmesh_proto::config::v1::{CreateRuleRequest, DeleteRuleRequest, Rule, UpdateRuleRequest, WatchRulesRequest};
 use logmesh_proto::fleet::v1::watch_config_response::Update;
@@ -49,8 +49,12 @@ fn names(rules: &[Rule]) -> Vec<&str> {
     rules.iter().map(|rule| rule.name.as_str()).collect()
 }
 
+fn get_request(id: &str) -> GetAgentRequest {
+    GetAgentRequest { id: id.into(), ..Default::default() }
+}
+
 async fn get(server: &Server, id: &str) -> Agent {
-    server.fleet().get_agent(GetAgentRequest { id: id.into() }).await.expect("known").into_inner()
+    server.fleet().get_agent(get_request(id)).await.expect("known").into_inner()
 }
 
 #[tokio::test]
@@ -59,7 +63,7 @@ async fn an_agent_gets_its_rules_then_each_change() {
     let web = create(&server, rule("web", "role=web")).await;
     create(&server, rule("db", "role=db")).await;
     let mut config = watch(&server, agent("a1", "s1", &[("role", "web")])).await;
-    assert_eq!(delta(&mut config).await, Delta { upserted: vec![web.clone()], removed: vec![], ..Delta::default() });
+    assert_eq!(delta(&mut config).await, Delta { upserted: vec![web.clone()], removed: vec![], snapshot: true });
     create(&server, rule("all", "")).await;
     assert_eq!(names(&delta(&mut config).await.upserted), ["rules/all"]);
     let moved = UpdateRuleRequest { rule: Some(rule("web", "role=db")), ..Default::default() };
@@ -74,6 +78,7 @@ async fn only_the_difference_to_what_is_held_is_sent() {
     let server = start().await;
     let (same, newer) = (create(&server, rule("same", "")).await, create(&server, rule("newer", "")).await);
     let mut request = agent("a1", "s", &[]);
+    request.incarnation = incarnation(&server).await;
     request.held =
         [(same.name.clone(), same.revision), (newer.name.clone(), newer.revision - 1), ("rules/gone".into(), 1)].into();
     let first = delta(&mut watch(&server, request.clone()).await).await;
@@ -83,6 +88,52 @@ async fn only_the_difference_to_what_is_held_is_sent() {
     request.held = [(same.name, same.revision), (newer.name, newer.revision)].into();
     let first = delta(&mut watch(&server, request).await).await;
     assert_eq!(first, Delta::default(), "an empty difference says that all is held");
+}
+
+async fn incarnation(server: &Server) -> String {
+    next(&mut watch(server, agent("asks", "s", &[])).await).await.incarnation
+}
+
+#[tokio::test]
+async fn what_is_held_of_another_store_says_nothing() {
+    let server = start().await;
+    let made = create(&server, rule("r", "")).await;
+    let mut request = agent("a1", "s", &[]);
+    request.held = [(made.name.clone(), made.revision), ("rules/gone".into(), 1)].into();
+    for incarnation in ["", "of another store"] {
+        request.incarnation = incarnation.into();
+        let message = next(&mut watch(&server, request.clone()).await).await;
+        assert_eq!(message.incarnation.len(), 32);
+        let Some(Update::Delta(delta)) = message.update else { panic!("{:?}", message.update) };
+        let removed = vec!["rules/gone".to_owned()];
+        assert_eq!(delta, Delta { upserted: vec![made.clone()], removed, snapshot: true });
+    }
+    let before = incarnation(&server).await;
+    let server = start_in(server.stop().await, Settings::default()).await;
+    assert_eq!(incarnation(&server).await, before, "a restart changes nothing");
+    assert_ne!(incarnation(&start().await).await, before);
+}
+
+#[tokio::test]
+async fn what_an_agent_has_applied_is_known_by_the_nonce() {
+    let server = start().await;
+    create(&server, rule("r", "")).await;
+    let mut config = watch(&server, agent("a1", "s", &[])).await;
+    let message = next(&mut config).await;
+    let report = async |nonce: &str| {
+        let report = ReportStatusRequest {
+            agent_id: "a1".into(),
+            session: "s".into(),
+            full: true,
+            nonce: nonce.into(),
+            revision: message.revision,
+            ..Default::default()
+        };
+        server.agents().report_status(report).await.unwrap();
+        get(&server, "a1").await.config_revision
+    };
+    assert_eq!(report("of another stream").await, 0);
+    assert_eq!(report(&message.nonce).await, message.revision);
 }
 
 #[tokio::test]
@@ -215,7 +266,7 @@ async fn reports_show_in_the_fleet_also_when_the_agent_is_gone() {
     assert!(gone.stream_count == 2 && gone.last_seen_time.is_some());
     let streams = server.fleet().list_streams(ListStreamsRequest::default()).await.unwrap().into_inner().streams;
     assert!(streams.len() == 2 && streams.iter().all(|stream| !stream.agent_online));
-    let unknown = server.fleet().get_agent(GetAgentRequest { id: "nobody".into() }).await.unwrap_err();
+    let unknown = server.fleet().get_agent(get_request("nobody")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
@@ -235,7 +286,7 @@ async fn fleet_lists_come_in_pages() {
         server.agents().report_status(report).await.unwrap();
     }
     let list = async |page_token: &str| {
-        let request = ListAgentsRequest { page_size: 2, page_token: page_token.into() };
+        let request = ListAgentsRequest { page_size: 2, page_token: page_token.into(), ..Default::default() };
         server.fleet().list_agents(request).await.unwrap().into_inner()
     };
     let first = list("").await;

@@ -18,6 +18,8 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use logmesh_bus::BusError;
 use logmesh_grpc::{internal, resource_exhausted, unavailable};
 use logmesh_index::IndexError;
@@ -34,6 +36,8 @@ enum AuditError {
     Index(#[from] IndexError),
     #[error("the audit can't ask config for the agents' streams: {}", .0.message())]
     Fleet(#[source] Status),
+    #[error("{}, and these config services did not answer: {}", .0, .1.iter().cloned().collect::<Vec<_>>().join(", "))]
+    Incomplete(String, BTreeSet<String>),
     #[error("as many audits are under way as this console makes at a time; try again later")]
     Busy,
 }
@@ -48,6 +52,7 @@ impl From<AuditError> for Status {
             AuditError::Fleet(cause) if matches!(cause.code(), Code::Unavailable | Code::DeadlineExceeded) => {
                 unavailable("CONFIG_UNAVAILABLE", error.to_string())
             }
+            AuditError::Incomplete(..) => unavailable("SERVERS_UNREACHABLE", error.to_string()),
             AuditError::Busy => resource_exhausted("TOO_MANY_AUDITS", error.to_string()),
             AuditError::Bus(cause) => internal(format!("{error}: {cause}")),
             AuditError::Index(cause) => internal(format!("{error}: {cause}")),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_config::{ConfigService, Settings};
-use logmesh_grpc::Routes;
+use logmesh_grpc::{Registration, Routes};
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
@@ -22,6 +22,8 @@ use tonic::transport::Channel;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Server {
+    /// Its id among the config services.
+    pub id: String,
     pub store: Arc<dyn ConfigStore>,
     pub channel: Channel,
     pub tasks: Tasks,
@@ -39,16 +41,28 @@ pub async fn start_with(settings: Settings) -> Server {
 pub async fn start_in(folder: Arc<tempfile::TempDir>, settings: Settings) -> Server {
     let file: PathBuf = folder.path().join("config.redb");
     let store: Arc<dyn ConfigStore> = Arc::new(EmbeddedStore::open(&file, Options::default()).expect("a store"));
+    start_on(store, folder, settings).await
+}
+
+/// A further config service on the same store.
+pub async fn start_beside(first: &Server, settings: Settings) -> Server {
+    start_on(first.store.clone(), first.folder.clone(), settings).await
+}
+
+async fn start_on(store: Arc<dyn ConfigStore>, folder: Arc<tempfile::TempDir>, settings: Settings) -> Server {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
     let tasks = Tasks::new();
+    let registration = Registration::new("config", &address);
+    let id = registration.endpoint().id.clone();
+    let settings = Settings { server: Some(registration), ..settings };
     let service = ConfigService::start(store.clone(), settings, &tasks).expect("a service");
     let mut routes = Routes::new();
     service.add_to(&mut routes);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
     let token = tasks.token();
     tasks.spawn("grpc", async move { Ok(logmesh_grpc::serve(listener, routes, token).await?) });
     service.loaded().await.expect("rules");
-    Server { store, channel: logmesh_grpc::channel(&address).expect("an address"), tasks, folder }
+    Server { id, store, channel: logmesh_grpc::channel(&address).expect("an address"), tasks, folder }
 }
 
 impl Server {

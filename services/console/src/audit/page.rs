@@ -1,6 +1,6 @@
 //! Which streams there are, by topic and id, a page at a time: those that agents report and those that have a book.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use logmesh_bus::{Bus, TopicPartition};
 use logmesh_grpc::Upstream;
@@ -76,14 +76,14 @@ impl Page {
     }
 }
 
-/// Fills a page.
+/// Fills a page; answers with the config services that didn't answer.
 pub(super) async fn collect(
     page: &mut Page,
     filter: &Filter,
     bus: &dyn Bus,
     fleet: FleetServiceClient<Upstream>,
-) -> Result<(), AuditError> {
-    reported(fleet, filter, |key, stream| page.offer(key, Some(stream))).await?;
+) -> Result<BTreeSet<String>, AuditError> {
+    let silent = reported(fleet, filter, |key, stream| page.offer(key, Some(stream))).await?;
     for topic in ledger::topics(bus).await? {
         let behind = page.from.as_ref().is_some_and(|(from, _)| topic.name < *from);
         if behind || filter.topic.as_ref().is_some_and(|wanted| *wanted != topic.name) {
@@ -101,20 +101,22 @@ pub(super) async fn collect(
             .await?;
         }
     }
-    Ok(())
+    Ok(silent)
 }
 
-/// Hands out the streams that agents report.
+/// Hands out the streams that agents report; answers with the config services that didn't answer, whose agents' words are
+/// missing or old.
 pub(super) async fn reported(
     mut fleet: FleetServiceClient<Upstream>,
     filter: &Filter,
     mut take: impl FnMut(Key, AgentStream),
-) -> Result<(), AuditError> {
+) -> Result<BTreeSet<String>, AuditError> {
     let topic = filter.topic.as_ref().map(ToString::to_string).unwrap_or_default();
-    let mut page_token = String::new();
+    let (mut page_token, mut silent) = (String::new(), BTreeSet::new());
     loop {
         let agent_id = filter.agent.clone();
-        let list = ListStreamsRequest { agent_id, topic: topic.clone(), page_size: FLEET_PAGE, page_token };
+        let topic = topic.clone();
+        let list = ListStreamsRequest { agent_id, topic, page_size: FLEET_PAGE, page_token, ..Default::default() };
         let page = fleet.list_streams(list).await.map_err(AuditError::Fleet)?.into_inner();
         for stream in page.streams {
             let names = stream.status.as_ref().map(|status| (status.topic.parse(), status.stream_id.parse()));
@@ -122,9 +124,10 @@ pub(super) async fn reported(
                 take((topic, id), stream);
             }
         }
+        silent.extend(page.unreachable_servers);
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(());
+            return Ok(silent);
         }
     }
 }

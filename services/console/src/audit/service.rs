@@ -1,6 +1,6 @@
 //! `logmesh.audit.v1.AuditService`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,8 +52,13 @@ impl Audit {
     }
 
     /// Audits these streams, in their order. What looks bad is looked at again, with what agents say by then, before
-    /// it's called so.
-    async fn examine(&self, candidates: &[Candidate], filter: &Filter) -> Result<Vec<StreamAudit>, AuditError> {
+    /// it's called so. Config services that don't answer that are added to the silent ones.
+    async fn examine(
+        &self,
+        candidates: &[Candidate],
+        filter: &Filter,
+        silent: &mut BTreeSet<String>,
+    ) -> Result<Vec<StreamAudit>, AuditError> {
         let mut audits = self.look(candidates).await?;
         for _ in 0..RECHECKS {
             let bad: Vec<usize> = (0..audits.len()).filter(|place| !audits[*place].clean).collect();
@@ -62,7 +67,7 @@ impl Audit {
             }
             tokio::time::sleep(RECHECK_PAUSE).await;
             let mut again: Vec<Candidate> = bad.iter().map(|place| candidates[*place].clone()).collect();
-            self.ask_again(&mut again, filter).await?;
+            silent.extend(self.ask_again(&mut again, filter).await?);
             for (place, audit) in bad.into_iter().zip(self.look(&again).await?) {
                 audits[place] = audit;
             }
@@ -71,7 +76,7 @@ impl Audit {
     }
 
     /// Brings in what agents report now. What is reported no longer keeps its last word: that was a promise.
-    async fn ask_again(&self, candidates: &mut [Candidate], filter: &Filter) -> Result<(), AuditError> {
+    async fn ask_again(&self, candidates: &mut [Candidate], filter: &Filter) -> Result<BTreeSet<String>, AuditError> {
         let mut places: HashMap<Key, &mut Option<AgentStream>> =
             candidates.iter_mut().map(|one| ((one.topic.clone(), one.stream), &mut one.reported)).collect();
         page::reported(self.fleet.clone(), filter, |key, reported| {
@@ -92,22 +97,24 @@ impl Audit {
         Ok(audits)
     }
 
-    /// The stream in the topic to which its agent sends it; where none reports it, in the one whose book is furthest.
-    async fn find(&self, stream: StreamId) -> Result<Option<Candidate>, AuditError> {
+    /// The stream in the topic to which its agent sends it; where none reports it, in the one whose book is furthest. With
+    /// it, the config services that didn't answer.
+    async fn find(&self, stream: StreamId) -> Result<(Option<Candidate>, BTreeSet<String>), AuditError> {
         let mut found = None;
-        page::reported(self.fleet.clone(), &Filter::default(), |(topic, id), reported| {
+        let silent = page::reported(self.fleet.clone(), &Filter::default(), |(topic, id), reported| {
             if id == stream {
                 found = Some(Candidate { topic, stream, reported: Some(reported) });
             }
         })
         .await?;
         if found.is_some() {
-            return Ok(found);
+            return Ok((found, silent));
         }
         let ledger = Ledger::read(self.bus.as_ref(), &HashSet::from([stream])).await?;
         let furthest =
             ledger.of(stream).iter().max_by_key(|(_, entry)| entry.book.as_ref().map(|book| book.watermark()));
-        Ok(furthest.map(|(topic, _)| Candidate { topic: topic.clone(), stream, reported: None }))
+        let found = furthest.map(|(topic, _)| Candidate { topic: topic.clone(), stream, reported: None });
+        Ok((found, silent))
     }
 }
 
@@ -117,11 +124,17 @@ impl AuditService for Audit {
         let id = request.into_inner().stream_id;
         let stream: StreamId = id.parse().map_err(|error| bad("stream_id", error))?;
         let _place = self.place()?;
-        let Some(candidate) = self.find(stream).await? else {
-            return Err(not_found("UNKNOWN_STREAM", format!("neither an agent nor the books know a stream {stream}")));
+        let (candidate, mut silent) = self.find(stream).await?;
+        let Some(candidate) = candidate else {
+            let unknown = format!("neither an agent nor the books know a stream {stream}");
+            return Err(match silent.is_empty() {
+                true => not_found("UNKNOWN_STREAM", unknown),
+                false => AuditError::Incomplete(unknown, silent).into(),
+            });
         };
-        let audits = self.examine(&[candidate], &Filter::default()).await?;
-        Ok(Response::new(audits.into_iter().next().unwrap_or_default()))
+        let audits = self.examine(&[candidate], &Filter::default(), &mut silent).await?;
+        let audit = audits.into_iter().next().unwrap_or_default();
+        Ok(Response::new(StreamAudit { unreachable_servers: silent.into_iter().collect(), ..audit }))
     }
 
     async fn audit_fleet(&self, request: Request<AuditFleetRequest>) -> Result<Response<AuditFleetResponse>, Status> {
@@ -131,11 +144,12 @@ impl AuditService for Audit {
         let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
         let _place = self.place()?;
         let mut page = Page::new(from, size);
-        page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
+        let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
-        let streams = self.examine(&candidates, &filter).await?;
+        let streams = self.examine(&candidates, &filter, &mut silent).await?;
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
-        Ok(Response::new(AuditFleetResponse { streams, next_page_token }))
+        let unreachable_servers = silent.into_iter().collect();
+        Ok(Response::new(AuditFleetResponse { streams, next_page_token, unreachable_servers }))
     }
 }
 

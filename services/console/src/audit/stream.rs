@@ -58,6 +58,7 @@ pub(super) async fn audit(
         gaps,
         doubles,
         agent_reported: candidate.reported.as_ref().is_some_and(|one| one.agent_online),
+        unreachable_servers: Vec::new(),
     })
 }
 

@@ -38,6 +38,8 @@ struct Reports {
     /// What agents report once they were asked: empty if nothing new.
     later: Vec<AgentStream>,
     asked: AtomicBool,
+    /// Other config services that don't answer.
+    silent: Vec<String>,
 }
 
 #[tonic::async_trait]
@@ -58,7 +60,8 @@ impl FleetService for Reports {
             .collect();
         let next_page_token = if all.len() > from + 2 { (from + 2).to_string() } else { String::new() };
         let streams = all.into_iter().skip(from).take(2).collect();
-        Ok(Response::new(ListStreamsResponse { streams, next_page_token }))
+        let unreachable_servers = self.silent.clone();
+        Ok(Response::new(ListStreamsResponse { streams, next_page_token, unreachable_servers }))
     }
 
     async fn list_agents(&self, _: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
@@ -77,6 +80,7 @@ struct Mesh {
     topic: TopicName,
     reports: Vec<AgentStream>,
     later: Vec<AgentStream>,
+    silent: Vec<String>,
     tasks: Tasks,
     _folder: Folder,
 }
@@ -119,6 +123,7 @@ impl Mesh {
             topic: "logs".parse().unwrap(),
             reports: Vec::new(),
             later: Vec::new(),
+            silent: Vec::new(),
             tasks: Tasks::new(),
             _folder: folder,
         };
@@ -194,8 +199,8 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let mut routes = Routes::new();
-        let (streams, later) = (self.reports.clone(), self.later.clone());
-        routes.add(FleetServiceServer::new(Reports { streams, later, asked: AtomicBool::new(false) }));
+        let (streams, later, silent) = (self.reports.clone(), self.later.clone(), self.silent.clone());
+        routes.add(FleetServiceServer::new(Reports { streams, later, asked: AtomicBool::new(false), silent }));
 
         let token = self.tasks.token();
         self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });
@@ -502,4 +507,22 @@ async fn without_config_the_audit_says_so() {
         (error.code(), logmesh_grpc::reason(&error).as_deref()),
         (Code::Unavailable, Some("CONFIG_UNAVAILABLE"))
     );
+}
+
+#[tokio::test]
+async fn an_incomplete_answer_of_config_is_no_word_that_there_is_nothing() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.silent = vec!["config-2".into()];
+    let service = mesh.service().await;
+    let page = service.audit_fleet(Request::new(AuditFleetRequest::default())).await.unwrap().into_inner();
+    assert_eq!((page.streams.len(), page.unreachable_servers), (1, vec!["config-2".to_owned()]));
+    let get = async |id: StreamId| {
+        let request = GetStreamAuditRequest { stream_id: id.to_string() };
+        service.get_stream_audit(Request::new(request)).await
+    };
+    assert_eq!(get(stream(1)).await.unwrap().into_inner().unreachable_servers, ["config-2"]);
+    let refused = get(stream(9)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("config-2"), "{}", refused.message());
 }

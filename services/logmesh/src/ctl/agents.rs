@@ -1,5 +1,7 @@
 //! `agents list|get`.
 
+use std::collections::BTreeSet;
+
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
     Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, LostRange, RuleState, RuleStatus,
@@ -9,6 +11,7 @@ use logmesh_types::{AgentId, UnixNanos};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
+use super::failure::note;
 use super::output::{Output, age, bytes, state, time};
 use super::{Failure, LIST_PAGE, Outcome, Session, request};
 
@@ -39,17 +42,31 @@ pub(super) async fn run(args: AgentsArgs, session: &mut Session) -> Outcome {
     }
 }
 
-/// All agents, by id.
+/// All agents, by id. Says on stderr whose are missing.
 pub(super) async fn all(client: &mut Client) -> Result<Vec<Agent>, Failure> {
-    let (mut agents, mut page_token) = (Vec::new(), String::new());
+    let (mut agents, mut page_token, mut silent) = (Vec::new(), String::new(), BTreeSet::new());
     loop {
-        let list = ListAgentsRequest { page_size: LIST_PAGE, page_token };
+        let list = ListAgentsRequest { page_size: LIST_PAGE, page_token, ..Default::default() };
         let page = client.list_agents(request(list)).await?.into_inner();
         agents.extend(page.agents);
+        silent.extend(page.unreachable_servers);
         page_token = page.next_page_token;
         if page_token.is_empty() {
+            note_silence(&silent);
             return Ok(agents);
         }
+    }
+}
+
+/// Says which config services didn't answer, if any didn't.
+pub(super) fn silence<'a>(servers: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    let servers: Vec<&str> = servers.into_iter().map(String::as_str).collect();
+    (!servers.is_empty()).then(|| format!("config services that did not answer: {}", servers.join(", ")))
+}
+
+fn note_silence<'a>(servers: impl IntoIterator<Item = &'a String>) {
+    if let Some(silence) = silence(servers) {
+        note(&format!("logmesh: {silence}; their agents are missing here, or shown as they were"), false);
     }
 }
 
@@ -88,8 +105,10 @@ fn labels(agent: &Agent) -> String {
 }
 
 async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
-    let agent = client.get_agent(request(GetAgentRequest { id: id.to_string() })).await?.into_inner();
+    let wanted = GetAgentRequest { id: id.to_string(), ..Default::default() };
+    let agent = client.get_agent(request(wanted)).await?.into_inner();
     let streams = streams(id, client).await?;
+    note_silence(&agent.unreachable_servers);
     if out.json {
         let mut value = to_json(&agent);
         value["streams"] = streams.iter().filter_map(|stream| stream.status.as_ref()).map(stream_json).collect();
@@ -149,8 +168,8 @@ fn loss_cause(range: &LostRange) -> String {
 async fn streams(id: &AgentId, client: &mut Client) -> Result<Vec<AgentStream>, Failure> {
     let (mut streams, mut page_token) = (Vec::new(), String::new());
     loop {
-        let list =
-            ListStreamsRequest { agent_id: id.to_string(), topic: String::new(), page_size: LIST_PAGE, page_token };
+        let agent_id = id.to_string();
+        let list = ListStreamsRequest { agent_id, page_size: LIST_PAGE, page_token, ..Default::default() };
         let page = client.list_streams(request(list)).await?.into_inner();
         streams.extend(page.streams);
         page_token = page.next_page_token;
@@ -217,6 +236,8 @@ fn to_json(agent: &Agent) -> Value {
         "rules": agent.rules.iter().map(rule_json).collect::<Vec<_>>(),
         "stream_count": agent.stream_count,
         "lag_bytes": agent.lag_bytes,
+        "config_revision": agent.config_revision,
+        "server": agent.server,
     })
 }
 

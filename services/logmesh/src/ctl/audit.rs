@@ -1,5 +1,6 @@
 //! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
@@ -8,8 +9,9 @@ use logmesh_types::{AgentId, TopicName};
 use serde_json::{Value, json};
 use tonic::Status;
 
+use super::failure::note;
 use super::output::{Output, bytes};
-use super::{Failure, Outcome, Session, request_within};
+use super::{Failure, Outcome, Session, agents, request_within};
 
 /// Streams asked for at a time; each is compared document by document.
 const PAGE: i32 = 500;
@@ -44,6 +46,8 @@ struct Sum {
     documents: u64,
     on_its_way: u64,
     dead_letters: u64,
+    /// Config services that didn't answer.
+    silent: BTreeSet<String>,
 }
 
 pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
@@ -62,6 +66,7 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
             sum.add(stream);
             show(stream, &mut session.out)?;
         }
+        sum.silent.extend(page.unreachable_servers);
         session.out.flush()?;
         wanted.page_token = page.next_page_token;
         if wanted.page_token.is_empty() {
@@ -75,10 +80,17 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
 fn conclude(sum: &Sum, nothing: Option<String>, out: &mut Output) -> Outcome {
     // A misspelt name must not look like a proof.
     if let (0, Some(text)) = (sum.streams, nothing) {
-        return Err(Status::not_found(text).into());
+        return Err(match agents::silence(&sum.silent) {
+            None => Status::not_found(text).into(),
+            Some(silent) => Status::unavailable(format!("{text}; but {silent}")).into(),
+        });
     }
     if !out.json {
         out.line(&sum.to_line())?;
+    }
+    if let Some(silent) = agents::silence(&sum.silent) {
+        note(&format!("logmesh: {silent}: this proves nothing of the agents that are connected to them"), false);
+        return Err(Failure::Wanting);
     }
     if sum.faulty == 0 { Ok(()) } else { Err(Failure::Wanting) }
 }
@@ -224,6 +236,16 @@ mod tests {
         let (outcome, text) = conclusion(&[told.clone(), untold], "", "");
         assert!(outcome.is_ok() && text.contains("; 1 streams not reported by a connected agent"), "{text}");
         assert!(!conclusion(&[told], "", "").1.contains("not reported"));
+    }
+
+    #[test]
+    fn an_audit_without_all_config_services_proves_nothing() {
+        let mut sum = Sum { silent: ["config-2".to_owned()].into(), ..Sum::default() };
+        let (mut out, _) = Output::captured(false, false);
+        let missing = conclude(&sum, Some("no such agent".to_owned()), &mut out);
+        assert!(matches!(&missing, Err(Failure::Call(status)) if status.message().contains("config-2")), "{missing:?}");
+        sum.add(&StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() });
+        assert!(matches!(conclude(&sum, None, &mut out), Err(Failure::Wanting)));
     }
 
     #[test]
