@@ -31,6 +31,7 @@ pub(crate) enum Ended {
     /// The same session opened a newer one.
     Superseded,
     /// The agent is refused after all.
+    #[expect(dead_code, reason = "for two processes on two servers")]
     Refused(Status),
 }
 
