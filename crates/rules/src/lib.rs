@@ -5,11 +5,13 @@
 
 mod proto;
 mod rule;
+mod seed;
 mod selector;
 mod spec;
 mod yaml;
 
 pub use rule::Rule;
+pub use seed::{BrokenEntry, SeedEntries, SeedRule, read_seed, seed_host, seed_names};
 pub use selector::{Labels, Selector, SelectorError};
 pub use spec::{Format, JsonError, LongEvents, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
 pub use yaml::{Document, YamlError, parse_yaml, to_yaml};

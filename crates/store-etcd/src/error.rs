@@ -55,7 +55,7 @@ impl Failure {
             other => (Kind::Lost, other.to_string()),
         };
         let reason = match kind {
-            Kind::Denied => format!("etcd at {member} refuses this user: {text}"),
+            Kind::Denied => format!("etcd at {member}: {text}"),
             Kind::Full => {
                 format!("etcd's space is used up; compact, defragment and disarm its alarm ({member}: {text})")
             }
@@ -94,7 +94,8 @@ impl From<Failure> for StoreError {
         match (failure.kind, failure.source) {
             (Kind::Invalid | Kind::FutureRevision, _) => Self::Invalid(failure.reason),
             (Kind::Corrupt, Some(source)) => Self::Storage(Box::new(source)),
-            // A wrong password and a used-up quota too: once a human has put it right in etcd, the same call succeeds.
+            (Kind::Denied, _) => Self::Denied(failure.reason),
+            // A used-up quota too: once a human has put it right in etcd, the same call succeeds.
             (_, source) => Self::Unavailable { reason: failure.reason, source: source.map(|source| source.into()) },
         }
     }

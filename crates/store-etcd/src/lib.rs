@@ -47,6 +47,11 @@ impl EtcdStore {
         Ok(Self { cluster: Arc::new(Cluster::new(settings)?), space: Space::new(settings.prefix.clone()) })
     }
 
+    /// The same etcd over the same connections, with another prefix before every key; none if it's empty.
+    pub fn at(&self, prefix: &str) -> Self {
+        Self { cluster: self.cluster.clone(), space: Space::new(prefix.to_owned()) }
+    }
+
     /// Whether etcd answers, with a majority of its members: a read, within 5 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let read = tokio::time::timeout(PING_TIMEOUT, self.get(PING_KEY)).await;

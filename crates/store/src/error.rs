@@ -30,6 +30,9 @@ pub enum StoreError {
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+    /// The store doesn't let this user in, or not to this key. Once a human has put that right, the same call succeeds.
+    #[error("the config store refuses this user: {0}")]
+    Denied(String),
     /// The store's disk or its data is damaged or full. A human has to act; whether a write was done is *unknown*.
     #[error("the config store failed to read or write its data")]
     Storage(#[source] Box<dyn Error + Send + Sync>),
@@ -50,7 +53,7 @@ impl StoreError {
 
     /// Whether the same call may succeed later without anyone's doing.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Denied(_))
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) fn store(error: StoreError) -> Status {
         StoreError::Unavailable { reason, .. } => {
             unavailable("STORE_UNAVAILABLE", format!("the config store is not available: {reason}"))
         }
+        StoreError::Denied(_) => unavailable("STORE_DENIED", error.to_string()),
         StoreError::PreconditionFailed { .. } => aborted("CONFLICT", "somebody else changed it at the same time"),
         StoreError::LeaseNotFound(_) => failed_precondition("LEASE_ENDED", error.to_string()),
         StoreError::Invalid(_) => internal(error),

@@ -40,11 +40,22 @@ pub struct ConfigService {
 
 impl ConfigService {
     /// Checks the settings and begins to follow the store, which need not be reachable yet. Streams end when the tasks
-    /// are asked to.
+    /// are asked to. A logagent's tree is looked for in the same store.
     pub fn start(store: Arc<dyn ConfigStore>, settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
+        Self::start_with_tree(store.clone(), store, settings, tasks)
+    }
+
+    /// The same, where the tree of a logagent lies in another store, or in another part of the same.
+    pub fn start_with_tree(
+        store: Arc<dyn ConfigStore>,
+        tree: Arc<dyn ConfigStore>,
+        settings: Settings,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
         settings.check()?;
         let settings = Arc::new(settings);
-        let rule_view = rules::RuleView::start(store.clone(), tasks);
+        let tree = rules::SeedView::start(tree, &settings.seed_prefix, tasks);
+        let rule_view = rules::RuleView::start(store.clone(), tree, tasks);
         let registry = agents::Registry::new(&settings);
         let push = push::Push::new(tasks.token());
         let discovery = discovery::DiscoveryApi::start(store.clone(), &settings, push.clone(), tasks);
@@ -81,7 +92,7 @@ impl ConfigService {
             .needs("config");
     }
 
-    /// Waits until the rules were read from the store: from then on agents get theirs.
+    /// Waits until the rules were read from the store, and those of a logagent's tree: from then on agents get theirs.
     pub async fn loaded(&self) -> Result<(), StoreError> {
         self.rule_view.loaded().await
     }

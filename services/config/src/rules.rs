@@ -3,10 +3,14 @@
 mod api;
 mod filter;
 mod history;
+mod live;
 mod mask;
+mod seed;
 mod stored;
 mod view;
 mod write;
 
 pub(crate) use api::RuleApi;
-pub(crate) use view::{RuleSet, RuleView};
+pub(crate) use live::RuleSet;
+pub(crate) use seed::SeedView;
+pub(crate) use view::RuleView;

@@ -8,6 +8,9 @@ use logmesh_types::Span;
 use logmesh_types::limits::{MAX_FILES, MAX_WATCHERS};
 use serde::{Deserialize, Serialize};
 
+/// The longest `seed_prefix`, so that no key comes near a limit of etcd's.
+const MAX_SEED_BYTES: usize = 256;
+
 /// The settings of the config service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +29,9 @@ pub struct Settings {
     /// Agents that are known at a time. When there are more, those that were gone longest are forgotten; when all are
     /// connected, a further one is refused.
     pub max_agents: usize,
+    /// Where the tree of a logagent lies in etcd, outside of any prefix of the mesh's: what its keys
+    /// `{seed_prefix}{ip}/log_config` say is served as rules. Empty: no such tree is looked for.
+    pub seed_prefix: String,
     /// Streams of all agents together that reports may tell of, each about 500 bytes of memory.
     pub max_streams: usize,
 }
@@ -39,6 +45,7 @@ impl Default for Settings {
             endpoint_ttl: Span(Duration::from_secs(15)),
             max_agents: MAX_WATCHERS,
             max_streams: 2 * MAX_FILES,
+            seed_prefix: "/logagent/".to_owned(),
         }
     }
 }
@@ -60,6 +67,13 @@ impl Settings {
             crate::discovery::entry(server.endpoint())
                 .map_err(|error| anyhow!("this server's own endpoint: {}", error.message()))?;
         }
+        let seed = self.seed_prefix.as_str();
+        let apart =
+            seed.len() > 1 && seed.len() <= MAX_SEED_BYTES && seed.ends_with('/') && !seed.starts_with("/logmesh/");
+        ensure!(
+            seed.is_empty() || apart,
+            "seed_prefix must be empty, or end in '/', have at most {MAX_SEED_BYTES} bytes and not lie in /logmesh/"
+        );
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ mod settings;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_config::ConfigService;
@@ -155,10 +156,12 @@ impl Process {
 
     fn config(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         let store = self.backends().store()?;
+        // A logagent's tree knows nothing of the mesh's prefix.
+        let tree = Arc::new(store.at(""));
         // Config services find each other in the store, without asking one of them.
         let server = Some(self.registration(address));
         let settings = logmesh_config::Settings { server, ..self.settings.config.clone() };
-        let config = ConfigService::start(store, settings, &self.tasks)?;
+        let config = ConfigService::start_with_tree(store, tree, settings, &self.tasks)?;
         config.add_to(&mut self.routes);
         let (readiness, token) = (self.readiness.clone(), self.tasks.token());
         readiness.set("config", false, "the rules are not read yet");

@@ -200,7 +200,9 @@ async fn start_services(
     routes.follow(readiness.clone());
     // The same ids after a restart on another port: the address of the process that was killed is replaced at once.
     let registration = |kind| Registration::new(kind, &advertised(settings.listen, server)).with_id("standalone");
-    let own = logmesh_config::Settings { server: Some(registration("config")), ..Default::default() };
+    // There's no etcd in which a logagent's tree could lie.
+    let seed_prefix = String::new();
+    let own = logmesh_config::Settings { server: Some(registration("config")), seed_prefix, ..Default::default() };
     let config = ConfigService::start(config, own, tasks)?;
     config.add_to(&mut routes);
     let gateway = logmesh_gateway::Settings { topics: settings.topics.clone(), ..Default::default() };

@@ -129,11 +129,15 @@ impl Session {
         let snapshot = self.held_from != incarnation;
         let meant = set.rules.iter().filter(|(_, live)| live.rule.selector.matches(&self.labels));
         let wanted: BTreeMap<&String, _> = meant.map(|(name, live)| (name, &live.message)).collect();
+        // Of a rule that can't be read an agent keeps what it has; from another store there's nothing to keep.
+        let is_kept = |name: &String| !snapshot && set.is_unknown(name);
+        let is_gone = |name: &&String| !wanted.contains_key(name) && !is_kept(name);
         // In a snapshot too: an agent of an earlier version knows of no snapshots.
-        let removed: Vec<String> = self.held.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
+        let removed: Vec<String> = self.held.keys().filter(is_gone).cloned().collect();
         let new = wanted.iter().filter(|(name, rule)| snapshot || self.held.get(**name) != Some(&rule.revision));
         let delta = Delta { upserted: new.map(|(_, rule)| (*rule).clone()).collect(), removed, snapshot };
-        self.held = wanted.into_iter().map(|(name, rule)| (name.clone(), rule.revision)).collect();
+        self.held.retain(|name, _| is_kept(name));
+        self.held.extend(wanted.into_iter().map(|(name, rule)| (name.clone(), rule.revision)));
         incarnation.clone_into(&mut self.held_from);
         self.registry.forget_rules(&self.id, &delta.removed);
         delta

@@ -1,5 +1,6 @@
 //! `logmesh.config.v1.RuleService`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use logmesh_grpc::{aborted, already_exists, failed_precondition, not_found};
@@ -15,8 +16,9 @@ use logmesh_types::RuleName;
 use tonic::{Request, Response, Status};
 
 use super::history::Kind;
+use super::live::RuleSet;
 use super::stored::{StoredRule, etag};
-use super::view::{RuleSet, RuleView};
+use super::view::RuleView;
 use super::write::{Change, Former, RuleStore};
 use super::{filter, mask};
 use crate::error::{bad_field, bad_rule, store};
@@ -50,22 +52,31 @@ impl RuleService for RuleApi {
 
     async fn get_rule(&self, request: Request<GetRuleRequest>) -> Result<Response<Rule>, Status> {
         let name = parse_name("name", &request.into_inner().name)?;
-        let (stored, revision) = self.rules.find(&name).await?.ok_or_else(|| missing(&name))?;
-        Ok(Response::new(stored.message(revision)))
+        if let Some((stored, revision)) = self.rules.find(&name).await? {
+            return Ok(Response::new(stored.message(revision)));
+        }
+        let set = self.view.latest();
+        let served = set.tree_rule(name.as_str()).ok_or_else(|| missing(&name))?;
+        Ok(Response::new(served.message.clone()))
     }
 
     async fn list_rules(&self, request: Request<ListRulesRequest>) -> Result<Response<ListRulesResponse>, Status> {
         let ListRulesRequest { page_size: asked, page_token, filter } = request.into_inner();
         let (size, filter) = (page_size(asked)?, filter::read(&filter)?);
         let snapshot = self.store.list(keys::RULES).await.map_err(store)?;
-        let rules = snapshot.entries.iter().filter_map(|entry| {
-            let id = entry.key.strip_prefix(keys::RULES).filter(|id| *id > page_token.as_str())?;
+        let set = self.view.latest();
+        let served = set.tree_rules().map(|rule| (id(&rule.message.name), Some(rule.message.clone())));
+        let mut all: BTreeMap<&str, Option<Rule>> = served.collect();
+        for entry in &snapshot.entries {
             // One that can't be read is among the problems; the others are shown.
-            let rule = StoredRule::read(&entry.versioned).ok()?.message(entry.versioned.mod_revision);
-            filter.matches(&filter::fields(&rule)).then(|| (id.to_owned(), rule))
-        });
-        let (rules, next_page_token) = page(rules, size);
-        let problems = if page_token.is_empty() { self.view.latest().problems.clone() } else { Vec::new() };
+            let stored = StoredRule::read(&entry.versioned).ok();
+            let rule = stored.map(|stored| stored.message(entry.versioned.mod_revision));
+            all.insert(entry.key.strip_prefix(keys::RULES).unwrap_or_default(), rule);
+        }
+        let rules = all.into_iter().filter(|(id, _)| *id > page_token.as_str());
+        let rules = rules.filter_map(|(id, rule)| Some((id.to_owned(), rule?)));
+        let (rules, next_page_token) = page(rules.filter(|(_, rule)| filter.matches(&filter::fields(rule))), size);
+        let problems = if page_token.is_empty() { set.problems.clone() } else { Vec::new() };
         Ok(Response::new(ListRulesResponse { rules, next_page_token, problems }))
     }
 
@@ -86,7 +97,7 @@ impl RuleService for RuleApi {
         let name = parse_name("name", &name)?;
         for _ in 0..UPDATE_ATTEMPTS {
             // Not by find(): a rule that can't be read can still be deleted.
-            let held = self.rules.look(&name).await?.ok_or_else(|| missing(&name))?;
+            let held = self.rules.look(&name).await?.ok_or_else(|| self.missing(&name))?;
             check_etag(&name, &etag, held.revision)?;
             let change = change(Kind::Deleted, None, note.clone(), validate_only);
             if self.rules.change(&name, Some(&held), change).await?.is_some() {
@@ -144,6 +155,14 @@ impl RuleApi {
         Self { store, rules, view, push }
     }
 
+    /// Why a rule that isn't in the store can't be changed.
+    fn missing(&self, name: &RuleName) -> Status {
+        match self.view.latest().tree_rule(name.as_str()) {
+            Some(served) => read_only(name, &served.message.origin),
+            None => missing(name),
+        }
+    }
+
     /// Changes the rule from the state that it has now; `None` if somebody else wrote in between.
     async fn try_update(
         &self,
@@ -153,6 +172,7 @@ impl RuleApi {
     ) -> Result<Option<Rule>, Status> {
         let former = self.rules.find(name).await?;
         let (kind, spec) = match &former {
+            None if self.view.latest().tree_rule(name.as_str()).is_some() => return Err(self.missing(name)),
             None if !request.allow_missing => return Err(missing(name)),
             // An etag names a state that it had: somebody deleted it.
             None if !rule.etag.is_empty() => return Err(changed(name)),
@@ -212,6 +232,11 @@ fn check(rule: &Rule) -> Result<(RuleName, RuleSpec), Status> {
     Ok((compiled.name.clone(), compiled.spec().clone()))
 }
 
+/// The name without `rules/`.
+fn id(name: &str) -> &str {
+    name.strip_prefix(RuleName::PREFIX).unwrap_or(name)
+}
+
 fn parse_name(field: &str, name: &str) -> Result<RuleName, Status> {
     name.parse().map_err(|error: logmesh_types::NameError| bad_field(field, error.to_string()))
 }
@@ -230,6 +255,11 @@ fn exists(name: &RuleName) -> Status {
 
 fn changed(name: &RuleName) -> Status {
     aborted("ETAG_MISMATCH", format!("{name} was changed since it was read; read it again"))
+}
+
+fn read_only(name: &RuleName, origin: &str) -> Status {
+    let how = "change it there, or import it (logmesh rules import, or CreateRule with its name) and change it here";
+    failed_precondition("RULE_OF_TREE", format!("{name} is served from the etcd key {origin}; {how}"))
 }
 
 fn conflict(name: &RuleName) -> Status {

@@ -1,6 +1,7 @@
 //! `rules apply|list|get|delete`; the others are in modules of their own.
 
 mod history;
+mod import;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -80,6 +81,8 @@ enum RulesCommand {
         #[command(flatten)]
         note: NoteArgs,
     },
+    /// Make rules of a logagent's tree in etcd; what was collected by it goes on
+    Import(import::ImportArgs),
 }
 
 fn rule_name(text: &str) -> Result<RuleName, String> {
@@ -95,6 +98,7 @@ pub(super) async fn run(args: RulesArgs, session: &mut Session) -> Outcome {
         RulesCommand::List { filter } => list(&filter, &mut client, session).await,
         RulesCommand::Get { name } => get(&name, &mut client, session).await,
         RulesCommand::Delete { name, note } => delete(&name, note.note(""), &mut client, session).await,
+        RulesCommand::Import(args) => import::import(&args, &mut client, session).await,
         RulesCommand::History { name } => history::history(&name, &mut client, session).await,
         RulesCommand::Rollback { name, to, note } => history::rollback(&name, to, &note, &mut client, session).await,
     }
