@@ -1,7 +1,6 @@
 //! A mesh of processes apart, on a real etcd, Kafka and Elasticsearch: each started, killed and asked by its name.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -12,12 +11,19 @@ use rustix::process::Signal;
 
 use crate::client::{Client, PATIENCE};
 use crate::program::{self, command, logmesh, logmesh_agent};
+use crate::proxy::Proxy;
 
 /// The services of a mesh in the order in which they are started; what stands before the `-` is the command.
 const SERVICES: [&str; 6] = ["config", "gateway-1", "gateway-2", "transfer-1", "transfer-2", "console"];
 
-/// The servers that they run on.
-const BACKENDS: [&str; 3] = ["etcd", "kafka", "elasticsearch"];
+/// The services of a mesh that has two of each that stores nothing.
+const MANY: [&str; 7] = ["config-1", "config-2", "gateway-1", "gateway-2", "transfer-1", "transfer-2", "console"];
+
+/// Three brokers.
+const BROKERS: [&str; 3] = ["kafka-1", "kafka-2", "kafka-3"];
+
+/// What a proxy can stand before.
+const PROXIED: [&str; 4] = ["etcd", "elasticsearch", "gateway-1", "gateway-2"];
 
 /// The agent's name here.
 pub const AGENT: &str = "agent";
@@ -28,7 +34,11 @@ pub struct Cluster {
     /// Holds `logs/`, which the agent may read, and `said/` with what each process wrote to stderr.
     pub folder: Folder,
     backends: BTreeMap<&'static str, Server>,
+    /// In the order in which they are started, the agent last.
+    names: Vec<&'static str>,
     services: BTreeMap<&'static str, Service>,
+    /// What calls to a server or service go through, if they don't go straight to it.
+    proxies: BTreeMap<&'static str, Proxy>,
     settings: PathBuf,
 }
 
@@ -47,40 +57,73 @@ impl Cluster {
         let elasticsearch = Elasticsearch::start(&[]);
         let mut backends = BTreeMap::from([("etcd", etcd), ("kafka", kafka), ("elasticsearch", elasticsearch)]);
         backends.get_mut("kafka").expect("it is there").wait_ready();
-        Self::on(backends, extra)
+        Self::on(backends, &SERVICES, &[], extra)
     }
 
-    fn on(backends: BTreeMap<&'static str, Server>, extra: &str) -> Self {
+    /// The same with three brokers and two of most services; calls to etcd, Elasticsearch and the gateways go through
+    /// proxies. Elasticsearch has little room for bulks, so that it turns some away.
+    pub fn large(extra: &str) -> Self {
+        let brokers = Kafka::spawn_nodes(BROKERS.len(), &[]);
+        let etcd = Etcd::start(&[]);
+        let elasticsearch = Elasticsearch::start_with(&[], &["-Ethread_pool.write.queue_size=4"]);
+        let mut backends: BTreeMap<_, _> = BROKERS.into_iter().zip(brokers).collect();
+        backends.values_mut().for_each(Server::wait_ready);
+        backends.extend([("etcd", etcd), ("elasticsearch", elasticsearch)]);
+        Self::on(backends, &MANY, &PROXIED, extra)
+    }
+
+    fn on(
+        backends: BTreeMap<&'static str, Server>,
+        services: &[&'static str],
+        proxied: &[&'static str],
+        extra: &str,
+    ) -> Self {
         let folder = Folder::new();
         for name in ["logs", "said"] {
             std::fs::create_dir(folder.join(name)).expect("a folder can be made in a new one");
         }
-        let service = |name| (name, Service { port: free_port(), child: None });
-        let services: BTreeMap<_, _> = SERVICES.into_iter().chain([AGENT]).map(service).collect();
+        let names: Vec<_> = services.iter().copied().chain([AGENT]).collect();
+        let service = |name: &&'static str| (*name, Service { port: free_port(), child: None });
+        let services: BTreeMap<_, _> = names.iter().map(service).collect();
+        let straight = |name| match backends.get(name) {
+            Some(server) => server.address(),
+            None => format!("127.0.0.1:{}", services[name].port),
+        };
+        let proxies = proxied.iter().map(|name| (*name, Proxy::before(&straight(*name)))).collect();
         let settings = folder.join("mesh.toml");
-        let text = settings_text(&backends, services["config"].port, extra);
-        std::fs::write(&settings, text).expect("settings can be written");
-        Self { folder, backends, services, settings }
+        let cluster = Self { folder, backends, names, services, proxies, settings };
+        std::fs::write(&cluster.settings, cluster.settings_text(extra)).expect("settings can be written");
+        cluster
     }
 
     /// Everything runs and is ready.
     pub fn started() -> Self {
         let mut cluster = Self::new("");
-        for name in cluster.names() {
-            cluster.spawn(name);
-        }
-        cluster.client().wait_ready();
+        cluster.start();
         cluster
+    }
+
+    /// Starts all services and the agent, and waits until they are ready.
+    pub fn start(&mut self) {
+        for name in self.names() {
+            self.spawn(name);
+        }
+        self.client().wait_ready();
     }
 
     /// The names of the services and of the agent.
     pub fn names(&self) -> Vec<&'static str> {
-        SERVICES.into_iter().chain([AGENT]).collect()
+        self.names.clone()
     }
 
     /// The names of the servers that the services run on.
     pub fn backends(&self) -> Vec<&'static str> {
-        BACKENDS.to_vec()
+        self.backends.keys().copied().collect()
+    }
+
+    /// What stands before servers and gateways.
+    pub fn proxies(&self) -> Vec<&Proxy> {
+        self.proxies.values().collect()
     }
 
     /// One of the servers.
@@ -123,7 +166,10 @@ impl Cluster {
         let (grpc, admin) = (self.grpc(name), self.admin(name));
         let mut command = if name == AGENT {
             let mut command = command(logmesh_agent());
-            command.args(["--server", &self.grpc("config")]).arg("--state-dir").arg(self.folder.join("agent"));
+            for name in self.configs() {
+                command.args(["--server", &self.grpc(name)]);
+            }
+            command.arg("--state-dir").arg(self.folder.join("agent"));
             command.arg("--allow").arg(self.folder.join("logs/**"));
             for server in self.backends.values() {
                 command.arg("--allow").arg(server.log());
@@ -134,6 +180,9 @@ impl Cluster {
             let mut command = command(logmesh());
             command.arg(name.split('-').next().unwrap_or(name)).arg("--config").arg(&self.settings);
             command.args(["--listen", &grpc, "--listen-admin", &admin]);
+            if let Some(proxy) = self.proxies.get(name) {
+                command.env("LOGMESH_ADVERTISE", proxy.address());
+            }
             command
         };
         command.stdout(Stdio::null()).stderr(log);
@@ -160,8 +209,11 @@ impl Cluster {
         }
     }
 
-    /// Sends a service or the agent a signal.
+    /// Sends a service, the agent or a server a signal.
     pub fn signal(&mut self, name: &str, signal: Signal) {
+        if let Some(server) = self.backends.get(name) {
+            return server.signal(signal);
+        }
         program::signal(self.child(name).as_ref().expect("it runs"), signal);
     }
 
@@ -188,6 +240,27 @@ impl Cluster {
         }
     }
 
+    fn configs(&self) -> impl Iterator<Item = &'static str> {
+        self.names.iter().copied().filter(|name| name.starts_with("config"))
+    }
+
+    /// One settings file for all services.
+    fn settings_text(&self, extra: &str) -> String {
+        let address = |name: &str| match self.proxies.get(name) {
+            Some(proxy) => proxy.address(),
+            None => self.backends[name].address(),
+        };
+        let configs: Vec<String> = self.configs().map(|name| self.grpc(name)).collect();
+        let brokers = self.backends.iter().filter(|(name, _)| name.starts_with("kafka"));
+        let brokers: Vec<String> = brokers.map(|(_, server)| server.address()).collect();
+        format!(
+            "config_servers = {configs:?}\n[etcd]\nendpoints = [{:?}]\n[kafka]\nbrokers = {brokers:?}\n\
+             [elasticsearch]\nurls = [\"http://{}\"]\nreplicas = 0\n{extra}",
+            address("etcd"),
+            address("elasticsearch"),
+        )
+    }
+
     fn child(&mut self, name: &str) -> &mut Option<Child> {
         &mut self.services.get_mut(name).unwrap_or_else(|| panic!("there is no service {name}")).child
     }
@@ -204,23 +277,21 @@ impl Drop for Cluster {
     }
 }
 
-/// One settings file for all services.
-fn settings_text(backends: &BTreeMap<&'static str, Server>, config_port: u16, extra: &str) -> String {
-    let address = |name: &str| backends[name].address();
-    let mut text = format!("config_servers = [\"127.0.0.1:{config_port}\"]\n");
-    // A String takes all that is written to it.
-    write!(text, "[etcd]\nendpoints = [\"{}\"]\n", address("etcd")).unwrap_or_default();
-    write!(text, "[kafka]\nbrokers = [\"{}\"]\n", address("kafka")).unwrap_or_default();
-    write!(text, "[elasticsearch]\nurls = [\"http://{}\"]\nreplicas = 0\n", address("elasticsearch"))
-        .unwrap_or_default();
-    text + extra
+pub(crate) fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+    http(address, "GET", path, "")
 }
 
-pub(crate) fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+/// Sends a request with a JSON body; the answer as it comes, status line and headers too.
+pub fn http(address: &str, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -14,7 +14,7 @@ use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::torture::{
     AgentProcess, Attention, Centre, Habit, Ledger, SmallDisk, TortureWriter, judge,
 };
-use logmesh_integration_tests::{PATIENCE, cluster};
+use logmesh_integration_tests::{PATIENCE, cluster, run_from_env};
 use logmesh_testing::wait_for;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -188,10 +188,6 @@ impl Torture {
     }
 }
 
-fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn each_line_is_found_once_whatever_happens_to_its_file() {
     torture(Centre::standalone());
@@ -203,8 +199,7 @@ fn so_it_is_with_services_apart_on_real_servers() {
 }
 
 fn torture(centre: Centre) {
-    let seed: u64 = from_env("MESH_SEED").unwrap_or_else(rand::random);
-    let time = from_env("MESH_MINUTES").map_or(TIME, |minutes: f64| Duration::from_secs_f64(minutes * 60.0));
+    let (seed, time) = run_from_env(TIME);
     println!("MESH_SEED={seed} for {time:?}");
     let mut torture = Torture::new(seed, centre);
     torture.start();

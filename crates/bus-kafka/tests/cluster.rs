@@ -17,23 +17,9 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
-/// Starts three nodes together: none is ready before most of them run. Their own defaults are those of a bare Kafka.
+/// Three ready nodes. Their own defaults are those of a bare Kafka.
 fn start(config: &str) -> Vec<Server> {
-    let ports = [(); 3].map(|()| servers::free_port());
-    let voters: Vec<_> = (1..).zip(ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
-    let quorum = voters.join(",");
-    let spawn = |(id, port): (i32, u16)| {
-        let (id, port) = (id.to_string(), port.to_string());
-        let heap = ("KAFKA_HEAP", "320m");
-        servers::Kafka::spawn(&[
-            ("KAFKA_NODE_ID", &id),
-            ("KAFKA_PORT", &port),
-            ("KAFKA_QUORUM", &quorum),
-            heap,
-            ("KAFKA_CONFIG", config),
-        ])
-    };
-    let mut nodes: Vec<_> = (1..).zip(ports).map(spawn).collect();
+    let mut nodes = servers::Kafka::spawn_nodes(3, &[("KAFKA_CONFIG", config)]);
     nodes.iter_mut().for_each(Server::wait_ready);
     nodes
 }

@@ -71,6 +71,19 @@ impl Kafka {
         Self::spawn(env).ready()
     }
 
+    /// Nodes of one cluster, each broker and controller, all with these variables. None is ready before most of them run.
+    pub fn spawn_nodes(count: usize, env: &[(&str, &str)]) -> Vec<Server> {
+        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let voters = ports.iter().enumerate().map(|(n, port)| format!("{}@127.0.0.1:{}", n + 1, port + 1));
+        let quorum = voters.collect::<Vec<_>>().join(",");
+        let spawn = |(n, port): (usize, &u16)| {
+            let (id, port) = ((n + 1).to_string(), port.to_string());
+            let own = [("KAFKA_NODE_ID", &id[..]), ("KAFKA_PORT", &port), ("KAFKA_QUORUM", &quorum)];
+            Self::spawn(&[&own[..], &[("KAFKA_HEAP", "320m")], env].concat())
+        };
+        ports.iter().enumerate().map(spawn).collect()
+    }
+
     /// A server that isn't ready yet: one of several nodes.
     pub fn spawn(env: &[(&str, &str)]) -> Server {
         Server::spawn(KAFKA, env, &[])
