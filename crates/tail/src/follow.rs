@@ -5,6 +5,8 @@
 
 mod read;
 
+pub(crate) use read::{HEAD_BYTES, packer_of};
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -532,7 +534,7 @@ fn bytes_before(file: &File, offset: u64) -> io::Result<Bytes> {
 }
 
 /// Up to `length` bytes from an offset, fewer only at the end of the file. One allocation, not zeroed first.
-fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
+pub(crate) fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
     let mut buffer = BUFFERS.take(length);
     while buffer.len() < length {
         let at = offset + buffer.len() as u64;

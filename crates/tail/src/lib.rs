@@ -11,6 +11,7 @@ mod losses;
 mod pace;
 pub mod pathguard;
 mod pool;
+mod preview;
 mod rule;
 mod state;
 mod status;
@@ -21,6 +22,7 @@ pub use chunk::{Chunk, Source};
 pub use collector::{Collector, OpenError, Settings};
 pub use framing::{FramingSpec, Pattern};
 pub use logmesh_glob::{GlobError, PathGlob};
+pub use preview::{FilePreview, MAX_CHANGES, MAX_SAMPLE, Preview, preview};
 pub use rule::{Pace, RuleError, StartAt, TailRule};
 pub use state::StateError;
 pub use status::{

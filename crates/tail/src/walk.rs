@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use logmesh_types::limits::MAX_PATH_BYTES;
 
@@ -22,10 +23,18 @@ pub(crate) struct Walk {
     pub folders: HashSet<PathBuf>,
     /// Folders that couldn't be listed, and why.
     pub problems: Vec<FileProblem>,
+    until: Option<Instant>,
+    /// It has stopped because it was time.
+    pub is_late: bool,
     entries: usize,
 }
 
 impl Walk {
+    /// One that stops when it is `until`.
+    pub(crate) fn bounded(until: Instant) -> Self {
+        Self { until: Some(until), ..Self::default() }
+    }
+
     /// Calls `found` with each path that `glob` matches at or beneath `root`; folders are left out, except by name.
     ///
     /// Links to folders aren't followed by wildcards, so that no walk goes in circles. `enter` sees each folder before
@@ -71,6 +80,10 @@ impl Walk {
         };
         for entry in entries.flatten() {
             self.entries += 1;
+            self.is_late |= self.until.is_some_and(|until| Instant::now() >= until);
+            if self.is_late {
+                return;
+            }
             if self.entries > MAX_ENTRIES {
                 let error = std::io::Error::other(format!("more than {MAX_ENTRIES} entries in one scan"));
                 return self.problem(folder, &error);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use logmesh_proto::fleet::v1::agent_config_service_client::AgentConfigServiceClient;
@@ -11,10 +11,11 @@ use logmesh_proto::fleet::v1::{WatchConfigRequest, WatchConfigResponse};
 use logmesh_proto::time::std_duration;
 use logmesh_runtime::{CancellationToken, RetryPolicy};
 use logmesh_types::AgentId;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
 use crate::collect::Handle;
+use crate::commands::Asked;
 use crate::host::Identity;
 use crate::rules::{Rules, Standing};
 use crate::settings::Settings;
@@ -60,6 +61,7 @@ pub(crate) struct Centre {
     rules: Rules,
     link: watch::Sender<Option<Link>>,
     taken: watch::Sender<Taken>,
+    asked: mpsc::Sender<Asked>,
 }
 
 /// How a connection ended that was once open.
@@ -76,10 +78,11 @@ impl Centre {
         identity: Arc<Identity>,
         collector: Handle,
         rules: Rules,
+        asked: mpsc::Sender<Asked>,
     ) -> (Self, View) {
         let (link, link_seen) = watch::channel(None);
         let (taken, taken_seen) = watch::channel(Taken::default());
-        (Self { settings, identity, collector, rules, link, taken }, View { link: link_seen, taken: taken_seen })
+        (Self { settings, identity, collector, rules, link, taken, asked }, View { link: link_seen, taken: taken_seen })
     }
 
     /// Runs until the token is cancelled. One server after the other is tried, for ever, from a place on that the agent's id
@@ -162,7 +165,7 @@ impl Centre {
             let message = message.context("nothing was heard for 30 s")?.map_err(refused)?;
             let message = message.ok_or_else(|| anyhow!("the server ended the stream"))?;
             let is_first = !std::mem::replace(connected, true);
-            if let Some(end) = self.take(message).await? {
+            if let Some(end) = self.take(message, &channel).await? {
                 return Ok(end);
             }
             if is_first {
@@ -174,7 +177,7 @@ impl Centre {
         }
     }
 
-    async fn take(&mut self, message: WatchConfigResponse) -> anyhow::Result<Option<End>> {
+    async fn take(&mut self, message: WatchConfigResponse, channel: &Channel) -> anyhow::Result<Option<End>> {
         let WatchConfigResponse { nonce, revision, incarnation, update } = message;
         match update {
             Some(Update::Delta(delta)) => {
@@ -196,7 +199,15 @@ impl Centre {
                 });
                 Ok(None)
             }
-            Some(Update::Command(_)) | None => Ok(None),
+            Some(Update::Command(command)) => {
+                let running = self.rules.running();
+                let asked = Asked { command, channel: channel.clone(), running, at: Instant::now() };
+                if self.asked.try_send(asked).is_err() {
+                    tracing::debug!(nonce, "a command is left unanswered: others wait already");
+                }
+                Ok(None)
+            }
+            None => Ok(None),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The agent: collects files of its host as the centre's rules say and the host's owner allows, and pushes them to a
 //! gateway until they are durable.
 //!
-//! Five tasks, each simple by itself: the collector's thread ([`collect`]), the connection to the centre ([`centre`]),
-//! the list of gateways ([`gateways`]), the connection to one of them ([`push`]) and the reports ([`report`]). Data
-//! goes on flowing when the centre is gone; files are the buffer when the gateways are.
+//! Six tasks, each simple by itself: the collector's thread ([`collect`]), the connection to the centre ([`centre`]),
+//! the list of gateways ([`gateways`]), the connection to one of them ([`push`]), the reports ([`report`]) and the answers
+//! to what the centre asks ([`commands`]). Data goes on flowing when the centre is gone; files are the buffer when the gateways are.
 
 mod centre;
 mod collect;
+mod commands;
 mod gateways;
 mod host;
 mod push;
@@ -28,6 +29,7 @@ pub use settings::{Compression, Settings, parse_label};
 
 use centre::{Centre, Link};
 use collect::Handle;
+use commands::Commands;
 use host::Identity;
 use push::Push;
 use report::Reporter;
@@ -65,7 +67,8 @@ impl Agent {
         let gateways_file = gateways::file_in(&settings.state_dir);
         let rules = Rules::load(&settings.state_dir);
         let (settings, settings_seen) = watch::channel(settings);
-        let (centre, view) = Centre::new(settings_seen.clone(), identity.clone(), collector.clone(), rules);
+        let (commands, asked) = Commands::new(settings_seen.clone(), identity.clone());
+        let (centre, view) = Centre::new(settings_seen.clone(), identity.clone(), collector.clone(), rules, asked);
         let (gateways, gateways_seen) = watch::channel(gateways::load(&gateways_file));
         let (connected, gateway) = watch::channel(false);
         let link = view.link.clone();
@@ -80,6 +83,7 @@ impl Agent {
         tasks.spawn("agent-gateways", gateways::run(link.clone(), gateways, gateways_file, tasks.token()));
         tasks.spawn("agent-push", push.run(tasks.token()));
         tasks.spawn("agent-report", Reporter::new(identity.clone(), collector.clone(), view).run(tasks.token()));
+        tasks.spawn("agent-commands", commands.run(tasks.token()));
         tasks.spawn("agent-centre", centre.run(tasks.token()));
         Ok(Self { identity, settings, collector, link, gateway })
     }

@@ -131,6 +131,15 @@ impl Rules {
         self.desired.iter().filter_map(one).collect()
     }
 
+    /// The rules that run: each as it is desired, or as it was good last.
+    pub(crate) fn running(&self) -> Vec<TailRule> {
+        let one = |(name, good): (&String, &Good)| match self.desired.get(name) {
+            Some(Desired { revision, rule: Ok((_, rule)) }) if *revision == good.revision => Some(rule.clone()),
+            _ => convert(&good.rule, good.revision).ok(),
+        };
+        self.good.iter().filter_map(one).collect()
+    }
+
     /// Notes what became of the rules and keeps those that run on disk.
     pub(crate) fn note(&mut self, outcomes: Vec<Outcome>) -> anyhow::Result<()> {
         let outcomes: HashMap<String, Outcome> =
@@ -178,6 +187,11 @@ impl Rules {
         }
         files::replace(&self.path, &text).with_context(|| format!("cannot keep the rules in {}", self.path.display()))
     }
+}
+
+/// A rule that is only asked about, ready to be held against the host.
+pub(crate) fn asked_about(rule: &Rule) -> Result<TailRule, RuleError> {
+    Desired::new(rule.revision, read(rule)).rule.map(|(_, rule)| rule)
 }
 
 impl Desired {

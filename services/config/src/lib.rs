@@ -65,10 +65,13 @@ impl ConfigService {
             tasks.spawn("config-registration", kept);
         }
         let peers = peers::Peers::new(own, discovery.endpoints());
+        let commands = agents::Commands::new(registry.clone());
+        let previews = agents::Previews::new(registry.clone(), commands.clone(), peers.clone());
         Ok(Self {
-            rules: rules::RuleApi::new(store.clone(), rule_view.clone(), push.clone()),
+            rules: rules::RuleApi::new(store.clone(), rule_view.clone(), previews, push.clone()),
             agents: agents::AgentConfigApi::new(
                 registry.clone(),
+                commands,
                 rule_view.clone(),
                 incarnation::follow(store, tasks),
                 settings,

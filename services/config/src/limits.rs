@@ -67,5 +67,13 @@ pub(crate) const UPDATE_ATTEMPTS: usize = 8;
 pub(crate) const PEERS_AT_A_TIME: usize = 16;
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Agents that are asked something at a time, by all callers; and how long they have to answer what a rule would do: three
+/// seconds to look, and the way there and back.
+pub(crate) const COMMANDS_AT_A_TIME: usize = 256;
+pub(crate) const PREVIEW_TIME: Duration = Duration::from_secs(5);
+
+/// Files that an agent shows of what a rule would match, and pairs of rules between which files would move.
+pub(crate) const MAX_PREVIEW_FILES: usize = 20;
+
 /// One-time messages that wait for a connected agent to take them.
 pub(crate) const MAX_WAITING_MESSAGES: usize = 16;

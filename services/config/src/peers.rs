@@ -25,7 +25,7 @@ use crate::discovery::Endpoints;
 use crate::limits::PEERS_AT_A_TIME;
 
 pub(crate) use own::keep_registered;
-pub(crate) use pages::{Listed, Page, Part};
+pub(crate) use pages::{Listed, Page, Part, merge};
 
 /// The kind of config services among the endpoints.
 pub(crate) const KIND: &str = "config";

@@ -13,7 +13,7 @@ use crate::chunk::Chunk;
 use crate::framing::{End, Framed, Room, Window, frame};
 
 /// How much of a new file is looked at to tell text from something else.
-const HEAD_BYTES: usize = 1024;
+pub(crate) const HEAD_BYTES: usize = 1024;
 
 /// The least that is read at a time under a slow pace.
 const PACED_BYTES: u64 = 64 * 1024;
@@ -36,7 +36,7 @@ const PACKERS: [(&[u8], &str); 5] = [
 ];
 
 /// By what a file that begins so is compressed; `None`: it isn't.
-fn packer_of(head: &[u8]) -> Option<&'static str> {
+pub(crate) fn packer_of(head: &[u8]) -> Option<&'static str> {
     // What bzip2 writes begins like words; the digits of pi behind it don't.
     let is_bzip2 = head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY");
     let packer = PACKERS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, packer)| *packer);

@@ -21,7 +21,8 @@ use logmesh_proto::discovery::v1::{
 use logmesh_proto::fleet::v1::agent_config_service_server::{AgentConfigService, AgentConfigServiceServer};
 use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_proto::fleet::v1::{
-    Delta, ReportStatusRequest, ReportStatusResponse, RuleStatus, StreamStatus, WatchConfigRequest, WatchConfigResponse,
+    AnswerCommandRequest, AnswerCommandResponse, Command, Delta, ReportStatusRequest, ReportStatusResponse, RuleStatus,
+    StreamStatus, WatchConfigRequest, WatchConfigResponse,
 };
 use logmesh_proto::ingest::v1::ingest_service_server::{IngestService, IngestServiceServer};
 use logmesh_proto::ingest::v1::push_response::Response as Answer;
@@ -193,6 +194,9 @@ impl Gateway {
 pub(crate) struct Centre {
     /// Deltas that a watch sends, in order; a new watch begins at the first that the agent doesn't hold.
     pub(crate) deltas: watch::Sender<Vec<Delta>>,
+    /// Commands that a watch sends, from the one after those that were there when it began.
+    pub(crate) commands: watch::Sender<Vec<Command>>,
+    pub(crate) answers: Mutex<Vec<AnswerCommandRequest>>,
     /// The store that it has.
     pub(crate) incarnation: Mutex<String>,
     pub(crate) gateways: watch::Sender<Vec<Endpoint>>,
@@ -206,6 +210,8 @@ impl Centre {
         let token = CancellationToken::new();
         let centre = Arc::new(Self {
             deltas: watch::channel(Vec::new()).0,
+            commands: watch::channel(Vec::new()).0,
+            answers: Mutex::default(),
             incarnation: Mutex::default(),
             gateways: watch::channel(Vec::new()).0,
             watches: Mutex::default(),
@@ -286,7 +292,23 @@ impl AgentConfigService for Fleet {
                 ),
             )
         });
+        let mut told = self.0.commands.borrow().len();
+        let commands = WatchStream::new(self.0.commands.subscribe()).flat_map(move |commands| {
+            let new = commands[std::mem::replace(&mut told, commands.len())..].to_vec();
+            futures::stream::iter(new.into_iter().map(|command| {
+                Ok(WatchConfigResponse { update: Some(Update::Command(command)), ..Default::default() })
+            }))
+        });
+        let stream = futures::stream::select(stream, commands);
         Ok(Response::new(stream.take_until(self.0.token.clone().cancelled_owned()).boxed()))
+    }
+
+    async fn answer_command(
+        &self,
+        request: Request<AnswerCommandRequest>,
+    ) -> Result<Response<AnswerCommandResponse>, Status> {
+        self.0.answers.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(AnswerCommandResponse {}))
     }
 
     async fn report_status(

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use logmesh_proto::fleet::v1::agent_config_service_server::AgentConfigService;
-use logmesh_proto::fleet::v1::{ReportStatusRequest, ReportStatusResponse, WatchConfigRequest, WatchConfigResponse};
+use logmesh_proto::fleet::v1::{
+    AnswerCommandRequest, AnswerCommandResponse, ReportStatusRequest, ReportStatusResponse, WatchConfigRequest,
+    WatchConfigResponse,
+};
 use logmesh_types::limits::MAX_NAME_BYTES;
 use logmesh_types::{AgentId, NameError};
 use rand::Rng;
@@ -12,6 +15,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::commands::Commands;
 use super::registry::{Introduction, Registry};
 use super::session::Session;
 use crate::error::bad_field;
@@ -25,6 +29,7 @@ use crate::settings::Settings;
 #[derive(Clone, Debug)]
 pub(crate) struct AgentConfigApi {
     registry: Registry,
+    commands: Commands,
     view: RuleView,
     incarnations: watch::Receiver<Option<Incarnation>>,
     settings: Arc<Settings>,
@@ -71,17 +76,26 @@ impl AgentConfigService for AgentConfigApi {
         let want_full = self.registry.report(request.into_inner())?;
         Ok(Response::new(ReportStatusResponse { want_full }))
     }
+
+    async fn answer_command(
+        &self,
+        request: Request<AnswerCommandRequest>,
+    ) -> Result<Response<AnswerCommandResponse>, Status> {
+        self.commands.answer(request.into_inner())?;
+        Ok(Response::new(AnswerCommandResponse {}))
+    }
 }
 
 impl AgentConfigApi {
     pub(crate) fn new(
         registry: Registry,
+        commands: Commands,
         view: RuleView,
         incarnations: watch::Receiver<Option<Incarnation>>,
         settings: Arc<Settings>,
         push: Push,
     ) -> Self {
-        Self { registry, view, incarnations, settings, push }
+        Self { registry, commands, view, incarnations, settings, push }
     }
 }
 

@@ -43,10 +43,10 @@ impl Mailbox {
     }
 
     /// Leaves a message to be told once. It's given back if too many wait: the agent takes none.
-    pub(crate) fn leave(&self, message: Update) -> Result<(), Update> {
+    pub(crate) fn leave(&self, message: Update) -> Result<(), Box<Update>> {
         let mut mail = self.mail();
         if mail.once.len() >= MAX_WAITING_MESSAGES {
-            return Err(message);
+            return Err(Box::new(message));
         }
         mail.once.push_back(message);
         drop(mail);

@@ -7,7 +7,7 @@ use logmesh_grpc::{already_exists, not_found, resource_exhausted};
 use logmesh_proto::fleet::v1 as message;
 use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_proto::time::timestamp;
-use logmesh_rules::Labels;
+use logmesh_rules::{Labels, Selector};
 use logmesh_types::{AgentId, UnixNanos};
 use metrics::{counter, gauge};
 use tonic::Status;
@@ -104,7 +104,6 @@ impl Registry {
     }
 
     /// Leaves a message to be told once to a connected agent.
-    #[expect(dead_code, reason = "for one-time commands")]
     pub(crate) fn tell(&self, id: &AgentId, message: Update) -> Result<(), Status> {
         let connection = self.state().agents.get(id).and_then(|known| known.connection.clone());
         let away = || not_found("AGENT_NOT_CONNECTED", format!("agent {id} is not connected here"));
@@ -147,6 +146,13 @@ impl Registry {
         if let Some(known) = self.state().agents.get_mut(id) {
             known.reported.rules.retain(|name, _| !names.contains(name));
         }
+    }
+
+    /// The agents that a selector is for, by id, and whether they're connected here.
+    pub(crate) fn selected(&self, selector: &Selector) -> Vec<(AgentId, bool)> {
+        let state = self.state();
+        let meant = state.agents.iter().filter(|(_, known)| selector.matches(&known.introduction.labels));
+        meant.map(|(id, known)| (id.clone(), known.connection.is_some())).collect()
     }
 
     /// One agent as it's shown.

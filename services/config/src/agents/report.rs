@@ -63,7 +63,7 @@ fn cut_rule(rule: &mut RuleStatus) {
 }
 
 /// Cuts a text at a character's boundary.
-fn cut(text: &mut String, bytes: usize) {
+pub(crate) fn cut(text: &mut String, bytes: usize) {
     text.truncate(text.floor_char_boundary(bytes));
 }
 

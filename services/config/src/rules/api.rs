@@ -7,8 +7,8 @@ use logmesh_grpc::{aborted, already_exists, failed_precondition, not_found};
 use logmesh_proto::config::v1::rule_service_server::RuleService;
 use logmesh_proto::config::v1::{
     ChangeNote, CreateRuleRequest, DeleteRuleRequest, DeleteRuleResponse, GetRuleRequest, ListRuleRevisionsRequest,
-    ListRuleRevisionsResponse, ListRulesRequest, ListRulesResponse, RollbackRuleRequest, Rule, UpdateRuleRequest,
-    WatchRulesRequest, WatchRulesResponse,
+    ListRuleRevisionsResponse, ListRulesRequest, ListRulesResponse, PreviewRuleRequest, PreviewRuleResponse,
+    RollbackRuleRequest, Rule, UpdateRuleRequest, WatchRulesRequest, WatchRulesResponse,
 };
 use logmesh_rules::RuleSpec;
 use logmesh_store::{ConfigStore, Revision};
@@ -21,6 +21,7 @@ use super::stored::{StoredRule, etag};
 use super::view::RuleView;
 use super::write::{Change, Former, RuleStore};
 use super::{filter, mask};
+use crate::agents::Previews;
 use crate::error::{bad_field, bad_rule, store};
 use crate::keys;
 use crate::limits::UPDATE_ATTEMPTS;
@@ -34,6 +35,7 @@ pub(crate) struct RuleApi {
     rules: RuleStore,
     view: RuleView,
     push: Push,
+    previews: Previews,
 }
 
 #[tonic::async_trait]
@@ -135,6 +137,16 @@ impl RuleService for RuleApi {
         Err(conflict(&name))
     }
 
+    async fn preview_rule(
+        &self,
+        request: Request<PreviewRuleRequest>,
+    ) -> Result<Response<PreviewRuleResponse>, Status> {
+        let mut request = request.into_inner();
+        let rule = request.rule.take().ok_or_else(|| bad_field("rule", "is missing"))?;
+        let rule = RuleSpec::try_from(&rule).and_then(|spec| spec.compile()).map_err(bad_rule)?;
+        self.previews.preview(&rule, request).await.map(Response::new)
+    }
+
     type WatchRulesStream = Stream<WatchRulesResponse>;
 
     async fn watch_rules(&self, _: Request<WatchRulesRequest>) -> Result<Response<Self::WatchRulesStream>, Status> {
@@ -150,9 +162,9 @@ impl RuleService for RuleApi {
 }
 
 impl RuleApi {
-    pub(crate) fn new(store: Arc<dyn ConfigStore>, view: RuleView, push: Push) -> Self {
+    pub(crate) fn new(store: Arc<dyn ConfigStore>, view: RuleView, previews: Previews, push: Push) -> Self {
         let rules = RuleStore::new(store.clone(), view.clone());
-        Self { store, rules, view, push }
+        Self { store, rules, view, push, previews }
     }
 
     /// Why a rule that isn't in the store can't be changed.

@@ -30,6 +30,11 @@ impl Output {
         (Self { sink: Box::new(captured.clone()), json, raw }, captured)
     }
 
+    /// Whether text is printed as it is.
+    pub(super) fn raw(&self) -> bool {
+        self.raw
+    }
+
     /// One line for people.
     pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
         let text = if self.raw { Cow::Borrowed(text) } else { escape(text) };

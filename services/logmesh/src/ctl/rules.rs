@@ -2,6 +2,7 @@
 
 mod history;
 mod import;
+mod preview;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -43,6 +44,12 @@ enum RulesCommand {
         file: PathBuf,
         #[command(flatten)]
         note: NoteArgs,
+    },
+    /// Show what the rules of a YAML file would do, each by itself: which agents, which files, whose files now. Changes nothing
+    Preview {
+        /// The file, one or several YAML documents; - reads standard input
+        #[arg(short = 'f', long = "file", value_name = "FILE")]
+        file: PathBuf,
     },
     /// Show rules, and on stderr what should be one and can't be served
     List {
@@ -95,6 +102,7 @@ pub(super) async fn run(args: RulesArgs, session: &mut Session) -> Outcome {
     let mut client = RuleServiceClient::new(session.channel.clone());
     match args.command {
         RulesCommand::Apply { file, note } => apply(&file, &note.note(""), &mut client, session).await,
+        RulesCommand::Preview { file } => preview::preview(&file, &mut client, session).await,
         RulesCommand::List { filter } => list(&filter, &mut client, session).await,
         RulesCommand::Get { name } => get(&name, &mut client, session).await,
         RulesCommand::Delete { name, note } => delete(&name, note.note(""), &mut client, session).await,
@@ -116,9 +124,7 @@ async fn delete(name: &RuleName, note: ChangeNote, client: &mut Client, session:
 }
 
 async fn apply(file: &Path, note: &ChangeNote, client: &mut Client, session: &mut Session) -> Outcome {
-    let shown = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
-    let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {shown}: {error}")))?;
-    let specs = check(&shown, &text).map_err(Failure::Usage)?;
+    let specs = load(file)?;
     for spec in &specs {
         update(client, spec, note, true).await?;
     }
@@ -154,6 +160,13 @@ async fn tell_unselected(specs: &[RuleSpec], session: &Session) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// The rules of a file, checked.
+fn load(file: &Path) -> Result<Vec<RuleSpec>, Failure> {
+    let shown = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {shown}: {error}")))?;
+    check(&shown, &text).map_err(Failure::Usage)
 }
 
 fn read(file: &Path) -> std::io::Result<String> {

@@ -20,6 +20,7 @@ fn the_command_line_of_the_design_is_understood() {
         "rules apply -f rules.yaml --author ann --reason why",
         "rules list --filter topic=web",
         "rules history nginx --json",
+        "rules preview -f rules.yaml --json",
         "rules rollback nginx --to 7 --reason worse",
         "rules import --etcd 10.0.0.1:2379,10.0.0.2:2379 --dry-run",
         "rules import --etcd https://etcd:2379 --prefix /seed/ --etcd-user root --etcd-ca ca.pem",
