@@ -120,6 +120,11 @@ impl ConfigStore for EmbeddedStore {
         self.read(move |database| read::list(database, &prefix)).await
     }
 
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let prefix = prefix.to_owned();
+        self.read(move |database| read::keys(database, &prefix)).await
+    }
+
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
         txn.check()?;
         self.ask(|answer| Command::Txn { txn, answer }).await

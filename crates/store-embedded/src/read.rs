@@ -25,6 +25,18 @@ pub(crate) fn list(database: &Database, prefix: &str) -> Result<Snapshot, redb::
     Ok(Snapshot { revision, entries })
 }
 
+pub(crate) fn keys(database: &Database, prefix: &str) -> Result<Vec<String>, redb::Error> {
+    let mut keys = Vec::new();
+    for entry in database.begin_read()?.open_table(CURRENT)?.range(prefix..)? {
+        let (key, _) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        keys.push(key.value().to_owned());
+    }
+    Ok(keys)
+}
+
 /// Part of history.
 #[derive(Debug)]
 pub(crate) enum History {

@@ -69,6 +69,10 @@ impl ConfigStore for EtcdStore {
         read::list(&self.cluster, &self.space, prefix).await
     }
 
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        read::keys(&self.cluster, &self.space, prefix).await
+    }
+
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
         txn.check()?;
         txn::commit(&self.cluster, &self.space, &txn).await

@@ -25,8 +25,22 @@ pub(crate) async fn get(cluster: &Cluster, key: String) -> Result<Option<Version
 }
 
 pub(crate) async fn list(cluster: &Cluster, space: &Space, prefix: &str) -> Result<Snapshot, StoreError> {
+    list_with(cluster, space, prefix, GetOptions::new()).await
+}
+
+pub(crate) async fn keys(cluster: &Cluster, space: &Space, prefix: &str) -> Result<Vec<String>, StoreError> {
+    let listed = list_with(cluster, space, prefix, GetOptions::new().with_keys_only()).await?;
+    Ok(listed.entries.into_iter().map(|entry| entry.key).collect())
+}
+
+async fn list_with(
+    cluster: &Cluster,
+    space: &Space,
+    prefix: &str,
+    options: GetOptions,
+) -> Result<Snapshot, StoreError> {
     for _ in 0..LIST_TRIES {
-        match pages(cluster, space, prefix).await {
+        match pages(cluster, space, prefix, &options).await {
             Err(failure) if failure.kind == Kind::Compacted => {}
             result => return Ok(result?),
         }
@@ -34,12 +48,13 @@ pub(crate) async fn list(cluster: &Cluster, space: &Space, prefix: &str) -> Resu
     Err(StoreError::unavailable("etcd is compacted faster than its keys can be listed"))
 }
 
-async fn pages(cluster: &Cluster, space: &Space, prefix: &str) -> Result<Snapshot, Failure> {
+async fn pages(cluster: &Cluster, space: &Space, prefix: &str, options: &GetOptions) -> Result<Snapshot, Failure> {
     let mut range = space.range(prefix);
     let mut limit = PAGE;
     let mut snapshot = Snapshot { revision: Revision(0), entries: Vec::new() };
     loop {
-        let options = GetOptions::new()
+        let options = options
+            .clone()
             .with_range(range.end.as_slice())
             .with_limit(limit)
             .with_revision(number(snapshot.revision.0));

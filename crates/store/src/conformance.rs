@@ -210,6 +210,8 @@ pub async fn list_is_ordered_and_of_one_revision(store: Store) {
     let names: Vec<_> = snapshot.entries.iter().map(|entry| &entry.key[prefix.len()..]).collect();
     assert_eq!(names, ["b/1", "b/10", "b/2"]);
     assert!(snapshot.revision >= last);
+    let keys: Vec<String> = snapshot.entries.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(store.keys(&format!("{prefix}b/")).await.expect("keys"), keys);
     assert_eq!(store.list(&prefix).await.expect("list").entries.len(), 6);
 }
 

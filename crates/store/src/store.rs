@@ -28,6 +28,11 @@ pub trait ConfigStore: Debug + Send + Sync + 'static {
     /// All keys that begin with `prefix` as they are at one revision. The empty prefix means every key.
     async fn list(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
+    /// The keys that begin with `prefix`, without what they hold, in the order of their bytes.
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        Ok(self.list(prefix).await?.entries.into_iter().map(|entry| entry.key).collect())
+    }
+
     /// Does all operations in one revision if all conditions hold, and answers with the revision. Otherwise nothing is
     /// done, and [`StoreError::PreconditionFailed`] names the first key whose condition failed. A transaction that
     /// changes nothing (no operation, or the deletion of nothing) makes no revision and answers with the present one.
