@@ -14,9 +14,10 @@ use logmesh_testing::{Folder, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
-pub use log::{RuleLog, Rules, StoredRule};
+pub use log::{EtcdLog, Event, RuleLog, Rules, StoredRule};
 pub use writer::RuleWriter;
 
+use self::log::text;
 use crate::client::PATIENCE;
 use crate::cluster::http_get;
 use crate::program::{self, command, logmesh, logmesh_agent};
@@ -217,7 +218,20 @@ impl Centre {
     /// The keys beneath a prefix.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
         let answer = self.ask_etcd(&["get", "--prefix", "--keys-only", prefix]);
-        answer["kvs"].as_array().into_iter().flatten().map(|entry| log::text(&entry["key"])).collect()
+        answer["kvs"].as_array().into_iter().flatten().map(|entry| text(&entry["key"])).collect()
+    }
+
+    /// The config service that holds an office now, and the revision at which it was elected.
+    pub fn holder(&self, office: &str) -> Option<(&'static str, i64)> {
+        let answer = self.ask_etcd(&["get", &format!("/logmesh/v1/leaders/{office}")]);
+        let held = answer["kvs"].get(0)?;
+        Some((self.config_of(&text(&held["value"])), held["mod_revision"].as_i64()?))
+    }
+
+    /// The config service of this id, which is made from its address.
+    pub fn config_of(&self, id: &str) -> &'static str {
+        let is = |name: &&&'static str| id.ends_with(&self.processes[**name].port.to_string());
+        CONFIGS.iter().find(is).unwrap_or_else(|| panic!("{id} is no config service"))
     }
 
     /// The rules that an agent keeps on its disk: name to revision and rule.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use logmesh_integration_tests::centre::{CONFIGS, RuleLog, RuleWriter};
+use logmesh_integration_tests::centre::{CONFIGS, EtcdLog, Event, RuleLog, RuleWriter};
 use logmesh_integration_tests::fleet::{Fleet, Options};
 use logmesh_integration_tests::{Centre, Client, PATIENCE, cluster};
 use logmesh_testing::wait_for;
@@ -164,4 +164,84 @@ fn a_full_etcd_refuses_changes_and_says_what_to_do_while_agents_go_on() {
     apply(&centre, "/var/log/c.log").expect(0);
     log.wait_equal(&centre, &late, &[]);
     judge(&mut centre, &log, &fleet, &[]);
+}
+
+/// Waits until so many more deletions of histories are done in the present term or later ones.
+fn wait_deletions(log: &EtcdLog, more: usize) {
+    let count = || log.events().iter().filter(|event| event.value.is_none() && is_history(event)).count();
+    let wanted = count() + more;
+    wait_for(&format!("{more} more histories to go"), PATIENCE, || match count() {
+        enough if enough >= wanted => Ok(()),
+        few => Err(format!("{few} of {wanted} are gone")),
+    });
+}
+
+fn is_history(event: &Event) -> bool {
+    event.key.starts_with("/logmesh/v1/history/")
+}
+
+/// Waits until a config service has the office that isn't the one named.
+fn wait_holder(centre: &Centre, other_than: &str) -> &'static str {
+    wait_for("another janitor", PATIENCE, || match centre.holder("janitor") {
+        Some((name, _)) if name != other_than => Ok(name),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+#[test]
+fn one_config_service_at_a_time_forgets_whoever_is_killed_or_frozen() {
+    let mut centre = Centre::started("[config]\nendpoint_ttl = \"3s\"\nhistory_retention = \"1s\"\n");
+    let log = EtcdLog::start(&centre, "/logmesh/v1/");
+    let writer = RuleWriter::churn(centre.servers());
+    wait_deletions(&log, 10);
+
+    let killed = wait_holder(&centre, "");
+    centre.kill(killed);
+    let frozen = wait_holder(&centre, killed);
+    wait_deletions(&log, 10);
+    centre.spawn(killed);
+    centre.wait_ready(killed);
+
+    centre.signal(frozen, Signal::STOP);
+    wait_holder(&centre, frozen);
+    wait_deletions(&log, 10);
+    centre.signal(frozen, Signal::CONT);
+    wait_for("the one that thawed to notice", PATIENCE, || {
+        let said = centre.said(frozen);
+        if said.contains("is the janitor no") { Ok(()) } else { Err(said) }
+    });
+    wait_deletions(&log, 10);
+    assert!(writer.finish() > 100);
+    centre.assert_alive();
+    judge_terms(&centre, &log);
+}
+
+/// Panics unless each deletion was done by the one that held the office at its revision.
+fn judge_terms(centre: &Centre, log: &EtcdLog) {
+    // What each says that it deleted: revision to its name and the term in which it believed to be.
+    let mut claims: BTreeMap<i64, (&str, i64)> = BTreeMap::new();
+    for name in CONFIGS {
+        for line in centre.said(name).lines().filter(|line| line.contains("forgotten for good")) {
+            claims.insert(number(line, "revision="), (name, number(line, "term=")));
+        }
+    }
+    let (mut holder, mut holders, mut unclaimed) = (None, 0, 0);
+    for event in log.events() {
+        if event.key == "/logmesh/v1/leaders/janitor" {
+            holder = event.value.map(|name| (centre.config_of(&name), event.revision));
+            holders += usize::from(holder.is_some());
+        } else if is_history(&event) && event.value.is_none() {
+            match claims.get(&event.revision) {
+                Some(claim) => assert_eq!(Some(*claim), holder, "at {}: {}", event.revision, event.key),
+                None => unclaimed += 1,
+            }
+        }
+    }
+    // One that was killed between its write and its word.
+    assert!(unclaimed <= 2 && holders >= 3, "{unclaimed} deletions of nobody, {holders} terms");
+}
+
+fn number(line: &str, field: &str) -> i64 {
+    let digits = line.split_once(field).map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no {field} in {line}"))
 }

@@ -32,11 +32,68 @@ pub type Rules = BTreeMap<String, StoredRule>;
 /// Labels of an agent.
 type Labels = BTreeMap<String, String>;
 
+/// A watch of a prefix since etcd was new.
+#[derive(Debug)]
+pub struct EtcdLog {
+    path: PathBuf,
+    child: Child,
+}
+
+/// What became of a key.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The revision that did it.
+    pub revision: i64,
+    /// The key.
+    pub key: String,
+    /// What it holds since; `None`: it was deleted.
+    pub value: Option<String>,
+}
+
+impl EtcdLog {
+    /// Begins to watch.
+    pub fn start(centre: &Centre, prefix: &str) -> Self {
+        let path = centre.folder.join(format!("{}.log", prefix.trim_matches('/').replace('/', "-")));
+        let out = File::create(&path).expect("a log can be made");
+        let mut command = centre.etcdctl(&["watch", "--prefix", "--rev=1", "-w", "json", prefix]);
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(Stdio::null()).spawn();
+        Self { path, child: child.expect("etcdctl can be run") }
+    }
+
+    /// All that was told so far, in order.
+    pub fn events(&self) -> Vec<Event> {
+        let text = std::fs::read_to_string(&self.path).expect("the log can be read");
+        // The last line may not be whole yet.
+        let messages = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let events = |line: &str| -> Vec<Event> {
+            let message: Value = serde_json::from_str(line).expect("etcdctl prints JSON");
+            message["Events"].as_array().into_iter().flatten().map(Event::read).collect()
+        };
+        messages.flat_map(events).collect()
+    }
+}
+
+impl Drop for EtcdLog {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Event {
+    fn read(event: &Value) -> Self {
+        let of = &event["kv"];
+        // etcd's client leaves out a type that is 0, which is a put.
+        let deleted = event["type"].as_i64() == Some(1);
+        let revision = of["mod_revision"].as_i64().expect("a revision");
+        Self { revision, key: text(&of["key"]), value: (!deleted).then(|| text(&of["value"])) }
+    }
+}
+
 /// A watch of all rules since etcd was new.
 #[derive(Debug)]
 pub struct RuleLog {
-    path: PathBuf,
-    child: Child,
+    log: EtcdLog,
 }
 
 /// A change: revision, rule, what it is now.
@@ -45,22 +102,11 @@ type Entry = (i64, String, Option<StoredRule>);
 impl RuleLog {
     /// Begins to watch.
     pub fn start(centre: &Centre) -> Self {
-        let path = centre.folder.join("rules.log");
-        let out = File::create(&path).expect("a log can be made");
-        let mut command = centre.etcdctl(&["watch", "--prefix", "--rev=1", "-w", "json", RULES]);
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(Stdio::null()).spawn();
-        Self { path, child: child.expect("etcdctl can be run") }
+        Self { log: EtcdLog::start(centre, RULES) }
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let text = std::fs::read_to_string(&self.path).expect("the log can be read");
-        // The last line may not be whole yet.
-        let messages = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let events = |line: &str| -> Vec<Entry> {
-            let message: Value = serde_json::from_str(line).expect("etcdctl prints JSON");
-            message["Events"].as_array().into_iter().flatten().map(entry).collect()
-        };
-        messages.flat_map(events).collect()
+        self.log.events().into_iter().map(entry).collect()
     }
 
     /// Waits until it tells of all that etcd holds now, and gives that.
@@ -68,15 +114,14 @@ impl RuleLog {
     pub fn caught_up(&self, centre: &Centre) -> Rules {
         wait_for("the log to be complete", PATIENCE, || {
             let answer = centre.ask_etcd(&["get", "--prefix", RULES]);
-            let held = answer["kvs"].as_array().into_iter().flatten().filter_map(stored).collect();
+            let rule = |of: &Value| {
+                let revision = of["mod_revision"].as_i64().expect("a revision");
+                (text(&of["key"]).replace(RULES, "rules/"), stored(revision, &text(&of["value"])))
+            };
+            let held = answer["kvs"].as_array().into_iter().flatten().map(rule).collect();
             let told = at(&self.entries(), i64::MAX);
             if told == held { Ok(held) } else { Err(format!("{} rules, not {}", told.len(), held.len())) }
         })
-    }
-
-    /// How many changes there were.
-    pub fn changes(&self) -> usize {
-        self.entries().len()
     }
 
     /// Panics unless each agent, after each message, held what etcd held for it at the message's revision, and nothing came
@@ -132,26 +177,14 @@ impl RuleLog {
     }
 }
 
-impl Drop for RuleLog {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+fn entry(event: Event) -> Entry {
+    let stored = event.value.map(|value| stored(event.revision, &value));
+    (event.revision, event.key.replace(RULES, "rules/"), stored)
 }
 
-fn entry(event: &Value) -> Entry {
-    let of = &event["kv"];
-    let revision = of["mod_revision"].as_i64().expect("a revision");
-    // etcd's client leaves out a type that is 0, which is a put.
-    let deleted = event["type"].as_i64() == Some(1);
-    let name = text(&of["key"]).replace(RULES, "rules/");
-    (revision, name, if deleted { None } else { stored(of).map(|(_, rule)| rule) })
-}
-
-fn stored(of: &Value) -> Option<(String, StoredRule)> {
-    let value: Value = serde_json::from_str(&text(&of["value"])).expect("a rule is JSON");
-    let stored = StoredRule { revision: of["mod_revision"].as_i64()?, rule: value["rule"].clone() };
-    Some((text(&of["key"]).replace(RULES, "rules/"), stored))
+fn stored(revision: i64, value: &str) -> StoredRule {
+    let value: Value = serde_json::from_str(value).expect("a rule is JSON");
+    StoredRule { revision, rule: value["rule"].clone() }
 }
 
 /// etcd's client prints keys and values in base64.

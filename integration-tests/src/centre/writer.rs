@@ -36,13 +36,22 @@ pub struct RuleWriter {
 }
 
 impl RuleWriter {
-    /// Begins to write at one of the servers, and goes to the next when a write fails.
+    /// Begins to make, change and delete a few rules at one of the servers, and goes to the next when a write fails.
     pub fn start(servers: Vec<String>, seed: u64) -> Self {
+        Self::begin(servers, StdRng::seed_from_u64(seed), false)
+    }
+
+    /// Begins to make rules and to delete each at once, so that nothing is left but their history.
+    pub fn churn(servers: Vec<String>) -> Self {
+        Self::begin(servers, StdRng::seed_from_u64(0), true)
+    }
+
+    fn begin(servers: Vec<String>, rng: StdRng, churn: bool) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (stop.clone(), done.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime can be started").block_on(write(&servers, seed, &stopped, &count));
+            runtime.expect("a runtime can be started").block_on(write(&servers, rng, churn, &stopped, &count));
         });
         Self { thread: Some(thread), stop, done }
     }
@@ -68,16 +77,18 @@ impl RuleWriter {
     }
 }
 
-async fn write(servers: &[String], seed: u64, stop: &AtomicBool, done: &AtomicU64) {
+async fn write(servers: &[String], mut rng: StdRng, churn: bool, stop: &AtomicBool, done: &AtomicU64) {
     let client = |server: &String| RuleServiceClient::new(logmesh_grpc::channel(server).expect("an address"));
     let mut clients: Vec<RuleServiceClient<Channel>> = servers.iter().map(client).collect();
-    let (mut rng, mut place) = (StdRng::seed_from_u64(seed), 0);
+    let mut place = 0;
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let count = clients.len();
-        match one(&mut clients[place % count], &mut rng, number).await {
+        let client = &mut clients[place % count];
+        let change = if churn { Change::passing(number) } else { Change::random(&mut rng, number) };
+        match change.make(client).await {
             Ok(()) => {
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -92,21 +103,47 @@ async fn write(servers: &[String], seed: u64, stop: &AtomicBool, done: &AtomicU6
     }
 }
 
-async fn one(client: &mut RuleServiceClient<Channel>, rng: &mut StdRng, number: u64) -> Result<(), Status> {
-    let name = format!("rules/r-{}", rng.random_range(0..RULES));
-    let selector = SELECTORS[rng.random_range(0..SELECTORS.len())].to_owned();
-    let write = async {
-        if rng.random_bool(0.2) {
-            let deleted = client.delete_rule(DeleteRuleRequest { name, ..DeleteRuleRequest::default() }).await;
-            return deleted
-                .map(drop)
-                .or_else(|status| if status.code() == Code::NotFound { Ok(()) } else { Err(status) });
-        }
-        let paths = vec![format!("/var/log/logmesh-test-{number}/*.log")];
-        let rule = Rule { name, selector, paths, topic: "logs".into(), ..Rule::default() };
-        let request = UpdateRuleRequest { rule: Some(rule), allow_missing: true, ..UpdateRuleRequest::default() };
-        client.update_rule(request).await.map(drop)
-    };
-    let timed_out = |_| Err(Status::deadline_exceeded("no answer in time"));
-    tokio::time::timeout(ANSWER_TIMEOUT, write).await.unwrap_or_else(timed_out)
+/// What is done to a rule.
+enum Change {
+    Write(Box<Rule>),
+    Delete(String),
+}
+
+impl Change {
+    fn random(rng: &mut StdRng, number: u64) -> Self {
+        let name = format!("rules/r-{}", rng.random_range(0..RULES));
+        let selector = SELECTORS[rng.random_range(0..SELECTORS.len())];
+        if rng.random_bool(0.2) { Self::Delete(name) } else { Self::Write(Box::new(rule(name, selector, number))) }
+    }
+
+    /// Each rule is made, and deleted with the next change.
+    fn passing(number: u64) -> Self {
+        let name = format!("rules/passing-{}", number / 2);
+        if number % 2 == 1 { Self::Delete(name) } else { Self::Write(Box::new(rule(name, "", number))) }
+    }
+
+    async fn make(self, client: &mut RuleServiceClient<Channel>) -> Result<(), Status> {
+        let made = async {
+            match self {
+                Self::Write(rule) => {
+                    let request =
+                        UpdateRuleRequest { rule: Some(*rule), allow_missing: true, ..UpdateRuleRequest::default() };
+                    client.update_rule(request).await.map(drop)
+                }
+                Self::Delete(name) => {
+                    match client.delete_rule(DeleteRuleRequest { name, ..DeleteRuleRequest::default() }).await {
+                        Err(status) if status.code() != Code::NotFound => Err(status),
+                        _ => Ok(()),
+                    }
+                }
+            }
+        };
+        let timed_out = |_| Err(Status::deadline_exceeded("no answer in time"));
+        tokio::time::timeout(ANSWER_TIMEOUT, made).await.unwrap_or_else(timed_out)
+    }
+}
+
+fn rule(name: String, selector: &str, number: u64) -> Rule {
+    let paths = vec![format!("/var/log/logmesh-test-{number}/*.log")];
+    Rule { name, selector: selector.to_owned(), paths, topic: "logs".into(), ..Rule::default() }
 }

@@ -16,6 +16,10 @@ pub const ENDPOINTS: &str = "/logmesh/v1/endpoints/";
 /// nothing to do with each other.
 pub const INCARNATION: &str = "/logmesh/v1/incarnation";
 
+/// Who leads where one config service must do a thing alone: `/logmesh/v1/leaders/{office}`, the leader's name, for as long
+/// as its lease lives.
+pub const LEADERS: &str = "/logmesh/v1/leaders/";
+
 /// The key of a rule.
 pub fn rule(name: &RuleName) -> String {
     format!("{RULES}{}", name.id())

@@ -8,6 +8,7 @@ mod agents;
 mod discovery;
 mod error;
 mod incarnation;
+mod janitor;
 pub mod keys;
 mod limits;
 mod paging;
@@ -67,6 +68,8 @@ impl ConfigService {
         let peers = peers::Peers::new(own, discovery.endpoints());
         let commands = agents::Commands::new(registry.clone());
         let previews = agents::Previews::new(registry.clone(), commands.clone(), peers.clone());
+        let name = settings.server.as_ref().map_or("config", |server| &server.endpoint().id);
+        janitor::Janitor::start(store.clone(), name.to_owned(), settings.clone(), tasks);
         Ok(Self {
             rules: rules::RuleApi::new(store.clone(), rule_view.clone(), previews, push.clone()),
             agents: agents::AgentConfigApi::new(

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 /// The longest `seed_prefix`, so that no key comes near a limit of etcd's.
 const MAX_SEED_BYTES: usize = 256;
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// The settings of the config service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -24,8 +26,12 @@ pub struct Settings {
     /// After about this time (a tenth more or less) an agent is asked to connect again, so that new servers get their
     /// share.
     pub max_stream_age: Span,
-    /// How long an endpoint lives without a sign of life.
+    /// How long an endpoint, and a leadership, lives without a sign of life.
     pub endpoint_ttl: Span,
+    /// An agent that wasn't seen for this long is forgotten, with the labels that the centre gave it; at least 1 s.
+    pub agent_retention: Span,
+    /// The history of a rule that was deleted is kept for this long; at least 1 s.
+    pub history_retention: Span,
     /// Agents that are known at a time. When there are more, those that were gone longest are forgotten; when all are
     /// connected, a further one is refused.
     pub max_agents: usize,
@@ -43,6 +49,8 @@ impl Default for Settings {
             bookmark_interval: Span(Duration::from_secs(5)),
             max_stream_age: Span(Duration::from_secs(3600)),
             endpoint_ttl: Span(Duration::from_secs(15)),
+            agent_retention: Span(30 * DAY),
+            history_retention: Span(90 * DAY),
             max_agents: MAX_WATCHERS,
             max_streams: 2 * MAX_FILES,
             seed_prefix: "/logagent/".to_owned(),
@@ -61,6 +69,11 @@ impl Settings {
         );
         ensure!(!age.is_zero(), "max_stream_age must be more than 0");
         ensure!(ttl >= seconds(1) && ttl <= seconds(3600), "endpoint_ttl must be 1s to 1h");
+        for (name, retention) in
+            [("agent_retention", self.agent_retention), ("history_retention", self.history_retention)]
+        {
+            ensure!(retention.0 >= seconds(1), "{name} must be at least 1s");
+        }
         ensure!(self.max_agents > 0 && self.max_agents <= MAX_WATCHERS, "max_agents must be 1 to {MAX_WATCHERS}");
         ensure!(self.max_streams > 0, "max_streams must be more than 0");
         if let Some(server) = &self.server {

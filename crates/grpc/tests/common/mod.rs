@@ -7,7 +7,10 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use logmesh_grpc::Routes;
 use logmesh_proto::discovery::v1::discovery_service_server::{DiscoveryService, DiscoveryServiceServer};
-use logmesh_proto::discovery::v1::{RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse};
+use logmesh_proto::discovery::v1::{
+    ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse, WatchEndpointsRequest,
+    WatchEndpointsResponse,
+};
 use logmesh_proto::time::duration;
 use logmesh_runtime::{CancellationToken, Tasks};
 use tokio::net::TcpListener;
@@ -55,6 +58,10 @@ impl DiscoveryService for Registry {
         _: Request<WatchEndpointsRequest>,
     ) -> Result<Response<Self::WatchEndpointsStream>, Status> {
         Err(Status::unimplemented("nothing is known here"))
+    }
+
+    async fn list_leaders(&self, _: Request<ListLeadersRequest>) -> Result<Response<ListLeadersResponse>, Status> {
+        Err(Status::unimplemented("nobody leads here"))
     }
 }
 

@@ -16,7 +16,8 @@ use logmesh_grpc::Routes;
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::discovery::v1::discovery_service_server::{DiscoveryService, DiscoveryServiceServer};
 use logmesh_proto::discovery::v1::{
-    Endpoint, RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
+    Endpoint, ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse, WatchEndpointsRequest,
+    WatchEndpointsResponse,
 };
 use logmesh_proto::fleet::v1::agent_config_service_server::{AgentConfigService, AgentConfigServiceServer};
 use logmesh_proto::fleet::v1::watch_config_response::Update;
@@ -339,6 +340,10 @@ impl DiscoveryService for Discovery {
         let stream = WatchStream::new(self.0.gateways.subscribe())
             .map(|endpoints| Ok(WatchEndpointsResponse { endpoints, revision: 1 }));
         Ok(Response::new(stream.take_until(self.0.token.clone().cancelled_owned()).boxed()))
+    }
+
+    async fn list_leaders(&self, _: Request<ListLeadersRequest>) -> Result<Response<ListLeadersResponse>, Status> {
+        Err(Status::unimplemented("nobody leads here"))
     }
 }
 

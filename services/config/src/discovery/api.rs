@@ -6,10 +6,11 @@ use std::time::Duration;
 use logmesh_grpc::resource_exhausted;
 use logmesh_proto::discovery::v1::discovery_service_server::DiscoveryService;
 use logmesh_proto::discovery::v1::{
-    Endpoint, RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
+    Endpoint, Leader, ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse,
+    WatchEndpointsRequest, WatchEndpointsResponse,
 };
 use logmesh_runtime::Tasks;
-use logmesh_store::{ConfigStore, ConfigWatcher, PrefixState, Revision};
+use logmesh_store::{ConfigStore, ConfigWatcher, Entry, PrefixState, Revision};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -101,5 +102,18 @@ impl DiscoveryService for DiscoveryApi {
             Some(WatchEndpointsResponse { endpoints: wanted, revision })
         };
         Ok(Response::new(self.push.states(self.endpoints.clone(), show)?))
+    }
+
+    async fn list_leaders(&self, _: Request<ListLeadersRequest>) -> Result<Response<ListLeadersResponse>, Status> {
+        let held = self.store.list(keys::LEADERS).await.map_err(store)?;
+        let leader = |entry: Entry| {
+            Some(Leader {
+                name: entry.key.strip_prefix(keys::LEADERS)?.to_owned(),
+                holder: String::from_utf8_lossy(&entry.versioned.value).into_owned(),
+                revision: i64::try_from(entry.versioned.mod_revision.0).unwrap_or(i64::MAX),
+            })
+        };
+        let leaders = held.entries.into_iter().filter_map(leader).collect();
+        Ok(Response::new(ListLeadersResponse { leaders }))
     }
 }

@@ -1,5 +1,7 @@
 //! `status`: exits with 0 when every service is ready, else with 1.
 
+use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
+use logmesh_proto::discovery::v1::{Leader, ListLeadersRequest, WatchEndpointsRequest};
 use logmesh_proto::fleet::v1::RuleState;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
@@ -44,7 +46,7 @@ pub(super) async fn run(session: &mut Session) -> Outcome {
         let mut line = health(service, parts, session).await?;
         if line.ready {
             let more = match service {
-                "config" => fleet(session).await,
+                "config" => centre(session).await,
                 "transfer" => transfer(session).await,
                 _ => Ok((true, String::new(), json!({}))),
             };
@@ -81,6 +83,26 @@ async fn health(service: &'static str, parts: &[&str], session: &Session) -> Res
         false => format!("{}; /readyz on its metrics port says why", wanting.join("; ")),
     };
     Ok(Line { service, ready: wanting.is_empty(), detail, facts: json!({}) })
+}
+
+/// The config services, who of them leads where, and their fleet.
+async fn centre(session: &Session) -> Result<(bool, String, Value), Failure> {
+    let mut client = DiscoveryServiceClient::new(session.channel.clone());
+    let watched = client.watch_endpoints(request(WatchEndpointsRequest { kind: "config".to_owned() })).await?;
+    let first = watched.into_inner().message().await?.unwrap_or_default();
+    let services: Vec<String> = first.endpoints.into_iter().map(|endpoint| endpoint.id).collect();
+    let leaders = client.list_leaders(request(ListLeadersRequest {})).await?.into_inner().leaders;
+    let (ready, mut detail, mut facts) = fleet(session).await?;
+    if services.len() > 1 {
+        detail = format!("{} config services, {detail}", services.len());
+    }
+    for leader in &leaders {
+        detail.push_str(&format!(", {} {}", leader.name, leader.holder));
+    }
+    facts["config_services"] = json!(services);
+    let leader = |leader: Leader| json!({"name": leader.name, "holder": leader.holder, "revision": leader.revision});
+    facts["leaders"] = leaders.into_iter().map(leader).collect();
+    Ok((ready, detail, facts))
 }
 
 async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {

@@ -1,0 +1,66 @@
+//! What is long gone: the histories of rules that were deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use logmesh_store::{ConfigStore, Precondition, StoreError};
+use logmesh_types::UnixNanos;
+use serde::Deserialize;
+
+use super::Expired;
+use crate::keys;
+
+/// What every change in a history tells, whatever else it does.
+#[derive(Deserialize)]
+struct Change {
+    time: String,
+}
+
+/// The histories of rules that were deleted before the retention began. Keys are read first: what they hold may be large.
+pub(super) async fn histories(
+    store: &dyn ConfigStore,
+    retention: Duration,
+    now: UnixNanos,
+) -> Result<Vec<Expired>, StoreError> {
+    let there: BTreeSet<String> = store.keys(keys::RULES).await?.into_iter().collect();
+    let mut histories: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for key in store.keys(keys::HISTORY).await? {
+        let rule = key.strip_prefix(keys::HISTORY).and_then(|rest| rest.split_once('/')).map(|(rule, _)| rule);
+        let rule = rule.map(|rule| format!("{}{rule}", keys::RULES)).filter(|rule| !there.contains(rule));
+        if let Some(rule) = rule {
+            histories.entry(rule).or_default().push(key);
+        }
+    }
+    let mut expired = Vec::new();
+    for (rule, changes) in histories {
+        // The last change is the deletion.
+        let Some(last) = changes.last() else { continue };
+        let deleted = store.get(last).await?.and_then(|held| serde_json::from_slice::<Change>(&held.value).ok());
+        if deleted.is_some_and(|change| is_older(&change.time, retention, now)) {
+            let what = format!("the history of {}", rule.replace(keys::RULES, "rules/"));
+            expired.push(Expired { what, condition: (rule, Precondition::MustNotExist), keys: changes });
+        }
+    }
+    Ok(expired)
+}
+
+/// Whether a time lies that far back. One that can't be read doesn't: what isn't understood isn't deleted.
+fn is_older(time: &str, retention: Duration, now: UnixNanos) -> bool {
+    let age = |time: UnixNanos| Duration::from_nanos(u64::try_from(now.0.saturating_sub(time.0)).unwrap_or_default());
+    time.parse::<UnixNanos>().is_ok_and(|time| age(time) > retention)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_time_that_is_read_and_lies_far_back_is_old() {
+        let now: UnixNanos = "2026-06-01T00:00:00Z".parse().unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        assert!(is_older("2026-05-30T00:00:00Z", day, now));
+        for young in ["2026-05-31T12:00:00Z", "2027-01-01T00:00:00Z", "", "yesterday"] {
+            assert!(!is_older(young, day, now), "{young}");
+        }
+    }
+}
