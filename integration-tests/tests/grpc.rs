@@ -81,6 +81,27 @@ const CALLS: &[(&str, &str, End)] = &[
     ),
     ("logmesh.fleet.v1.FleetService/ListAgents", "{}", Answer(r#""agents""#)),
     ("logmesh.fleet.v1.FleetService/GetAgent", r#"{"id": "unheard-of"}"#, Error("NotFound", "unheard-of")),
+    (
+        "logmesh.fleet.v1.FleetService/ListAgents",
+        r#"{"filter": "online=true, id=nobody"}"#,
+        Answer("{"),
+    ),
+    ("logmesh.fleet.v1.FleetService/ListAgents", r#"{"filter": "env="}"#, Error("InvalidArgument", "filter")),
+    (
+        "logmesh.fleet.v1.FleetService/UpdateAgent",
+        r#"{"id": "test-agent", "set_labels": {"role": "web"}}"#,
+        Answer(r#""role": "web""#),
+    ),
+    (
+        "logmesh.fleet.v1.FleetService/UpdateAgent",
+        r#"{"id": "test-agent", "set_labels": {"ip": "10.0.0.1"}}"#,
+        Error("InvalidArgument", "ip"),
+    ),
+    ("logmesh.fleet.v1.FleetService/ForgetAgent", r#"{"id": "test-agent"}"#, Answer("{}")),
+    ("logmesh.fleet.v1.FleetService/ForgetAgent", r#"{"id": "test-agent"}"#, Error("NotFound", "test-agent")),
+    ("logmesh.fleet.v1.FleetService/WatchAgents", "{}", Stream(r#""complete": true"#)),
+    ("logmesh.fleet.v1.FleetService/ListRuleStatuses", r#"{"rule": "rules/none"}"#, Error("NotFound", "none")),
+    ("logmesh.fleet.v1.FleetService/WatchSessions", "{}", Stream(r#""snapshot": true"#)),
     ("logmesh.fleet.v1.FleetService/ListStreams", "{}", Answer("{")),
     // Without a chunk there's nothing to ack, but the server grants its credit.
     ("logmesh.ingest.v1.IngestService/Push", "", Answer("credit")),

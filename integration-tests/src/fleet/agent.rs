@@ -107,6 +107,7 @@ impl Agent {
             labels: self.labels.clone(),
             held: record.revisions(),
             incarnation: record.incarnation.clone(),
+            revision: record.revision,
             session: self.session.clone(),
             version: "simulated".to_owned(),
         }

@@ -146,6 +146,7 @@ impl Centre {
             session: self.identity.session.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.rules.incarnation().to_owned(),
+            revision: self.taken.borrow().revision,
         };
         // What another connection said isn't this one's to answer.
         self.taken.send_if_modified(|taken| {

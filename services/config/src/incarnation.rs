@@ -17,8 +17,12 @@ pub(crate) type Incarnation = Arc<str>;
 
 const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(200), max: Duration::from_secs(5) };
 
-/// Follows the store's incarnation, and names the store if nobody has; `None` until it's known.
-pub(crate) fn follow(store: Arc<dyn ConfigStore>, tasks: &Tasks) -> watch::Receiver<Option<Incarnation>> {
+/// Follows the store's incarnation, and names the store if nobody has; `None` until it's known, and `first` has resolved.
+pub(crate) fn follow(
+    store: Arc<dyn ConfigStore>,
+    first: impl Future<Output = ()> + Send + 'static,
+    tasks: &Tasks,
+) -> watch::Receiver<Option<Incarnation>> {
     let (watcher, driver) = ConfigWatcher::new(store.clone(), INCARNATION);
     let (sender, known) = watch::channel(None);
     let token = tasks.token();
@@ -26,7 +30,7 @@ pub(crate) fn follow(store: Arc<dyn ConfigStore>, tasks: &Tasks) -> watch::Recei
         tokio::select! {
             () = token.cancelled() => {}
             () = driver => {}
-            () = publish(store, watcher.subscribe(), sender) => {}
+            () = async { first.await; publish(store, watcher.subscribe(), sender).await } => {}
         }
         Ok(())
     });
@@ -38,8 +42,12 @@ async fn publish(
     mut states: watch::Receiver<Arc<PrefixState>>,
     sender: watch::Sender<Option<Incarnation>>,
 ) {
+    states.mark_changed();
     while states.changed().await.is_ok() {
         let state = states.borrow_and_update().clone();
+        if !state.is_loaded() {
+            continue;
+        }
         let held = state.entries.get(INCARNATION).map(|held| String::from_utf8_lossy(&held.value).into_owned());
         match held.filter(|name| !name.is_empty()) {
             Some(name) => {

@@ -1,8 +1,9 @@
 //! The config service: the fleet's rules, the agents' sessions, and which servers there are, over a [`ConfigStore`].
 //!
-//! What must last lies in the store: rules as readable JSON beneath [`keys::RULES`], endpoints beneath
-//! [`keys::ENDPOINTS`] for as long as their lease lives. What agents report is kept in memory only, bounded, and comes
-//! again with their next connection.
+//! What must last lies in the store: rules as readable JSON beneath [`keys::RULES`], which agents there are and the labels
+//! that the centre gave them beneath [`keys::AGENTS`], endpoints beneath [`keys::ENDPOINTS`] for as long as their lease
+//! lives. What agents report is kept in memory only, bounded, and comes again with their next connection. Several config
+//! services on one store answer for each other.
 
 mod agents;
 mod discovery;
@@ -25,7 +26,7 @@ use logmesh_proto::discovery::v1::discovery_service_server::DiscoveryServiceServ
 use logmesh_proto::fleet::v1::agent_config_service_server::AgentConfigServiceServer;
 use logmesh_proto::fleet::v1::fleet_service_server::FleetServiceServer;
 use logmesh_runtime::Tasks;
-use logmesh_store::{ConfigStore, StoreError};
+use logmesh_store::{ConfigStore, Revision, StoreError};
 
 pub use settings::Settings;
 
@@ -57,7 +58,8 @@ impl ConfigService {
         let settings = Arc::new(settings);
         let tree = rules::SeedView::start(tree, &settings.seed_prefix, tasks);
         let rule_view = rules::RuleView::start(store.clone(), tree, tasks);
-        let registry = agents::Registry::new(&settings);
+        let registry = agents::Registry::new(&settings, agents::follow_rules(&rule_view, tasks));
+        let kept = agents::Keeper::start(store.clone(), registry.clone(), tasks);
         let push = push::Push::new(tasks.token());
         let discovery = discovery::DiscoveryApi::start(store.clone(), &settings, push.clone(), tasks);
         let own = settings.server.as_ref().map(|server| server.endpoint().clone());
@@ -66,21 +68,27 @@ impl ConfigService {
             tasks.spawn("config-registration", kept);
         }
         let peers = peers::Peers::new(own, discovery.endpoints());
+        agents::follow_sessions(peers.clone(), registry.clone(), tasks);
         let commands = agents::Commands::new(registry.clone());
         let previews = agents::Previews::new(registry.clone(), commands.clone(), peers.clone());
         let name = settings.server.as_ref().map_or("config", |server| &server.endpoint().id);
         janitor::Janitor::start(store.clone(), name.to_owned(), settings.clone(), tasks);
+        // No agent is told anything before the labels are known that the centre gave it.
+        let labels_known = kept.clone();
+        let labels_known = async move { labels_known.wait(Revision(1)).await };
+        let incarnations = incarnation::follow(store.clone(), labels_known, tasks);
+        let fleet = agents::Fleet { store: store.clone(), registry: registry.clone(), peers, kept };
         Ok(Self {
-            rules: rules::RuleApi::new(store.clone(), rule_view.clone(), previews, push.clone()),
+            rules: rules::RuleApi::new(store, rule_view.clone(), previews, push.clone()),
             agents: agents::AgentConfigApi::new(
-                registry.clone(),
+                registry,
                 commands,
                 rule_view.clone(),
-                incarnation::follow(store, tasks),
+                incarnations,
                 settings,
-                push,
+                push.clone(),
             ),
-            fleet: agents::FleetApi::new(registry, peers),
+            fleet: agents::FleetApi::new(fleet, push),
             discovery,
             rule_view,
         })

@@ -77,3 +77,27 @@ pub(crate) const MAX_PREVIEW_FILES: usize = 20;
 
 /// One-time messages that wait for a connected agent to take them.
 pub(crate) const MAX_WAITING_MESSAGES: usize = 16;
+
+/// Agents that are taken from the store: five times as many as one server serves.
+pub(crate) const MAX_KNOWN_AGENTS: usize = 100_000;
+
+/// Agents that are written in one transaction, far below what a store takes, how large one's record may be, and how long
+/// further ones are waited for. Ten thousand that come at once are written in a hundred transactions.
+pub(crate) const MAX_AGENTS_WRITTEN: usize = 100;
+pub(crate) const MAX_AGENT_BYTES: usize = 12 << 10;
+pub(crate) const GATHER: Duration = Duration::from_millis(50);
+
+/// Sessions in one message of `WatchSessions`, at most some 250 bytes each.
+pub(crate) const MAX_SESSIONS_TOLD: usize = 5_000;
+
+/// The pause between two messages of `WatchSessions`: connections that come together are told together.
+pub(crate) const SESSIONS_PAUSE: Duration = Duration::from_millis(20);
+
+/// Streams of `WatchAgents` at a time: each looks at all agents of all servers once a second.
+pub(crate) const MAX_AGENT_WATCHES: usize = 32;
+
+/// How often a stream of `WatchAgents` looks.
+pub(crate) const AGENTS_LOOK: Duration = Duration::from_secs(1);
+
+/// How long a server may wait until it knows a revision that the caller has seen elsewhere.
+pub(crate) const REVISION_WAIT: Duration = Duration::from_millis(1500);

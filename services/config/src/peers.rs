@@ -98,6 +98,22 @@ impl Peers {
         Answers { answers, unreachable }
     }
 
+    /// Changes whenever an endpoint does.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Endpoints>> {
+        self.endpoints.clone()
+    }
+
+    /// Id and channel of each other config service, by a name that is another when its address is.
+    pub(crate) fn reachable(&self) -> BTreeMap<String, (String, Channel)> {
+        let addressed = self.others().into_iter().filter_map(|(id, channel)| Some((id, channel?)));
+        let endpoints = self.endpoints.borrow().clone();
+        let address = |id: &str| {
+            let endpoint = endpoints.all.values().find(|endpoint| endpoint.kind == KIND && endpoint.id == id);
+            endpoint.map_or("", |endpoint| endpoint.address.as_str()).to_owned()
+        };
+        addressed.map(|(id, channel)| (format!("{id} at {}", address(&id)), (id, channel))).collect()
+    }
+
     /// Id and channel of each other config service; no channel where the address is none.
     fn others(&self) -> Vec<(String, Option<Channel>)> {
         let Some(own) = &self.own else { return Vec::new() };

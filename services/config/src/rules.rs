@@ -11,6 +11,6 @@ mod view;
 mod write;
 
 pub(crate) use api::RuleApi;
-pub(crate) use live::RuleSet;
+pub(crate) use live::{LiveRule, RuleSet};
 pub(crate) use seed::SeedView;
 pub(crate) use view::RuleView;

@@ -115,6 +115,25 @@ async fn what_is_held_of_another_store_says_nothing() {
 }
 
 #[tokio::test]
+async fn an_agent_never_sees_an_older_state() {
+    let server = start().await;
+    let mut last = create(&server, rule("r", "")).await;
+    let mut request = agent("a1", "s", &[]);
+    request.incarnation = incarnation(&server).await;
+    // It has seen a state, on another server, that this one is about to reach.
+    request.revision = last.revision + 2;
+    let mut config = watch(&server, request).await;
+    for priority in 1..3 {
+        let update = UpdateRuleRequest { rule: Some(Rule { priority, ..rule("r", "") }), ..Default::default() };
+        last = server.rules().update_rule(update).await.unwrap().into_inner();
+    }
+    let first = next(&mut config).await;
+    assert!(first.revision >= last.revision, "{first:?}");
+    let Some(Update::Delta(delta)) = first.update else { panic!("{:?}", first.update) };
+    assert_eq!(delta.upserted, [last]);
+}
+
+#[tokio::test]
 async fn what_an_agent_has_applied_is_known_by_the_nonce() {
     let server = start().await;
     create(&server, rule("r", "")).await;
@@ -236,7 +255,14 @@ fn stream(id: u8, topic: &str, size: u64, acked_offset: u64) -> StreamStatus {
 #[tokio::test]
 async fn reports_show_in_the_fleet_also_when_the_agent_is_gone() {
     let server = start().await;
-    let applied = RuleStatus { name: "rules/r".into(), state: RuleState::Applied.into(), ..Default::default() };
+    let made = create(&server, rule("r", "")).await;
+    let applied = RuleStatus {
+        name: "rules/r".into(),
+        desired_revision: made.revision,
+        attempted_revision: made.revision,
+        state: RuleState::Applied.into(),
+        ..Default::default()
+    };
     let report = ReportStatusRequest {
         agent_id: "a1".into(),
         session: "s".into(),
@@ -248,9 +274,10 @@ async fn reports_show_in_the_fleet_also_when_the_agent_is_gone() {
     let early = server.agents().report_status(report.clone()).await.unwrap_err();
     assert_eq!((early.code(), logmesh_grpc::reason(&early).as_deref()), (Code::NotFound, Some("NO_SESSION")));
 
-    create(&server, rule("r", "")).await;
     let mut config = watch(&server, agent("a1", "s", &[("env", "prod")])).await;
     assert_eq!(delta(&mut config).await.upserted.len(), 1);
+    let silent = RuleStatus { attempted_revision: 0, state: RuleState::Pending.into(), ..applied.clone() };
+    assert_eq!(get(&server, "a1").await.rules, [silent], "it has said nothing yet");
     let partial = ReportStatusRequest { full: false, ..report.clone() };
     assert!(server.agents().report_status(partial).await.unwrap().into_inner().want_full);
     assert!(!server.agents().report_status(report).await.unwrap().into_inner().want_full);

@@ -4,9 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, Server, agent, next, start, start_beside, start_with, wait_for};
+use common::{PATIENCE, Server, agent, meet, next, start, start_beside, start_with, wait_for};
 use logmesh_config::Settings;
-use logmesh_proto::discovery::v1::WatchEndpointsRequest;
 use logmesh_proto::fleet::v1::{
     Agent, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest, ReportStatusRequest,
     StreamStatus, WatchConfigResponse,
@@ -14,12 +13,6 @@ use logmesh_proto::fleet::v1::{
 use logmesh_types::Span;
 use tokio::net::TcpListener;
 use tonic::{Code, Streaming};
-
-/// Waits until a server knows of so many config services.
-async fn meet(server: &Server, count: usize) {
-    let watched = server.discovery().watch_endpoints(WatchEndpointsRequest { kind: "config".into() }).await;
-    common::until(&mut watched.unwrap().into_inner(), |state| state.endpoints.len() == count).await;
-}
 
 async fn connect(server: &Server, id: &str, session: &str) -> Streaming<WatchConfigResponse> {
     let mut config = server.agents().watch_config(agent(id, session, &[])).await.expect("a stream").into_inner();
@@ -155,4 +148,53 @@ async fn a_config_service_is_registered_while_it_lives() {
     two.tasks.finish(PATIENCE).await.unwrap();
     meet(&one, 1).await;
     assert!(one.store.get(&key).await.unwrap().is_none(), "one that stops is gone at once");
+}
+
+#[tokio::test]
+async fn one_id_on_two_servers_is_one_process() {
+    let one = start().await;
+    let two = start_beside(&one, Settings::default()).await;
+    meet(&one, 2).await;
+    meet(&two, 2).await;
+    let first = connect(&one, "a", "s1").await;
+    let refused = wait_for(
+        "the second is refused",
+        async || two.agents().watch_config(agent("a", "s2", &[])).await.err(),
+        Option::is_some,
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        (refused.code(), logmesh_grpc::reason(&refused).as_deref()),
+        (Code::AlreadyExists, Some("AGENT_CONNECTED"))
+    );
+    assert!(refused.message().contains(&one.id), "{}", refused.message());
+    assert!(get(&two, "a").await.unwrap().online);
+    let _moved = connect(&two, "a", "s1").await;
+    drop(first);
+    wait_for("it is on the second only", async || get(&one, "a").await.unwrap(), |agent| agent.server == two.id).await;
+}
+
+#[tokio::test]
+async fn of_two_that_servers_could_not_know_of_the_younger_is_ended() {
+    let one = start().await;
+    let _elder = connect(&one, "a", "s1").await;
+    // A server that has just started lets it in, and hears of the first a moment later.
+    let two = start_beside(&one, Settings::default()).await;
+    let mut younger = loop {
+        match two.agents().watch_config(agent("a", "s2", &[])).await {
+            Ok(younger) => break younger.into_inner(),
+            Err(refused) if refused.code() == Code::AlreadyExists => return,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let ended = loop {
+        match younger.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended without a word"),
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(ended.code(), Code::AlreadyExists);
+    assert_eq!(get(&two, "a").await.unwrap().server, one.id);
 }

@@ -17,7 +17,8 @@ use tracing::info;
 
 use super::commands::Commands;
 use super::registry::{Introduction, Registry};
-use super::session::Session;
+use super::session::{CATCH_UP, Session};
+use super::wanted::Held;
 use crate::error::bad_field;
 use crate::incarnation::Incarnation;
 use crate::limits::{MAX_AGENT_RULES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SESSION_BYTES};
@@ -52,11 +53,15 @@ impl AgentConfigService for AgentConfigApi {
         let age = self.settings.max_stream_age.0.mul_f64(rand::rng().random_range(0.9..1.1));
         let session = Session {
             id: introduction.id,
-            labels: introduction.labels,
-            held: request.held,
-            held_from: request.incarnation,
+            labels: connected.labels.clone(),
+            held_from: request.incarnation.into(),
+            seen: request.held.values().copied().max().unwrap_or(0).max(request.revision),
+            known: i64::try_from(self.view.latest().revision.0).unwrap_or(i64::MAX),
+            patience: Instant::now() + CATCH_UP,
+            held: Held::Said(request.held),
+            wanted: None,
             incarnations: self.incarnations.clone(),
-            sets: self.view.subscribe(),
+            steps: self.registry.steps(),
             registry: self.registry.clone(),
             connected,
             stopping: self.push.token.clone(),

@@ -1,11 +1,13 @@
-//! What others have to say to a connected agent's stream: that it's over, and messages to be told once, such as commands.
+//! What others have to say to a connected agent's stream: that it's over, that the
+//! agent has other labels now, and messages to be told once, such as commands.
 //!
 //! One small lock and one wake-up for each connected agent: of ten thousand agents nearly all have nothing waiting.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use logmesh_proto::fleet::v1::watch_config_response::Update;
+use logmesh_rules::Labels;
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -22,6 +24,7 @@ pub(crate) struct Mailbox {
 #[derive(Debug, Default)]
 struct Mail {
     ended: Option<Ended>,
+    labels: Option<Arc<Labels>>,
     once: VecDeque<Update>,
 }
 
@@ -31,7 +34,6 @@ pub(crate) enum Ended {
     /// The same session opened a newer one.
     Superseded,
     /// The agent is refused after all.
-    #[expect(dead_code, reason = "for two processes on two servers")]
     Refused(Status),
 }
 
@@ -39,6 +41,12 @@ impl Mailbox {
     /// Ends the stream; the first reason counts.
     pub(crate) fn end(&self, why: Ended) {
         self.mail().ended.get_or_insert(why);
+        self.news.notify_one();
+    }
+
+    /// Leaves new labels; of several the newest count.
+    pub(crate) fn relabel(&self, labels: Arc<Labels>) {
+        self.mail().labels = Some(labels);
         self.news.notify_one();
     }
 
@@ -57,6 +65,11 @@ impl Mailbox {
     /// Why the stream is over, if it is.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.mail().ended.clone()
+    }
+
+    /// The labels that were left.
+    pub(crate) fn labels(&self) -> Option<Arc<Labels>> {
+        self.mail().labels.take()
     }
 
     /// The next message to be told once.

@@ -1,15 +1,19 @@
 //! The fleet as all config services together know it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
     Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, StreamStatus,
 };
 use logmesh_proto::time::unix_nanos;
+use logmesh_rules::Selector;
+use logmesh_store::ConfigStore;
 use logmesh_types::{AgentId, UnixNanos};
 use tonic::{Code, Status};
 
+use super::keeper::Kept;
 use super::registry::Registry;
 use crate::limits::PEER_TIMEOUT;
 use crate::paging::page;
@@ -18,8 +22,11 @@ use crate::peers::{Answers, Listed, Page, Part, Peers};
 /// What this server knows, and whom to ask for the rest.
 #[derive(Clone, Debug)]
 pub(crate) struct Fleet {
+    pub(crate) store: Arc<dyn ConfigStore>,
     pub(crate) registry: Registry,
     pub(crate) peers: Peers,
+    /// How far what the store keeps of agents was taken in.
+    pub(crate) kept: Kept,
 }
 
 impl Listed for Agent {
@@ -66,28 +73,30 @@ fn stream_id(stream: &AgentStream) -> &str {
 }
 
 impl Fleet {
-    /// A page of agents behind the one named.
-    pub(crate) async fn agents(&self, after: String, size: usize) -> Page<Agent> {
-        let own = |after: &str, size| self.own_agents(after, size);
+    /// A page of the agents behind the one named that the filter selects.
+    pub(crate) async fn agents(&self, after: String, size: usize, filter: Option<&Selector>) -> Page<Agent> {
+        let own = |after: &str, size| self.own_agents(after, size, false);
         let ask = |channel, page_token, page_size| async move {
-            let request = ListAgentsRequest { page_size, page_token, this_server_only: true };
+            let request = ListAgentsRequest { page_size, page_token, this_server_only: true, ..Default::default() };
             let list = FleetServiceClient::new(channel).list_agents(request).await?.into_inner();
             Ok(Part { items: list.agents, next_page_token: list.next_page_token })
         };
-        self.peers.page(after, size, own, ask, None).await
+        let selects = filter.map(|filter| move |agent: &Agent| super::filter::selects(filter, agent));
+        let keep = selects.as_ref().map(|selects| selects as &(dyn Fn(&Agent) -> bool + Send + Sync));
+        self.peers.page(after, size, own, ask, keep).await
     }
 
-    /// This server's part of it.
-    pub(crate) fn own_agents(&self, after: &str, size: usize) -> Part<Agent> {
-        let (items, next_page_token) =
-            self.registry.agents(after, |agents| page(agents.map(|agent| (agent.id.clone(), agent)), size));
+    /// This server's part of it; with `only_here` none that was never connected to it.
+    pub(crate) fn own_agents(&self, after: &str, size: usize, only_here: bool) -> Part<Agent> {
+        let shown = |agents: &mut dyn Iterator<Item = Agent>| page(agents.map(|one| (one.token(), one)), size);
+        let (items, next_page_token) = self.registry.agents(after, only_here, shown);
         Part { items, next_page_token }
     }
 
     /// One agent, as the server knows it that knows it best, and who didn't answer. The others aren't asked for an agent
     /// that is connected here.
     pub(crate) async fn agent(&self, id: &AgentId) -> (Option<Agent>, Vec<String>) {
-        let own = self.registry.agent(id);
+        let own = self.registry.agent(id, false);
         if own.as_ref().is_some_and(|agent| agent.online) {
             return (own, Vec::new());
         }

@@ -1,20 +1,34 @@
-//! The agents that this process knows: connected ones, and those that were here since it started.
+//! The agents that this process knows: those that are connected here, those that were, and those that the store keeps.
+//!
+//! All of it under one lock, which is held for short and never over an await.
 
-use std::collections::BTreeMap;
+mod elsewhere;
+mod known;
+mod saved;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use logmesh_grpc::{already_exists, not_found, resource_exhausted};
 use logmesh_proto::fleet::v1 as message;
 use logmesh_proto::fleet::v1::watch_config_response::Update;
-use logmesh_proto::time::timestamp;
 use logmesh_rules::{Labels, Selector};
 use logmesh_types::{AgentId, UnixNanos};
 use metrics::{counter, gauge};
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 
 use super::mailbox::{Ended, Mailbox};
-use super::report::{self, Reported};
+use super::report;
+use super::wanted::Step;
+use crate::rules::LiveRule;
 use crate::settings::Settings;
+use elsewhere::Elsewhere;
+use known::Known;
+
+pub(crate) use elsewhere::Told;
+pub(crate) use known::as_seen;
+pub(crate) use saved::Unsaved;
 
 /// How an agent introduces itself.
 #[derive(Clone, Debug)]
@@ -25,37 +39,38 @@ pub(crate) struct Introduction {
     pub(crate) version: String,
 }
 
-/// The known agents. Clones share them. No lock is held over an await.
+/// The known agents. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     state: Arc<Mutex<State>>,
     /// This server's id among the config services.
     server: Arc<str>,
+    steps: watch::Receiver<Arc<Step>>,
     max_agents: usize,
     max_streams: usize,
+    /// Woken when the store lacks something of an agent.
+    unsaved: Arc<Notify>,
+    /// Counts what other servers want to know: which agents are connected here.
+    sessions: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     agents: BTreeMap<AgentId, Known>,
-    /// Streams of all agents' reports.
-    streams: usize,
+    /// Agents that are or were connected here.
+    here: usize,
     /// Agents with a stream.
     online: usize,
+    /// Streams of all agents' reports.
+    streams: usize,
     /// Counts the connections.
     connections: u64,
-}
-
-#[derive(Debug)]
-struct Known {
-    introduction: Introduction,
-    /// Its stream, as long as it is connected.
-    connection: Option<Connection>,
-    connect_time: UnixNanos,
-    last_seen: UnixNanos,
-    reported: Reported,
-    /// The revision that it has applied, as it says.
-    config_revision: i64,
+    /// Whether the store's agents were read.
+    loaded: bool,
+    /// Agents of which the store may lack something.
+    unsaved: BTreeSet<AgentId>,
+    /// Who is connected to other servers, by the server's id.
+    elsewhere: BTreeMap<String, HashMap<AgentId, Elsewhere>>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,43 +87,55 @@ pub(crate) struct Connected {
     number: u64,
     /// What others have to say to its stream.
     pub(crate) mailbox: Arc<Mailbox>,
+    /// The agent's labels when it connected; later ones come by the mailbox.
+    pub(crate) labels: Arc<Labels>,
 }
 
 impl Registry {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings, steps: watch::Receiver<Arc<Step>>) -> Self {
         let server = settings.server.as_ref().map_or("", |server| server.endpoint().id.as_str());
         Self {
             state: Arc::default(),
             server: server.into(),
+            steps,
             max_agents: settings.max_agents,
             max_streams: settings.max_streams,
+            unsaved: Arc::default(),
+            sessions: Arc::new(watch::channel(0).0),
         }
     }
 
-    /// Enters an agent. Refused while another process with the same id is connected; the same session takes over.
+    /// Enters an agent. Refused while another process with the same id is connected, here or to another server that is
+    /// heard; the same session takes over.
     pub(crate) fn connect(&self, introduction: Introduction) -> Result<Connected, Status> {
         let mut state = self.state();
         let id = introduction.id.clone();
-        if let Some(known) = state.agents.get(&id)
-            && let Some(connection) = &known.connection
-        {
-            if known.introduction.session != introduction.session {
-                counter!("logmesh_config_agents_refused_total").increment(1);
-                return Err(doubled(&known.introduction));
-            }
-            connection.mailbox.end(Ended::Superseded);
+        let connected = state.agents.get(&id).and_then(|known| known.here.as_ref()).and_then(|here| {
+            let connection = here.connection.as_ref()?;
+            Some((connection, &here.introduction))
+        });
+        match connected {
+            Some((_, first)) if first.session != introduction.session => return Err(doubled(&id, first.host(), "")),
+            Some((connection, _)) => connection.mailbox.end(Ended::Superseded),
+            None => state.check_elsewhere(&introduction)?,
         }
         state.make_room(&id, self.max_agents)?;
         let connected = state.enter(introduction);
-        Ok(Connected { registry: self.clone(), id, number: connected.number, mailbox: connected.mailbox })
+        let labels = state.agents.get(&id).map(|known| known.labels.clone()).unwrap_or_default();
+        if state.unsaved.contains(&id) {
+            self.unsaved.notify_one();
+        }
+        drop(state);
+        self.sessions.send_modify(|count| *count += 1);
+        let Connection { number, mailbox } = connected;
+        Ok(Connected { registry: self.clone(), id, number, mailbox, labels })
     }
 
     /// Leaves a message to be told once to a connected agent.
     pub(crate) fn tell(&self, id: &AgentId, message: Update) -> Result<(), Status> {
-        let connection = self.state().agents.get(id).and_then(|known| known.connection.clone());
+        let connection = self.state().agents.get(id).and_then(|known| known.connection().cloned());
         let away = || not_found("AGENT_NOT_CONNECTED", format!("agent {id} is not connected here"));
-        let mailbox = connection.ok_or_else(away)?.mailbox;
-        mailbox.leave(message).map_err(|_| {
+        connection.ok_or_else(away)?.mailbox.leave(message).map_err(|_| {
             resource_exhausted("AGENT_BUSY", format!("too many messages wait for agent {id}, which takes none"))
         })
     }
@@ -118,57 +145,84 @@ impl Registry {
         report::check(&mut report)?;
         let mut state = self.state();
         let State { agents, streams, .. } = &mut *state;
-        let known = report.agent_id.parse().ok().and_then(|id: AgentId| agents.get_mut(&id));
-        let known = known.filter(|known| known.connection.is_some() && known.introduction.session == report.session);
-        let known = known.ok_or_else(|| {
+        let id = report.agent_id.parse::<AgentId>().ok();
+        let here = id.and_then(|id| agents.get_mut(&id)).and_then(|known| known.here.as_mut());
+        let here = here.filter(|here| here.connection.is_some() && here.introduction.session == report.session);
+        let here = here.ok_or_else(|| {
             not_found(
                 "NO_SESSION",
                 format!("agent {:?} has no stream of this session; open WatchConfig", report.agent_id),
             )
         })?;
-        let others = *streams - known.reported.streams.len();
-        if others + known.reported.streams_with(&report) > self.max_streams {
+        let others = *streams - here.reported.streams.len();
+        if others + here.reported.streams_with(&report) > self.max_streams {
             let message = format!("reports tell of {} streams already, which is the limit", self.max_streams);
             return Err(resource_exhausted("TOO_MANY_STREAMS", message));
         }
-        let number = known.connection.as_ref().map_or(0, |connection| connection.number);
-        if report.nonce.starts_with(&nonce_prefix(number)) {
-            known.config_revision = report.revision;
+        let first = report.full && !here.reported.has_full;
+        here.note_applied(&report.nonce, report.revision);
+        here.reported.apply(report);
+        here.last_seen = UnixNanos::now();
+        *streams = others + here.reported.streams.len();
+        let want_full = !here.reported.has_full;
+        drop(state);
+        if first {
+            self.sessions.send_modify(|count| *count += 1);
         }
-        known.reported.apply(report);
-        known.last_seen = UnixNanos::now();
-        *streams = others + known.reported.streams.len();
-        Ok(!known.reported.has_full)
+        Ok(want_full)
     }
 
     /// Forgets what the agent said of rules that it has no longer.
     pub(crate) fn forget_rules(&self, id: &AgentId, names: &[String]) {
-        if let Some(known) = self.state().agents.get_mut(id) {
-            known.reported.rules.retain(|name, _| !names.contains(name));
+        if names.is_empty() {
+            return;
+        }
+        if let Some(here) = self.state().agents.get_mut(id).and_then(|known| known.here.as_mut()) {
+            here.reported.rules.retain(|name, _| !names.contains(name));
         }
     }
 
     /// The agents that a selector is for, by id, and whether they're connected here.
     pub(crate) fn selected(&self, selector: &Selector) -> Vec<(AgentId, bool)> {
         let state = self.state();
-        let meant = state.agents.iter().filter(|(_, known)| selector.matches(&known.introduction.labels));
-        meant.map(|(id, known)| (id.clone(), known.connection.is_some())).collect()
+        let meant = state.agents.iter().filter(|(_, known)| selector.matches(&known.labels));
+        meant.map(|(id, known)| (id.clone(), known.connection().is_some())).collect()
     }
 
-    /// One agent as it's shown.
-    pub(crate) fn agent(&self, id: &AgentId) -> Option<message::Agent> {
-        self.state().agents.get(id).map(|known| known.show(&self.server))
+    /// One agent as it's shown; with `only_here` none that was never connected to this server.
+    pub(crate) fn agent(&self, id: &AgentId, only_here: bool) -> Option<message::Agent> {
+        let step = self.step();
+        let state = self.state();
+        let known = state.agents.get(id).filter(|known| !only_here || known.here.is_some())?;
+        Some(known.show(id, &self.server, &step))
     }
 
-    /// Calls `visit` with an iterator over all agents after the one named, by id.
+    /// Calls `visit` with an iterator over the agents after the one named, by id; with `only_here` without those that were
+    /// never connected to this server.
     pub(crate) fn agents<T>(
         &self,
         after: &str,
+        only_here: bool,
         visit: impl FnOnce(&mut dyn Iterator<Item = message::Agent>) -> T,
     ) -> T {
+        let step = self.step();
         let state = self.state();
-        let behind = state.agents.iter().filter(|(id, _)| id.as_str() > after);
-        visit(&mut behind.map(|(_, known)| known.show(&self.server)))
+        let wanted = state.behind(after).filter(|(_, known)| !only_here || known.here.is_some());
+        visit(&mut wanted.map(|(id, known)| known.show(id, &self.server, &step)))
+    }
+
+    /// The same for what became of one rule on the agents that it is for.
+    pub(crate) fn statuses<T>(
+        &self,
+        rule: &LiveRule,
+        after: &str,
+        only_here: bool,
+        visit: impl FnOnce(&mut dyn Iterator<Item = message::AgentRuleStatus>) -> T,
+    ) -> T {
+        let state = self.state();
+        let wanted = state.behind(after).filter(|(_, known)| !only_here || known.here.is_some());
+        let meant = wanted.filter(|(_, known)| rule.rule.selector.matches(&known.labels));
+        visit(&mut meant.map(|(id, known)| known.rule_status(id, &rule.message, &self.server)))
     }
 
     /// Calls `visit` with an iterator over all streams, by agent and id: the agent, whether it's connected, the stream.
@@ -177,9 +231,19 @@ impl Registry {
         visit: impl FnOnce(&mut dyn Iterator<Item = (&AgentId, bool, &message::StreamStatus)>) -> T,
     ) -> T {
         let state = self.state();
-        visit(&mut state.agents.iter().flat_map(|(id, known)| {
-            known.reported.streams.values().map(move |status| (id, known.connection.is_some(), status))
+        let here = state.agents.iter().filter_map(|(id, known)| Some((id, known.here.as_ref()?)));
+        visit(&mut here.flat_map(|(id, here)| {
+            here.reported.streams.values().map(move |status| (id, here.connection.is_some(), status))
         }))
+    }
+
+    /// The rules as streams have them now, to be followed.
+    pub(crate) fn steps(&self) -> watch::Receiver<Arc<Step>> {
+        self.steps.clone()
+    }
+
+    fn step(&self) -> Arc<Step> {
+        self.steps.borrow().clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -190,48 +254,54 @@ impl Registry {
 impl Connected {
     /// The name of its message of this number, the first being 1.
     pub(crate) fn nonce(&self, message: u64) -> String {
-        format!("{}{message}", nonce_prefix(self.number))
+        format!("{}{message}", known::nonce_prefix(self.number))
     }
 }
 
-/// What the nonces of a connection begin with.
-fn nonce_prefix(connection: u64) -> String {
-    format!("{connection:x}-")
-}
-
 impl State {
-    /// Forgets the agent that was gone longest if there's no room for a further one.
+    /// The agents after the one named, by id.
+    fn behind<'a>(&'a self, after: &'a str) -> impl Iterator<Item = (&'a AgentId, &'a Known)> {
+        self.agents.iter().filter(move |(id, _)| id.as_str() > after)
+    }
+
+    /// Forgets what is known of the agent that was gone longest if there's no room for a further one.
     fn make_room(&mut self, id: &AgentId, max_agents: usize) -> Result<(), Status> {
-        if self.agents.contains_key(id) || self.agents.len() < max_agents {
+        if self.here < max_agents || self.agents.get(id).is_some_and(|known| known.here.is_some()) {
             return Ok(());
         }
-        let offline = self.agents.iter().filter(|(_, known)| known.connection.is_none());
-        let oldest = offline.min_by_key(|(_, known)| known.last_seen).map(|(id, _)| id.clone());
-        let oldest = oldest.ok_or_else(|| {
+        let here = self.agents.iter().filter_map(|(id, known)| Some((id, known.here.as_ref()?)));
+        let oldest = here.filter(|(_, here)| here.connection.is_none()).min_by_key(|(_, here)| here.last_seen);
+        let oldest = oldest.map(|(id, _)| id.clone()).ok_or_else(|| {
             resource_exhausted("TOO_MANY_AGENTS", format!("{max_agents} agents are connected, which is the limit"))
         })?;
-        if let Some(forgotten) = self.agents.remove(&oldest) {
-            self.streams -= forgotten.reported.streams.len();
-        }
+        self.leave(&oldest);
         Ok(())
+    }
+
+    /// Forgets what this server knows of an agent; what the store keeps stays.
+    fn leave(&mut self, id: &AgentId) {
+        let Some(known) = self.agents.get_mut(id) else { return };
+        if let Some(here) = known.here.take() {
+            self.here -= 1;
+            self.streams -= here.reported.streams.len();
+        }
+        if known.stored.is_none() {
+            self.agents.remove(id);
+        }
+        self.unsaved.remove(id);
     }
 
     fn enter(&mut self, introduction: Introduction) -> Connection {
         self.connections += 1;
         let connection = Connection { number: self.connections, mailbox: Arc::default() };
-        let now = UnixNanos::now();
-        let known = self.agents.entry(introduction.id.clone()).or_insert_with(|| Known {
-            introduction: introduction.clone(),
-            connection: None,
-            connect_time: now,
-            last_seen: now,
-            reported: Reported::default(),
-            config_revision: 0,
-        });
-        // What an earlier process reported is shown until this one's first report, which is to be a full one.
-        known.reported.has_full &= known.introduction.session == introduction.session;
-        self.online += usize::from(known.connection.replace(connection.clone()).is_none());
-        (known.introduction, known.connect_time, known.last_seen) = (introduction, now, now);
+        let id = introduction.id.clone();
+        let known = self.agents.entry(id.clone()).or_default();
+        if known.is_unsaved(&introduction) {
+            self.unsaved.insert(id);
+        }
+        let (here, was) = known.enter(introduction, connection.clone());
+        self.here += usize::from(!here);
+        self.online += usize::from(!was);
         gauge!("logmesh_config_agents_online").set(self.online as f64);
         connection
     }
@@ -240,116 +310,33 @@ impl State {
 impl Drop for Connected {
     fn drop(&mut self) {
         let mut state = self.registry.state();
-        if let Some(known) = state.agents.get_mut(&self.id)
-            && known.connection.as_ref().is_some_and(|connection| connection.number == self.number)
-        {
-            known.connection = None;
-            known.last_seen = UnixNanos::now();
+        let here = state.agents.get_mut(&self.id).and_then(|known| known.here.as_mut());
+        if let Some(here) = here.filter(|here| here.connection.as_ref().is_some_and(|one| one.number == self.number)) {
+            here.connection = None;
+            here.last_seen = UnixNanos::now();
             state.online -= 1;
             gauge!("logmesh_config_agents_online").set(state.online as f64);
+            drop(state);
+            self.registry.sessions.send_modify(|count| *count += 1);
         }
     }
 }
 
-impl Known {
-    fn show(&self, server: &str) -> message::Agent {
-        message::Agent {
-            id: self.introduction.id.to_string(),
-            labels: self.introduction.labels.clone(),
-            version: self.introduction.version.clone(),
-            online: self.connection.is_some(),
-            connect_time: Some(timestamp(self.connect_time)),
-            last_seen_time: Some(timestamp(self.last_seen)),
-            rules: self.reported.rules.values().cloned().collect(),
-            stream_count: u32::try_from(self.reported.streams.len()).unwrap_or(u32::MAX),
-            lag_bytes: self.reported.lag_bytes(),
-            config_revision: self.config_revision,
-            server: server.to_owned(),
-            unreachable_servers: Vec::new(),
-        }
+impl Introduction {
+    fn host(&self) -> &str {
+        self.labels.get("host").map_or("an unnamed host", String::as_str)
     }
 }
 
-fn doubled(first: &Introduction) -> Status {
-    let host = first.labels.get("host").map(String::as_str).unwrap_or("an unnamed host");
+/// Why the younger of two processes with one id is refused.
+fn doubled(id: &AgentId, host: &str, server: &str) -> Status {
+    counter!("logmesh_config_agents_refused_total").increment(1);
+    let place = if server.is_empty() { format!("from {host}") } else { format!("to config service {server}") };
     let message = format!(
-        "agent {} is connected already, from {host}; two processes must not share an id: stop one, or give it another id",
-        first.id
+        "agent {id} is connected already, {place}; two processes must not share an id: stop one, or give it another id"
     );
     already_exists("AGENT_CONNECTED", message)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn registry(max_agents: usize, max_streams: usize) -> Registry {
-        Registry::new(&Settings { max_agents, max_streams, ..Settings::default() })
-    }
-
-    fn introduction(id: &str, session: &str) -> Introduction {
-        let session = session.to_owned();
-        Introduction { id: id.parse().unwrap(), session, labels: Labels::new(), version: String::new() }
-    }
-
-    fn report(id: &str, session: &str, streams: std::ops::Range<u8>) -> message::ReportStatusRequest {
-        let streams = streams.map(|n| message::StreamStatus { stream_id: format!("{n:032x}"), ..Default::default() });
-        message::ReportStatusRequest {
-            agent_id: id.into(),
-            session: session.into(),
-            full: true,
-            streams: streams.collect(),
-            ..Default::default()
-        }
-    }
-
-    fn online(registry: &Registry, id: &str) -> Option<bool> {
-        registry.agent(&id.parse().unwrap()).map(|agent| agent.online)
-    }
-
-    #[test]
-    fn one_process_to_an_id_and_the_same_session_takes_over() {
-        let registry = registry(10, 10);
-        let first = registry.connect(introduction("a", "1")).unwrap();
-        let refused = registry.connect(introduction("a", "2")).unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::AlreadyExists);
-        let second = registry.connect(introduction("a", "1")).unwrap();
-        assert!(matches!(first.mailbox.ended(), Some(Ended::Superseded)));
-        assert!(second.mailbox.ended().is_none());
-        drop(first);
-        assert_eq!(online(&registry, "a"), Some(true), "the older stream's end changes nothing");
-        drop(second);
-        assert_eq!(online(&registry, "a"), Some(false));
-        registry.connect(introduction("a", "2")).unwrap();
-    }
-
-    #[test]
-    fn the_agent_that_was_gone_longest_makes_room() {
-        let registry = registry(2, 10);
-        drop(registry.connect(introduction("a", "1")).unwrap());
-        drop(registry.connect(introduction("b", "1")).unwrap());
-        let c = registry.connect(introduction("c", "1")).unwrap();
-        assert_eq!((online(&registry, "a"), online(&registry, "b")), (None, Some(false)));
-        let d = registry.connect(introduction("d", "1")).unwrap();
-        let full = registry.connect(introduction("e", "1")).unwrap_err();
-        assert_eq!(full.code(), tonic::Code::ResourceExhausted);
-        drop((c, d));
-    }
-
-    #[test]
-    fn reports_are_of_the_connected_session_and_bounded() {
-        let registry = registry(10, 5);
-        let unknown = registry.report(report("a", "1", 0..1)).unwrap_err();
-        assert_eq!(unknown.code(), tonic::Code::NotFound);
-        let _a = registry.connect(introduction("a", "1")).unwrap();
-        assert_eq!(registry.report(report("a", "2", 0..1)).unwrap_err().code(), tonic::Code::NotFound);
-        let partial = message::ReportStatusRequest { full: false, ..report("a", "1", 0..1) };
-        assert!(registry.report(partial).unwrap(), "a full report is wanted");
-        assert!(!registry.report(report("a", "1", 0..3)).unwrap());
-        let _b = registry.connect(introduction("b", "1")).unwrap();
-        assert_eq!(registry.report(report("b", "1", 0..3)).unwrap_err().code(), tonic::Code::ResourceExhausted);
-        registry.report(report("b", "1", 0..2)).unwrap();
-        registry.report(report("a", "1", 3..6)).unwrap();
-        assert_eq!(registry.streams(|streams| streams.count()), 5);
-    }
-}
+mod tests;

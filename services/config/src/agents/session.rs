@@ -1,6 +1,5 @@
 //! One agent's stream of rules: level-triggered, from what the agent holds to what it shall hold.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,23 +18,35 @@ use tracing::debug;
 
 use super::mailbox::Ended;
 use super::registry::{Connected, Registry};
+use super::wanted::{Held, Step, Wanted};
 use crate::incarnation::Incarnation;
 use crate::push::Stream;
-use crate::rules::RuleSet;
 
 /// Agents that are asked to go come back spread over this time.
 const RETURN_SPREAD: Duration = Duration::from_secs(2);
 
+/// How long a server that isn't as far as the agent waits until it is.
+pub(crate) const CATCH_UP: Duration = Duration::from_secs(5);
+
 /// A connected agent and what it was told.
 pub(crate) struct Session {
     pub(crate) id: AgentId,
-    pub(crate) labels: Labels,
-    /// Rule name → revision, as the agent has it once it has read all that was sent.
-    pub(crate) held: BTreeMap<String, i64>,
-    /// The incarnation of the store that `held` came from.
-    pub(crate) held_from: String,
+    pub(crate) labels: Arc<Labels>,
+    /// What the agent holds once it has read all that was sent.
+    pub(crate) held: Held,
+    /// The incarnation of the store that it came from.
+    pub(crate) held_from: Incarnation,
+    /// The revision of the newest state that the agent has seen of that store. One that moves to a server which isn't so far
+    /// must not be told an older one: it would drop a rule and take it up again.
+    pub(crate) seen: i64,
+    /// This server knew of this revision when the stream began.
+    pub(crate) known: i64,
+    /// Until when that is waited for: a store that was set back never gets there.
+    pub(crate) patience: Instant,
+    /// What is wanted as it was last worked out for these labels.
+    pub(crate) wanted: Option<Wanted>,
     pub(crate) incarnations: watch::Receiver<Option<Incarnation>>,
-    pub(crate) sets: watch::Receiver<Arc<RuleSet>>,
+    pub(crate) steps: watch::Receiver<Arc<Step>>,
     pub(crate) registry: Registry,
     pub(crate) connected: Connected,
     pub(crate) stopping: CancellationToken,
@@ -65,47 +76,34 @@ impl Session {
     fn message(&self, update: Update, revision: i64) -> WatchConfigResponse {
         let nonce = self.connected.nonce(self.sent);
         debug!(agent = %self.id, nonce, revision, ?update, "telling an agent");
-        WatchConfigResponse { nonce, revision, update: Some(update), incarnation: self.held_from.clone() }
+        WatchConfigResponse { nonce, revision, update: Some(update), incarnation: self.held_from.to_string() }
     }
 
     /// What to say next. The first thing said is the difference to what the agent holds, even if there is none.
     async fn next(&mut self) -> Result<(Update, i64), Status> {
         let bookmark = Instant::now() + self.bookmark_interval;
         loop {
-            let set = self.sets.borrow_and_update().clone();
-            let incarnation = self.incarnations.borrow_and_update().clone();
-            let revision = i64::try_from(set.revision.0).unwrap_or(i64::MAX);
-            match self.connected.mailbox.ended() {
-                Some(Ended::Superseded) => {
-                    return Ok((self.go_away("a newer stream of the same session took over"), revision));
-                }
-                Some(Ended::Refused(status)) => {
-                    self.gone = true;
-                    return Err(status);
-                }
-                None => {}
+            let step = self.steps.borrow_and_update().clone();
+            let revision = step.revision();
+            if let Some(ended) = self.connected.mailbox.ended() {
+                return self.end(ended).map(|update| (update, revision));
             }
-            if let Some(incarnation) = incarnation.filter(|_| set.is_loaded()) {
-                let delta = self.advance(&set, &incarnation);
-                if self.sent == 0 || delta != Delta::default() {
-                    return Ok((Update::Delta(delta), revision));
-                }
-                if let Some(once) = self.connected.mailbox.take() {
-                    return Ok((once, revision));
-                }
+            if let Some(update) = self.news(&step) {
+                return Ok((update, revision));
             }
             let reason = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => "the server is stopping",
                 () = self.connected.mailbox.arrival() => continue,
+                changed = self.steps.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => "the server is stopping",
+                },
                 changed = self.incarnations.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => "the server is stopping",
                 },
-                changed = self.sets.changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => "the server is stopping",
-                },
+                () = tokio::time::sleep_until(self.patience), if self.sent == 0 && Instant::now() < self.patience => continue,
                 () = tokio::time::sleep_until(self.ends) => "the stream reached its age; connect again",
                 // Nothing may be said before the first difference is known: a bookmark would mean "you have it all".
                 () = tokio::time::sleep_until(bookmark), if self.sent > 0 => {
@@ -116,30 +114,52 @@ impl Session {
         }
     }
 
+    /// What there is to say at once: a difference, then what is to be told once.
+    fn news(&mut self, step: &Step) -> Option<Update> {
+        let incarnation = self.incarnations.borrow_and_update().clone().filter(|_| step.set.is_loaded())?;
+        let seen = if self.held_from == incarnation { self.seen } else { 0 };
+        if self.sent == 0 && step.revision() < seen.max(self.known) && Instant::now() < self.patience {
+            return None;
+        }
+        let delta = self.advance(step, incarnation);
+        if self.sent == 0 || delta != Delta::default() {
+            return Some(Update::Delta(delta));
+        }
+        self.connected.mailbox.take()
+    }
+
+    /// The difference between what the agent holds and what it shall hold, which it holds from then on. What it holds from
+    /// another store says nothing: everything is told.
+    fn advance(&mut self, step: &Step, incarnation: Incarnation) -> Delta {
+        if let Some(labels) = self.connected.mailbox.labels() {
+            (self.labels, self.wanted) = (labels, None);
+        }
+        let wanted = match &self.wanted {
+            Some(wanted) => wanted.at(step, &self.labels),
+            None => Wanted::of(step, &self.labels),
+        };
+        self.wanted = Some(wanted.clone());
+        let delta = self.held.advance(wanted, self.held_from != incarnation);
+        self.held_from = incarnation;
+        self.registry.forget_rules(&self.id, &delta.removed);
+        delta
+    }
+
+    /// How the stream ends when others end it.
+    fn end(&mut self, ended: Ended) -> Result<Update, Status> {
+        match ended {
+            Ended::Superseded => Ok(self.go_away("a newer stream of the same session took over")),
+            Ended::Refused(status) => {
+                self.gone = true;
+                Err(status)
+            }
+        }
+    }
+
     /// The last message of the stream.
     fn go_away(&mut self, reason: &str) -> Update {
         self.gone = true;
         let retry_after = Some(duration(RETURN_SPREAD.mul_f64(rand::rng().random::<f64>())));
         Update::GoAway(GoAway { reason: reason.to_owned(), retry_after })
-    }
-
-    /// The difference between what the agent holds and what it shall hold, which it holds from then on. What it holds from
-    /// another store says nothing: everything is told.
-    fn advance(&mut self, set: &RuleSet, incarnation: &str) -> Delta {
-        let snapshot = self.held_from != incarnation;
-        let meant = set.rules.iter().filter(|(_, live)| live.rule.selector.matches(&self.labels));
-        let wanted: BTreeMap<&String, _> = meant.map(|(name, live)| (name, &live.message)).collect();
-        // Of a rule that can't be read an agent keeps what it has; from another store there's nothing to keep.
-        let is_kept = |name: &String| !snapshot && set.is_unknown(name);
-        let is_gone = |name: &&String| !wanted.contains_key(name) && !is_kept(name);
-        // In a snapshot too: an agent of an earlier version knows of no snapshots.
-        let removed: Vec<String> = self.held.keys().filter(is_gone).cloned().collect();
-        let new = wanted.iter().filter(|(name, rule)| snapshot || self.held.get(**name) != Some(&rule.revision));
-        let delta = Delta { upserted: new.map(|(_, rule)| (*rule).clone()).collect(), removed, snapshot };
-        self.held.retain(|name, _| is_kept(name));
-        self.held.extend(wanted.into_iter().map(|(name, rule)| (name.clone(), rule.revision)));
-        incarnation.clone_into(&mut self.held_from);
-        self.registry.forget_rules(&self.id, &delta.removed);
-        delta
     }
 }

@@ -172,6 +172,15 @@ fn bounded(mut problems: Vec<RuleProblem>) -> Vec<RuleProblem> {
 }
 
 #[cfg(test)]
+impl LiveRule {
+    /// A rule as tests elsewhere need it.
+    pub(crate) fn of(message: message::Rule) -> Self {
+        let rule = logmesh_rules::RuleSpec::try_from(&message).and_then(|spec| spec.compile()).unwrap();
+        Self { message, rule, bytes: 0, written: Revision(0) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -30,6 +30,13 @@ pub struct Server {
     pub folder: Arc<tempfile::TempDir>,
 }
 
+/// Waits until a server knows of so many config services.
+pub async fn meet(server: &Server, count: usize) {
+    let request = logmesh_proto::discovery::v1::WatchEndpointsRequest { kind: "config".into() };
+    let mut watched = server.discovery().watch_endpoints(request).await.expect("a stream").into_inner();
+    until(&mut watched, |state| state.endpoints.len() == count).await;
+}
+
 pub async fn start() -> Server {
     start_with(Settings::default()).await
 }

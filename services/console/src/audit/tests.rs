@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::stream::BoxStream;
 use logmesh_bus::{Bus, TopicPartition, partition_of};
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_grpc::{Choice, Routes, Upstream, serve};
@@ -12,8 +13,7 @@ use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, GetStreamAuditRequest, StreamAudit};
 use logmesh_proto::fleet::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use logmesh_proto::fleet::v1::{
-    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ListStreamsRequest,
-    ListStreamsResponse, LossCause, LostRange, StreamStatus,
+    self as fleet, AgentStream, ListStreamsRequest, ListStreamsResponse, LossCause, LostRange, StreamStatus,
 };
 use logmesh_proto::ingest::v1::{Chunk, Source};
 use logmesh_record::{Book, TRANSFER_GROUP, Topics, codec, document};
@@ -64,13 +64,46 @@ impl FleetService for Reports {
         Ok(Response::new(ListStreamsResponse { streams, next_page_token, unreachable_servers }))
     }
 
-    async fn list_agents(&self, _: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
-        Err(Status::unimplemented("the audit doesn't ask"))
+    async fn list_agents(&self, _: Request<fleet::ListAgentsRequest>) -> Answer<fleet::ListAgentsResponse> {
+        not_asked()
     }
 
-    async fn get_agent(&self, _: Request<GetAgentRequest>) -> Result<Response<Agent>, Status> {
-        Err(Status::unimplemented("the audit doesn't ask"))
+    async fn get_agent(&self, _: Request<fleet::GetAgentRequest>) -> Answer<fleet::Agent> {
+        not_asked()
     }
+
+    async fn update_agent(&self, _: Request<fleet::UpdateAgentRequest>) -> Answer<fleet::Agent> {
+        not_asked()
+    }
+
+    async fn forget_agent(&self, _: Request<fleet::ForgetAgentRequest>) -> Answer<fleet::ForgetAgentResponse> {
+        not_asked()
+    }
+
+    type WatchAgentsStream = BoxStream<'static, Result<fleet::WatchAgentsResponse, Status>>;
+
+    async fn watch_agents(&self, _: Request<fleet::WatchAgentsRequest>) -> Answer<Self::WatchAgentsStream> {
+        not_asked()
+    }
+
+    async fn list_rule_statuses(
+        &self,
+        _: Request<fleet::ListRuleStatusesRequest>,
+    ) -> Answer<fleet::ListRuleStatusesResponse> {
+        not_asked()
+    }
+
+    type WatchSessionsStream = BoxStream<'static, Result<fleet::WatchSessionsResponse, Status>>;
+
+    async fn watch_sessions(&self, _: Request<fleet::WatchSessionsRequest>) -> Answer<Self::WatchSessionsStream> {
+        not_asked()
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn not_asked<T>() -> Answer<T> {
+    Err(Status::unimplemented("the audit doesn't ask"))
 }
 
 /// A bus and an index that are filled by hand.

@@ -1,6 +1,9 @@
-//! `agents list|get`.
+//! `agents list|get|watch|label|forget`.
 
-use std::collections::BTreeSet;
+mod change;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
@@ -24,7 +27,30 @@ pub(crate) struct AgentsArgs {
 #[derive(Debug, clap::Subcommand)]
 enum AgentsCommand {
     /// Show all agents
-    List,
+    List {
+        /// Only those that a selector over labels, id, online, version and server selects: 'env=prod, online=true'
+        #[arg(long, value_name = "SELECTOR", default_value = "")]
+        filter: String,
+    },
+    /// Show agents as they come, go and change, until stopped
+    Watch {
+        /// Only those that a selector selects, as for list
+        #[arg(long, value_name = "SELECTOR", default_value = "")]
+        filter: String,
+    },
+    /// Give an agent labels, or take them away; its rules move at once
+    Label {
+        /// Its id
+        id: AgentId,
+        /// k=v sets a label, k- takes away what was set here
+        #[arg(value_name = "K=V|K-", required = true, value_parser = change::label)]
+        labels: Vec<change::Label>,
+    },
+    /// Forget an agent that is gone for good, and the labels that it was given
+    Forget {
+        /// Its id
+        id: AgentId,
+    },
     /// Show one agent: its rules, and its files with how far each is
     Get {
         /// Its id
@@ -37,16 +63,24 @@ type Client = FleetServiceClient<Channel>;
 pub(super) async fn run(args: AgentsArgs, session: &mut Session) -> Outcome {
     let mut client = FleetServiceClient::new(session.channel.clone());
     match args.command {
-        AgentsCommand::List => list(&mut client, &mut session.out).await,
+        AgentsCommand::List { filter } => list(&filter, &mut client, &mut session.out).await,
+        AgentsCommand::Watch { filter } => watch::run(filter, &mut client, &mut session.out).await,
+        AgentsCommand::Label { id, labels } => change::set(&id, labels, &mut client, &mut session.out).await,
+        AgentsCommand::Forget { id } => change::forget(&id, &mut client, &mut session.out).await,
         AgentsCommand::Get { id } => get(&id, &mut client, &mut session.out).await,
     }
 }
 
 /// All agents, by id. Says on stderr whose are missing.
 pub(super) async fn all(client: &mut Client) -> Result<Vec<Agent>, Failure> {
+    selected("", client).await
+}
+
+async fn selected(filter: &str, client: &mut Client) -> Result<Vec<Agent>, Failure> {
     let (mut agents, mut page_token, mut silent) = (Vec::new(), String::new(), BTreeSet::new());
     loop {
-        let list = ListAgentsRequest { page_size: LIST_PAGE, page_token, ..Default::default() };
+        let filter = filter.to_owned();
+        let list = ListAgentsRequest { page_size: LIST_PAGE, page_token, filter, ..Default::default() };
         let page = client.list_agents(request(list)).await?.into_inner();
         agents.extend(page.agents);
         silent.extend(page.unreachable_servers);
@@ -70,8 +104,8 @@ fn note_silence<'a>(servers: impl IntoIterator<Item = &'a String>) {
     }
 }
 
-async fn list(client: &mut Client, out: &mut Output) -> Outcome {
-    let agents = all(client).await?;
+async fn list(filter: &str, client: &mut Client, out: &mut Output) -> Outcome {
+    let agents = selected(filter, client).await?;
     if out.json {
         return Ok(agents.iter().try_for_each(|agent| out.json(&to_json(agent)))?);
     }
@@ -81,12 +115,11 @@ async fn list(client: &mut Client, out: &mut Output) -> Outcome {
 }
 
 fn row(agent: &Agent, now: UnixNanos) -> [String; 8] {
-    let running = agent.rules.iter().filter(|rule| rule.state() == RuleState::Applied).count();
     [
         agent.id.clone(),
         online(agent.online).to_owned(),
-        age(agent.last_seen_time.as_ref(), now),
-        format!("{running}/{}", agent.rules.len()),
+        seen(agent, now),
+        running(agent),
         agent.stream_count.to_string(),
         bytes(agent.lag_bytes),
         agent.version.clone(),
@@ -94,14 +127,27 @@ fn row(agent: &Agent, now: UnixNanos) -> [String; 8] {
     ]
 }
 
+/// How many of its rules run.
+fn running(agent: &Agent) -> String {
+    let running = agent.rules.iter().filter(|rule| rule.state() == RuleState::Applied).count();
+    format!("{running}/{}", agent.rules.len())
+}
+
+/// When it was last heard of. One that is connected is there now, whatever the clocks of two machines say.
+fn seen(agent: &Agent, now: UnixNanos) -> String {
+    if agent.online { "now".to_owned() } else { age(agent.last_seen_time.as_ref(), now) }
+}
+
 fn online(online: bool) -> &'static str {
     if online { "online" } else { "offline" }
 }
 
 fn labels(agent: &Agent) -> String {
-    let mut labels: Vec<String> = agent.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    labels.sort();
-    labels.join(",")
+    pairs(&agent.labels)
+}
+
+fn pairs(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
@@ -116,9 +162,17 @@ async fn get(id: &AgentId, client: &mut Client, out: &mut Output) -> Outcome {
     }
     let now = UnixNanos::now();
     out.line(&format!("agent    {}", agent.id))?;
-    out.line(&format!("state    {}, seen {} ago", online(agent.online), age(agent.last_seen_time.as_ref(), now)))?;
+    let state = match agent.online {
+        true => "online".to_owned(),
+        false => format!("offline, seen {} ago", age(agent.last_seen_time.as_ref(), now)),
+    };
+    out.line(&format!("state    {state}"))?;
+    out.line(&format!("server   {}", agent.server))?;
     out.line(&format!("version  {}", agent.version))?;
     out.line(&format!("labels   {}", labels(&agent)))?;
+    if !agent.central_labels.is_empty() {
+        out.line(&format!("         given here: {}", pairs(&agent.central_labels)))?;
+    }
     out.line("")?;
     let rules: Vec<[String; 5]> = agent.rules.iter().map(rule_row).collect();
     out.table(["RULE", "STATE", "REVISION", "FILES", "SAYS"], &rules)?;
@@ -229,6 +283,8 @@ fn to_json(agent: &Agent) -> Value {
     json!({
         "id": agent.id,
         "labels": agent.labels,
+        "host_labels": agent.host_labels,
+        "central_labels": agent.central_labels,
         "version": agent.version,
         "online": agent.online,
         "connect_time": time(agent.connect_time.as_ref()),

@@ -25,7 +25,12 @@ fn the_command_line_of_the_design_is_understood() {
         "rules import --etcd 10.0.0.1:2379,10.0.0.2:2379 --dry-run",
         "rules import --etcd https://etcd:2379 --prefix /seed/ --etcd-user root --etcd-ca ca.pem",
         "agents list",
+        "agents list --filter env=prod",
         "agents get web-1",
+        "agents watch",
+        "agents watch --filter online=false",
+        "agents label web-1 role=web env-",
+        "agents forget web-1",
         "search error --since 15m",
         "search error --from 2026-01-31T12:00:00Z --to now-1h --limit 5000 --topic a --topic b",
         "search * --count",
@@ -74,6 +79,9 @@ fn wrong_usage_is_refused() {
         "rules import",
         "rules rollback x --to 0",
         "agents",
+        "agents label web-1",
+        "agents label web-1 role",
+        "agents label web-1 =web",
         "audit --agent ../x",
     ] {
         assert!(parse(line).unwrap_err().use_stderr(), "{line}");
