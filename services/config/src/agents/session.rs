@@ -25,8 +25,9 @@ use crate::push::Stream;
 /// Agents that are asked to go come back spread over this time.
 const RETURN_SPREAD: Duration = Duration::from_secs(2);
 
-/// How long a server that isn't as far as the agent waits until it is.
-pub(crate) const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long a server waits that isn't as far as the agent, by the number: far longer than a watch lags behind. After that
+/// it's as far in truth: revisions between were of other things than rules.
+pub(crate) const CATCH_UP: Duration = Duration::from_millis(500);
 
 /// A connected agent and what it was told.
 pub(crate) struct Session {
@@ -41,7 +42,7 @@ pub(crate) struct Session {
     pub(crate) seen: i64,
     /// This server knew of this revision when the stream began.
     pub(crate) known: i64,
-    /// Until when that is waited for: a store that was set back never gets there.
+    /// Until when those are waited for.
     pub(crate) patience: Instant,
     /// What is wanted as it was last worked out for these labels.
     pub(crate) wanted: Option<Wanted>,
@@ -84,11 +85,14 @@ impl Session {
         let bookmark = Instant::now() + self.bookmark_interval;
         loop {
             let step = self.steps.borrow_and_update().clone();
-            let revision = step.revision();
             if let Some(ended) = self.connected.mailbox.ended() {
-                return self.end(ended).map(|update| (update, revision));
+                return self.end(ended).map(|update| (update, self.seen));
             }
-            if let Some(update) = self.news(&step) {
+            let news = self.news(&step);
+            // What the agent is told only grows, whichever server tells it.
+            let revision = step.revision().max(self.seen);
+            if let Some(update) = news {
+                self.seen = revision;
                 return Ok((update, revision));
             }
             let reason = tokio::select! {
@@ -117,8 +121,10 @@ impl Session {
     /// What there is to say at once: a difference, then what is to be told once.
     fn news(&mut self, step: &Step) -> Option<Update> {
         let incarnation = self.incarnations.borrow_and_update().clone().filter(|_| step.set.is_loaded())?;
-        let seen = if self.held_from == incarnation { self.seen } else { 0 };
-        if self.sent == 0 && step.revision() < seen.max(self.known) && Instant::now() < self.patience {
+        if self.held_from != incarnation {
+            self.seen = 0;
+        }
+        if self.sent == 0 && step.revision() < self.seen.max(self.known) && Instant::now() < self.patience {
             return None;
         }
         let delta = self.advance(step, incarnation);
