@@ -1,6 +1,8 @@
 //! Rules, agents and labels against a model: whatever is edited, whoever disconnects, whichever store it is, each agent
 //! comes to hold exactly the rules that the model gives it, and no message says what the agent holds already.
 
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -223,7 +225,7 @@ impl World {
 
     /// Reads every connected agent's stream until it holds what the model gives it.
     async fn settle(&mut self, after: &Action) {
-        for number in 0..self.hosts.len() {
+        for (number, id) in AGENTS.iter().enumerate() {
             let expected = self.expected(&self.hosts[number]);
             let host = &mut self.hosts[number];
             let Some(mut stream) = host.stream.take() else { continue };
@@ -235,7 +237,7 @@ impl World {
                 }
             };
             let settled = tokio::time::timeout(PATIENCE, reading).await.is_ok();
-            assert!(settled, "after {after:?}: {} holds {:?}, not {expected:?}", AGENTS[number], host.held);
+            assert!(settled, "after {after:?}: {id} holds {:?}, not {expected:?}", host.held);
             host.stream = Some(stream);
         }
     }

@@ -58,7 +58,7 @@ impl AgentConfigService for AgentConfigApi {
             seen: request.held.values().copied().max().unwrap_or(0).max(request.revision),
             known: i64::try_from(self.view.latest().revision.0).unwrap_or(i64::MAX),
             patience: Instant::now() + CATCH_UP,
-            held: Held::Said(request.held),
+            held: Held::said(request.held),
             wanted: None,
             incarnations: self.incarnations.clone(),
             steps: self.registry.steps(),

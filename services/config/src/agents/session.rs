@@ -145,7 +145,9 @@ impl Session {
             None => Wanted::of(step, &self.labels),
         };
         self.wanted = Some(wanted.clone());
-        let delta = self.held.advance(wanted, self.held_from != incarnation);
+        // Of a rule that can't be read an agent keeps what it has.
+        let is_kept = |name: &str| step.set.is_unknown(name);
+        let delta = self.held.advance(wanted, self.held_from != incarnation, is_kept);
         self.held_from = incarnation;
         self.registry.forget_rules(&self.id, &delta.removed);
         delta

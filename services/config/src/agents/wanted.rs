@@ -113,6 +113,10 @@ impl Wanted {
         self.rules.iter().map(Arc::as_ref)
     }
 
+    fn holds(&self, name: &str) -> bool {
+        self.rules.binary_search_by(|live| live.message.name.as_str().cmp(name)).is_ok()
+    }
+
     /// True if these are those that the other holds; it may say no of equal ones.
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.rules, &other.rules)
@@ -120,40 +124,39 @@ impl Wanted {
 }
 
 /// What an agent holds once it has read all that was sent.
-#[derive(Debug)]
-pub(crate) enum Held {
-    /// Name and revision, as it said.
-    Said(BTreeMap<String, i64>),
+#[derive(Debug, Default)]
+pub(crate) struct Held {
     /// What it was told.
-    Told(Wanted),
+    told: Wanted,
+    /// What else it holds, by name and revision: what it said at first, then what it keeps of rules that can't be read here.
+    also: BTreeMap<String, i64>,
 }
 
 impl Held {
-    /// The least that leads from this to what is wanted, which is held from then on. A snapshot tells all of it.
-    pub(crate) fn advance(&mut self, wanted: Wanted, snapshot: bool) -> Delta {
-        let delta = match &*self {
-            Self::Told(told) if !snapshot && told.is(&wanted) => Delta::default(),
-            Self::Told(told) => {
-                let held = told.rules().map(|live| (live.message.name.as_str(), live.message.revision)).collect();
-                difference(&held, &wanted, snapshot)
-            }
-            Self::Said(said) => {
-                let held = said.iter().map(|(name, revision)| (name.as_str(), *revision)).collect();
-                difference(&held, &wanted, snapshot)
-            }
-        };
-        *self = Self::Told(wanted);
-        delta
+    /// What an agent says that it holds.
+    pub(crate) fn said(also: BTreeMap<String, i64>) -> Self {
+        Self { told: Wanted::default(), also }
     }
-}
 
-/// In a snapshot, too, it's said what is to be dropped: an agent of an earlier version knows of no snapshots.
-fn difference(held: &BTreeMap<&str, i64>, wanted: &Wanted, snapshot: bool) -> Delta {
-    let is_new = |live: &&LiveRule| snapshot || held.get(live.message.name.as_str()) != Some(&live.message.revision);
-    let upserted = wanted.rules().filter(is_new).map(|live| live.message.clone()).collect();
-    let is_wanted = |name: &str| wanted.rules.binary_search_by(|live| live.message.name.as_str().cmp(name)).is_ok();
-    let removed = held.keys().filter(|name| !is_wanted(name)).map(|name| (*name).to_owned()).collect();
-    Delta { upserted, removed, snapshot }
+    /// The least that leads from this to what is wanted, which is held from then on. A snapshot tells all of it. What
+    /// `is_kept` is kept though it isn't wanted; from another store, of which a snapshot is told, there is nothing to keep.
+    pub(crate) fn advance(&mut self, wanted: Wanted, snapshot: bool, is_kept: impl Fn(&str) -> bool) -> Delta {
+        if !snapshot && self.also.is_empty() && self.told.is(&wanted) {
+            self.told = wanted;
+            return Delta::default();
+        }
+        let mut held = std::mem::take(&mut self.also);
+        held.extend(self.told.rules().map(|live| (live.message.name.clone(), live.message.revision)));
+        let is_new =
+            |live: &&LiveRule| snapshot || held.get(live.message.name.as_str()) != Some(&live.message.revision);
+        let upserted = wanted.rules().filter(is_new).map(|live| live.message.clone()).collect();
+        held.retain(|name, _| !wanted.holds(name));
+        // In a snapshot, too, it's said what is to be dropped: an agent of an earlier version knows of no snapshots.
+        let (also, gone) = held.into_iter().partition(|(name, _)| !snapshot && is_kept(name));
+        let gone: BTreeMap<String, i64> = gone;
+        (self.told, self.also) = (wanted, also);
+        Delta { upserted, removed: gone.into_keys().collect(), snapshot }
+    }
 }
 
 #[cfg(test)]
@@ -183,7 +186,9 @@ mod tests {
             Some((name.clone(), known.cloned().unwrap_or_else(|| Arc::new(LiveRule::of(new())))))
         };
         let rules = selectors.iter().enumerate().filter_map(rule).collect();
-        step.to(Arc::new(RuleSet { revision: Revision(revision as u64), rules, ..RuleSet::default() }))
+        let mut set = RuleSet::default();
+        (set.revision, set.rules) = (Revision(revision as u64), rules);
+        step.to(Arc::new(set))
     }
 
     fn held(wanted: &Wanted) -> BTreeMap<String, i64> {
@@ -216,7 +221,9 @@ mod tests {
         ) {
             let (mut step, mut wanted, mut labels) = (Step::default(), None::<Wanted>, Labels::new());
             let mut agent = said.clone();
-            let mut told = Held::Said(said);
+            let mut told = Held::said(said);
+            // A rule that can't be read here: nobody is told of it, and who holds it keeps it.
+            let is_kept = |name: &str| name == "rules/r7";
             for (number, (selectors, skips, label, incarnation)) in sets.into_iter().enumerate() {
                 step = next(&step, &selectors, number as i64 + 1);
                 if skips {
@@ -229,9 +236,12 @@ mod tests {
                 let now = wanted.as_ref().map_or_else(|| Wanted::of(&step, &labels), |wanted| wanted.at(&step, &labels));
                 prop_assert_eq!(held(&now), held(&Wanted::of(&step, &labels)));
                 wanted = Some(now.clone());
-                apply(&mut agent, told.advance(now.clone(), incarnation == 0))?;
-                prop_assert_eq!(&agent, &held(&now));
-                prop_assert_eq!(told.advance(now, false), Delta::default());
+                let kept = agent.get("rules/r7").copied().filter(|_| incarnation != 0);
+                apply(&mut agent, told.advance(now.clone(), incarnation == 0, is_kept))?;
+                let mut expected = held(&now);
+                expected.extend(kept.map(|revision| ("rules/r7".to_owned(), revision)));
+                prop_assert_eq!(&agent, &expected);
+                prop_assert_eq!(told.advance(now, false, is_kept), Delta::default());
             }
         }
     }
