@@ -1,5 +1,7 @@
 //! What is known of agents that are away, their labels, and what became of a rule on all of them.
 
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
 mod common;
 
 use std::collections::BTreeMap;
