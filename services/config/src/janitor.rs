@@ -125,9 +125,10 @@ impl Janitor {
     }
 
     async fn round(&self, leadership: &Leadership) -> Result<(), End> {
-        let now = UnixNanos::now();
-        let histories = expired::histories(self.store.as_ref(), self.settings.history_retention.0, now).await?;
-        for expired in histories {
+        let (store, settings, now) = (self.store.as_ref(), &self.settings, UnixNanos::now());
+        let agents = expired::agents(store, settings.agent_retention.0, now).await?;
+        let histories = expired::histories(store, settings.history_retention.0, now).await?;
+        for expired in agents.into_iter().chain(histories) {
             self.forget(expired, leadership).await?;
             tokio::time::sleep(BREATH).await;
         }
@@ -202,6 +203,20 @@ mod tests {
         let left = histories(&janitor).await;
         let rules: Vec<&str> = left.iter().filter_map(|key| key.split('/').nth(4)).collect();
         assert_eq!(rules, ["strange", "strange", "there", "there", "young", "young"]);
+    }
+
+    #[tokio::test]
+    async fn an_agent_is_forgotten_when_it_was_not_seen_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let janitor = janitor(&folder, "one");
+        let seen = |time: &str| -> &'static str { format!(r#"{{"last_seen": "{time}"}}"#).leak() };
+        put(&janitor, "/logmesh/v1/agents/gone", seen("2020-01-01T00:00:00Z")).await;
+        put(&janitor, "/logmesh/v1/agents/here", seen(&UnixNanos::now().to_string())).await;
+        put(&janitor, "/logmesh/v1/agents/strange", "{}").await;
+        let leadership = janitor.election().campaign("one").await.unwrap();
+        assert!(janitor.round(&leadership).await.is_ok());
+        let left = janitor.store.keys(keys::AGENTS).await.unwrap();
+        assert_eq!(left, ["/logmesh/v1/agents/here", "/logmesh/v1/agents/strange"]);
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
-//! What is long gone: the histories of rules that were deleted.
+//! What is long gone: agents, and the histories of rules that were deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use logmesh_store::{ConfigStore, Precondition, StoreError};
+use logmesh_store::{ConfigStore, Entry, Precondition, StoreError};
 use logmesh_types::UnixNanos;
 use serde::Deserialize;
 
@@ -14,6 +14,31 @@ use crate::keys;
 #[derive(Deserialize)]
 struct Change {
     time: String,
+}
+
+/// What is kept of an agent, as far as it matters here.
+#[derive(Deserialize)]
+struct Agent {
+    last_seen: String,
+}
+
+/// The agents that weren't seen since the retention began.
+pub(super) async fn agents(
+    store: &dyn ConfigStore,
+    retention: Duration,
+    now: UnixNanos,
+) -> Result<Vec<Expired>, StoreError> {
+    let kept = store.list(keys::AGENTS).await?;
+    let is_gone = |entry: &Entry| {
+        let agent = serde_json::from_slice::<Agent>(&entry.versioned.value);
+        agent.is_ok_and(|agent| is_older(&agent.last_seen, retention, now))
+    };
+    let expired = |entry: Entry| Expired {
+        what: entry.key.replace(keys::AGENTS, "agent "),
+        condition: (entry.key.clone(), Precondition::RevisionIs(entry.versioned.mod_revision)),
+        keys: vec![entry.key],
+    };
+    Ok(kept.entries.into_iter().filter(is_gone).map(expired).collect())
 }
 
 /// The histories of rules that were deleted before the retention began. Keys are read first: what they hold may be large.
