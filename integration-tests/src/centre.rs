@@ -161,6 +161,16 @@ impl Centre {
         self.folder.join("said").join(format!("{name}.log"))
     }
 
+    /// Puts an empty etcd in the place of this one, whose revisions begin anew. The config services have to be started again.
+    pub fn replace_etcd(&mut self) {
+        self.members.iter_mut().for_each(Server::kill);
+        for member in &mut self.members {
+            std::fs::remove_dir_all(member.folder().join("data")).expect("its data can be removed");
+            member.spawn_again();
+        }
+        self.members.iter_mut().for_each(Server::wait_ready);
+    }
+
     /// Which member leads etcd.
     pub fn leader(&self) -> usize {
         wait_for("etcd to have a leader", PATIENCE, || {

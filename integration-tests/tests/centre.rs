@@ -109,24 +109,54 @@ fn what_was_compacted_while_an_agent_or_a_config_service_was_away_is_told_anew()
 }
 
 #[test]
-fn a_frozen_gateway_is_gone_when_its_lease_ends_and_is_back_when_it_thaws() {
+fn an_etcd_that_was_made_anew_is_told_anew() {
+    let mut centre = Centre::started("");
+    centre.spawn("agent-1");
+    let fleet = fleet(&centre);
+    let former = RuleLog::start(&centre);
+    let writer = RuleWriter::start(centre.servers(), 4);
+    writer.wait_writes(2 * SOME);
+    writer.finish();
+    former.wait_equal(&centre, &fleet, &["agent-1"]);
+    former.judge(&fleet);
+    drop(former);
+
+    CONFIGS.into_iter().for_each(|name| centre.kill(name));
+    centre.replace_etcd();
+    CONFIGS.into_iter().for_each(|name| centre.spawn(name));
+    CONFIGS.into_iter().for_each(|name| centre.wait_ready(name));
+    fleet.wait_connected(PATIENCE);
+    // The revisions that it writes are those that the agents hold, of other rules.
+    let present = RuleLog::start(&centre);
+    let writer = RuleWriter::start(centre.servers(), 5);
+    writer.wait_writes(SOME);
+    writer.finish();
+    present.wait_equal(&centre, &fleet, &["agent-1"]);
+    assert_eq!(fleet.disorder(), Vec::<String>::new());
+    centre.assert_alive();
+}
+
+/// Waits until so many servers of a kind are registered.
+fn wait_registered(centre: &Centre, kind: &str, count: usize) {
+    wait_for(&format!("{count} endpoints of {kind}"), PATIENCE, || {
+        let keys = centre.keys(&format!("/logmesh/v1/endpoints/{kind}/"));
+        if keys.len() == count { Ok(()) } else { Err(format!("{keys:?}")) }
+    });
+}
+
+#[test]
+fn a_frozen_server_is_gone_when_its_lease_ends_and_is_back_when_it_thaws() {
     let mut centre = Centre::started("[config]\nendpoint_ttl = \"3s\"\n");
     centre.spawn("gateway-1");
-    let registered = |centre: &Centre, wanted: bool| {
-        wait_for(&format!("the gateway's endpoint: {wanted}"), PATIENCE, || {
-            let keys = centre.keys("/logmesh/v1/endpoints/gateway/");
-            if keys.is_empty() == wanted { Err(format!("{keys:?}")) } else { Ok(()) }
-        });
-    };
-    for _ in 0..2 {
-        registered(&centre, true);
-        centre.signal("gateway-1", Signal::STOP);
-        registered(&centre, false);
-        centre.signal("gateway-1", Signal::CONT);
+    for (name, kind, count) in [("gateway-1", "gateway", 1), ("config-2", "config", 2)] {
+        wait_registered(&centre, kind, count);
+        centre.signal(name, Signal::STOP);
+        wait_registered(&centre, kind, count - 1);
+        centre.signal(name, Signal::CONT);
+        wait_registered(&centre, kind, count);
+        centre.stop(name);
+        wait_registered(&centre, kind, count - 1);
     }
-    registered(&centre, true);
-    centre.stop("gateway-1");
-    registered(&centre, false);
     centre.assert_alive();
 }
 
