@@ -81,11 +81,7 @@ const CALLS: &[(&str, &str, End)] = &[
     ),
     ("logmesh.fleet.v1.FleetService/ListAgents", "{}", Answer(r#""agents""#)),
     ("logmesh.fleet.v1.FleetService/GetAgent", r#"{"id": "unheard-of"}"#, Error("NotFound", "unheard-of")),
-    (
-        "logmesh.fleet.v1.FleetService/ListAgents",
-        r#"{"filter": "online=true, id=nobody"}"#,
-        Answer("{"),
-    ),
+    ("logmesh.fleet.v1.FleetService/ListAgents", r#"{"filter": "online=true, id=nobody"}"#, Answer("{")),
     ("logmesh.fleet.v1.FleetService/ListAgents", r#"{"filter": "env="}"#, Error("InvalidArgument", "filter")),
     (
         "logmesh.fleet.v1.FleetService/UpdateAgent",

@@ -64,7 +64,8 @@ impl Record {
             }
         }
         for rule in delta.removed {
-            if self.held.remove(&rule).is_none() {
+            // A snapshot may name what goes, for agents that know of no snapshots.
+            if self.held.remove(&rule).is_none() && !delta.snapshot {
                 self.disorder.push(format!("{rule} is taken away at {at}, and it had none"));
             }
             self.steps.push(Step { at, rule, revision: None });
