@@ -59,7 +59,7 @@ impl ConfigService {
         let tree = rules::SeedView::start(tree, &settings.seed_prefix, tasks);
         let rule_view = rules::RuleView::start(store.clone(), tree, tasks);
         let registry = agents::Registry::new(&settings, agents::follow_rules(&rule_view, tasks));
-        let kept = agents::Keeper::start(store.clone(), registry.clone(), tasks);
+        let kept = agents::Keeper::start(store.clone(), registry.clone(), &settings, tasks);
         let push = push::Push::new(tasks.token());
         let discovery = discovery::DiscoveryApi::start(store.clone(), &settings, push.clone(), tasks);
         let own = settings.server.as_ref().map(|server| server.endpoint().clone());

@@ -5,8 +5,9 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use common::{Server, agent, meet, next, rule, start, start_beside, start_in, until, wait_for};
+use common::{Server, agent, meet, next, rule, start, start_beside, start_in, start_with, until, wait_for};
 use logmesh_config::Settings;
 use logmesh_proto::config::v1::{CreateRuleRequest, Rule, UpdateRuleRequest};
 use logmesh_proto::fleet::v1::watch_config_response::Update;
@@ -15,6 +16,7 @@ use logmesh_proto::fleet::v1::{
     ReportStatusRequest, RuleState, RuleStatus, RuleStatusCounts, UpdateAgentRequest, WatchAgentsRequest,
     WatchConfigResponse,
 };
+use logmesh_types::Span;
 use tonic::{Code, Streaming};
 
 type Config = Streaming<WatchConfigResponse>;
@@ -90,6 +92,16 @@ async fn agents_outlive_a_restart_of_all_config_services() {
     assert_eq!(known.iter().map(|agent| agent.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     assert!(known.iter().all(|agent| !agent.online && agent.last_seen_time.is_some() && agent.version == "test"));
     assert_eq!(known[1].labels["env"], "test");
+}
+
+#[tokio::test]
+async fn one_that_stays_connected_is_not_forgotten() {
+    let retention = Settings { agent_retention: Span(Duration::from_secs(1)), ..Settings::default() };
+    let server = start_with(retention).await;
+    let _connected = connect(&server, "a", &[]).await;
+    let first = stored(&server, 1).await["/logmesh/v1/agents/a"]["last_seen"].clone();
+    let look = async || stored(&server, 1).await["/logmesh/v1/agents/a"]["last_seen"].clone();
+    wait_for("its time is written again", look, |last| *last != first).await;
 }
 
 #[tokio::test]

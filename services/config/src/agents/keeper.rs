@@ -12,13 +12,15 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::registry::{Registry, Unsaved};
+use super::stored::seen_step;
 use crate::keys;
 use crate::limits::{GATHER, MAX_AGENT_BYTES, MAX_AGENTS_WRITTEN};
+use crate::settings::Settings;
 
 /// How it's tried again while the store is away or full.
 const RETRY: RetryPolicy = RetryPolicy { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
 
-/// How often it's looked for agents whose time in the store has become old.
+/// How often it's looked for agents whose time in the store has become old, at least.
 const LOOK_FOR_OLD: Duration = Duration::from_secs(600);
 
 /// How far what the store keeps of agents was taken in: the store's revision, 0 until it was read.
@@ -39,11 +41,13 @@ impl Kept {
 pub(crate) struct Keeper {
     store: Arc<dyn ConfigStore>,
     registry: Registry,
+    /// How old an agent's time in the store may be.
+    seen_step: Duration,
 }
 
 impl Keeper {
     /// Begins to read and to write, until the tasks are asked to end.
-    pub(crate) fn start(store: Arc<dyn ConfigStore>, registry: Registry, tasks: &Tasks) -> Kept {
+    pub(crate) fn start(store: Arc<dyn ConfigStore>, registry: Registry, settings: &Settings, tasks: &Tasks) -> Kept {
         let (watcher, driver) = ConfigWatcher::new(store.clone(), keys::AGENTS);
         let (sender, kept) = watch::channel(Revision(0));
         let (token, reader) = (tasks.token(), registry.clone());
@@ -55,7 +59,8 @@ impl Keeper {
             }
             Ok(())
         });
-        tasks.spawn("config-agents-writer", Self { store, registry }.write(tasks.token()));
+        let keeper = Self { store, registry, seen_step: seen_step(settings.agent_retention.0) };
+        tasks.spawn("config-agents-writer", keeper.write(tasks.token()));
         Kept(kept)
     }
 
@@ -66,7 +71,7 @@ impl Keeper {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 () = self.registry.unsaved() => {}
-                () = tokio::time::sleep(LOOK_FOR_OLD) => self.registry.look_for_old(),
+                () = tokio::time::sleep(LOOK_FOR_OLD.min(self.seen_step / 2)) => self.registry.look_for_old(),
             }
             loop {
                 // Agents that come together are written together.

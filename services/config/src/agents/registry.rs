@@ -8,6 +8,7 @@ mod saved;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use logmesh_grpc::{already_exists, not_found, resource_exhausted};
 use logmesh_proto::fleet::v1 as message;
@@ -20,6 +21,7 @@ use tonic::Status;
 
 use super::mailbox::{Ended, Mailbox};
 use super::report;
+use super::stored::seen_step;
 use super::wanted::Step;
 use crate::rules::LiveRule;
 use crate::settings::Settings;
@@ -69,6 +71,8 @@ struct State {
     loaded: bool,
     /// Agents of which the store may lack something.
     unsaved: BTreeSet<AgentId>,
+    /// How old an agent's time in the store may be while it's connected.
+    seen_step: Duration,
     /// Who is connected to other servers, by the server's id.
     elsewhere: BTreeMap<String, HashMap<AgentId, Elsewhere>>,
 }
@@ -94,8 +98,9 @@ pub(crate) struct Connected {
 impl Registry {
     pub(crate) fn new(settings: &Settings, steps: watch::Receiver<Arc<Step>>) -> Self {
         let server = settings.server.as_ref().map_or("", |server| server.endpoint().id.as_str());
+        let state = State { seen_step: seen_step(settings.agent_retention.0), ..State::default() };
         Self {
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(state)),
             server: server.into(),
             steps,
             max_agents: settings.max_agents,
@@ -296,7 +301,7 @@ impl State {
         let connection = Connection { number: self.connections, mailbox: Arc::default() };
         let id = introduction.id.clone();
         let known = self.agents.entry(id.clone()).or_default();
-        if known.is_unsaved(&introduction) {
+        if known.is_unsaved(&introduction, self.seen_step) {
             self.unsaved.insert(id);
         }
         let (here, was) = known.enter(introduction, connection.clone());

@@ -1,5 +1,7 @@
 //! What the store keeps of an agent: enough to list it while it's away, and the labels that the centre gave it.
 
+use std::time::Duration;
+
 use logmesh_rules::Labels;
 use logmesh_types::UnixNanos;
 use serde::{Deserialize, Serialize};
@@ -9,9 +11,17 @@ use super::registry::Introduction;
 /// Labels that only the host sets: what it's called, what it runs, where it is.
 pub(crate) const HOSTS_OWN: [&str; 3] = ["host", "os", "ip"];
 
-/// An agent's time in the store is this old at most while it's connected. So a thousand agents cost some ten writes a
-/// day, and who wasn't seen for a month is known.
-const SEEN_STEP: i64 = 20 * 3600 * 1_000_000_000;
+/// How old an agent's time in the store may be while it's connected, at most: a thousand agents then cost some ten writes
+/// a day …
+const SEEN_STEP: Duration = Duration::from_secs(20 * 3600);
+
+/// … and this part of the time after which one that isn't seen is forgotten.
+const SEEN_PART: u32 = 4;
+
+/// How old an agent's time in the store may be while it's connected.
+pub(crate) fn seen_step(retention: Duration) -> Duration {
+    SEEN_STEP.min(retention / SEEN_PART)
+}
 
 /// The value of an agent's key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +35,7 @@ pub(crate) struct StoredAgent {
     pub(crate) version: String,
     /// When it was first here, RFC 3339.
     pub(crate) first_seen: String,
-    /// When it was last here, to within a day; RFC 3339.
+    /// When it was last here, to within [`seen_step`]; RFC 3339.
     pub(crate) last_seen: String,
 }
 
@@ -43,9 +53,10 @@ impl StoredAgent {
         }
     }
 
-    /// Whether it's as the agent introduces itself, and its time isn't old.
-    pub(crate) fn is_of(&self, introduction: &Introduction, now: UnixNanos) -> bool {
-        let fresh = self.last_seen().is_some_and(|seen| now.0.saturating_sub(seen.0) < SEEN_STEP);
+    /// Whether it's as the agent introduces itself, and its time isn't older than that.
+    pub(crate) fn is_of(&self, introduction: &Introduction, now: UnixNanos, step: Duration) -> bool {
+        let age = |seen: UnixNanos| u64::try_from(now.0.saturating_sub(seen.0)).unwrap_or(0);
+        let fresh = self.last_seen().is_some_and(|seen| Duration::from_nanos(age(seen)) < step);
         fresh && self.host_labels == introduction.labels && self.version == introduction.version
     }
 
@@ -87,11 +98,13 @@ mod tests {
             labels: labels(&[("env", env)]),
             version: version.into(),
         };
+        let step = seen_step(Duration::from_secs(30 * 24 * 3600));
+        assert_eq!((step, seen_step(Duration::from_secs(8))), (SEEN_STEP, Duration::from_secs(2)));
         let first = StoredAgent::new(None, &introduction("1", "prod"), UnixNanos(0));
-        assert!(first.is_of(&introduction("1", "prod"), UnixNanos(19 * hour)));
-        assert!(!first.is_of(&introduction("1", "prod"), UnixNanos(21 * hour)));
-        assert!(!first.is_of(&introduction("2", "prod"), UnixNanos(1)));
-        assert!(!first.is_of(&introduction("1", "test"), UnixNanos(1)));
+        assert!(first.is_of(&introduction("1", "prod"), UnixNanos(19 * hour), step));
+        assert!(!first.is_of(&introduction("1", "prod"), UnixNanos(21 * hour), step));
+        assert!(!first.is_of(&introduction("2", "prod"), UnixNanos(1), step));
+        assert!(!first.is_of(&introduction("1", "test"), UnixNanos(1), step));
         let given = StoredAgent { labels: labels(&[("role", "web")]), ..first };
         let later = StoredAgent::new(Some(&given), &introduction("2", "prod"), UnixNanos(hour));
         assert_eq!((&later.labels, &later.first_seen), (&given.labels, &given.first_seen));

@@ -1,6 +1,7 @@
 //! What is known of one agent, and how it's shown.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::fleet::v1::{Agent, AgentRuleStatus, RuleState, RuleStatus};
@@ -100,8 +101,8 @@ impl Known {
     }
 
     /// Whether the store lacks something of an agent that introduces itself so.
-    pub(super) fn is_unsaved(&self, introduction: &Introduction) -> bool {
-        !self.stored.as_ref().is_some_and(|(stored, _)| stored.is_of(introduction, UnixNanos::now()))
+    pub(super) fn is_unsaved(&self, introduction: &Introduction, step: Duration) -> bool {
+        !self.stored.as_ref().is_some_and(|(stored, _)| stored.is_of(introduction, UnixNanos::now(), step))
     }
 
     /// When it was last heard of. One that is connected answers the server's pings: that's now.

@@ -74,7 +74,7 @@ impl Registry {
         if !state.loaded {
             return Vec::new();
         }
-        let (mut batch, now) = (Vec::new(), UnixNanos::now());
+        let (mut batch, now, step) = (Vec::new(), UnixNanos::now(), state.seen_step);
         let (agents, unsaved) = (&state.agents, &mut state.unsaved);
         unsaved.retain(|id| {
             if batch.len() == most {
@@ -82,7 +82,9 @@ impl Registry {
             }
             let known = agents.get(id);
             let here = known.and_then(|known| Some((known, &known.here.as_ref()?.introduction)));
-            let Some((known, introduction)) = here.filter(|(known, here)| known.is_unsaved(here)) else { return false };
+            let Some((known, introduction)) = here.filter(|(known, here)| known.is_unsaved(here, step)) else {
+                return false;
+            };
             let former = known.stored.as_ref();
             let record = StoredAgent::new(former.map(|(stored, _)| &**stored), introduction, now);
             let former = former.map(|(_, written)| *written);
@@ -105,9 +107,10 @@ impl Registry {
     pub(crate) fn look_for_old(&self) {
         let mut guard = self.state();
         let state = &mut *guard;
+        let step = state.seen_step;
         let online = state.agents.iter().filter(|(_, known)| known.connection().is_some());
-        let old =
-            online.filter(|(_, known)| known.here.as_ref().is_some_and(|here| known.is_unsaved(&here.introduction)));
+        let old = online
+            .filter(|(_, known)| known.here.as_ref().is_some_and(|here| known.is_unsaved(&here.introduction, step)));
         state.unsaved.extend(old.map(|(id, _)| id.clone()));
         self.unsaved.notify_one();
     }
@@ -123,7 +126,7 @@ impl State {
     }
 
     fn keep(&mut self, id: &AgentId, record: Option<(Arc<StoredAgent>, Revision)>) {
-        let forgotten = record.is_none();
+        let (forgotten, step) = (record.is_none(), self.seen_step);
         let known = match self.agents.get_mut(id) {
             Some(known) => known,
             None if forgotten => return,
@@ -131,7 +134,7 @@ impl State {
         };
         known.keep(record);
         let here = known.here.as_ref();
-        let unsaved = here.is_some_and(|here| here.connection.is_some() && known.is_unsaved(&here.introduction));
+        let unsaved = here.is_some_and(|here| here.connection.is_some() && known.is_unsaved(&here.introduction, step));
         let online = known.connection().is_some();
         if forgotten && !online {
             self.leave(id);
