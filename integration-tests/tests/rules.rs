@@ -90,6 +90,13 @@ fn rule(mesh: &Mesh, name: &str, priority: i32, paths: &[&str]) -> String {
     json!({"name": name, "selector": selector, "paths": paths, "topic": name, "priority": priority}).to_string()
 }
 
+/// What an agent says of a rule.
+fn status(mesh: &Mesh, agent: &str, rule: &str) -> Value {
+    let said = mesh.run(&["agents", "get", agent, "--json"]).expect(0).stdout;
+    let rules = json_lines(&said)[0]["rules"].as_array().cloned().unwrap_or_default();
+    rules.into_iter().find(|one| one["name"] == format!("rules/{rule}")).unwrap_or_default()
+}
+
 fn by_agent<'a>(preview: &'a Value, id: &str) -> &'a Value {
     preview["agents"].as_array().unwrap().iter().find(|agent| agent["agent_id"] == id).unwrap()
 }
@@ -101,7 +108,7 @@ fn a_preview_shows_files_and_whose_they_are_before_anything_is_applied() {
         host.append("logs/app.log", "one\n");
         host.append("logs/db.log", "12345\n");
     }
-    rules(&mesh, &rule(&mesh, "app", 0, &["*/logs/app.log"]), &["apply"]).expect(0);
+    rules(&mesh, &rule(&mesh, "app", 0, &["*/logs/app.log"]), &["apply", "--wait", "60s"]).expect(0);
     mesh.wait_count("message:one", 2);
     b.kill();
     wait_for("b to be gone", PATIENCE, || {
@@ -132,4 +139,30 @@ fn a_preview_shows_files_and_whose_they_are_before_anything_is_applied() {
     assert_eq!(mesh.count("*"), 2, "nothing was collected for being asked about");
     let applied = mesh.run(&["rules", "list"]).expect(0).stdout;
     assert!(!applied.contains("rules/all") && !applied.contains("rules/outside"), "{applied}");
+}
+
+#[test]
+fn a_rule_that_one_host_forbids_is_refused_there_and_runs_on_the_other() {
+    let (mesh, a, b) = two_hosts();
+    let first = rule(&mesh, "web", 0, &["*/logs/*.log"]);
+    let done = rules(&mesh, &first, &["apply", "--wait", "60s"]).expect(0).stdout;
+    assert!(done.contains("rules/web created"), "{done}");
+    let good = status(&mesh, "b", "web")["running_revision"].clone();
+
+    // `a` may read this folder, `b` may not: what it was told before goes on there.
+    let wider = rule(&mesh, "web", 0, &["*/logs/*.log", "a/logs/more/*.txt"]);
+    let done = rules(&mesh, &wider, &["apply", "--wait", "60s"]).expect(1);
+    assert!(done.stderr.contains("agent b: refused: paths[1]"), "{done:?}");
+    let (on_a, on_b) = (status(&mesh, "a", "web"), status(&mesh, "b", "web"));
+    assert_eq!((&on_a["state"], &on_b["state"]), (&json!("applied"), &json!("refused")));
+    assert_eq!((&on_b["running_revision"], &on_b["error"]["field"]), (&good, &json!("paths[1]")));
+    assert_ne!(on_a["running_revision"], good);
+    for host in [&a, &b] {
+        host.append("logs/app.log", "still\n");
+    }
+    mesh.wait_count("message:still", 2);
+    let shown = mesh.run(&["rules", "status", "web"]).expect(0).stdout;
+    for text in ["1 applied", "1 refused", "paths[1]"] {
+        assert!(shown.contains(text), "{text:?} is not in: {shown}");
+    }
 }

@@ -297,7 +297,8 @@ fn to_json(agent: &Agent) -> Value {
     })
 }
 
-fn rule_json(rule: &RuleStatus) -> Value {
+/// What an agent says of a rule.
+pub(super) fn rule_json(rule: &RuleStatus) -> Value {
     let effect = rule.effect.clone().unwrap_or_default();
     let error = (rule.error.as_ref())
         .map(|error| json!({"reason": error.reason, "message": error.message, "field": error.field}));
@@ -317,6 +318,10 @@ fn rule_json(rule: &RuleStatus) -> Value {
         "files_matched": effect.files_matched,
         "files_shadowed": effect.files_shadowed,
         "files_refused": effect.files_refused,
+        "lines_per_second": effect.lines_per_second,
+        "bytes_per_second": effect.bytes_per_second,
+        "lag_bytes": effect.lag_bytes,
+        "decode_errors": effect.decode_errors,
         "problems": problems,
     })
 }

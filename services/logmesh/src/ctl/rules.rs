@@ -3,6 +3,7 @@
 mod history;
 mod import;
 mod preview;
+mod rollout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -15,7 +16,7 @@ use logmesh_proto::config::v1::{
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::time::unix_nanos;
 use logmesh_rules::{Document, RuleSpec};
-use logmesh_types::{RuleName, UnixNanos};
+use logmesh_types::{RuleName, Span, UnixNanos};
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -42,8 +43,17 @@ enum RulesCommand {
         /// The file, one or several YAML documents; - reads standard input
         #[arg(short = 'f', long = "file", value_name = "FILE")]
         file: PathBuf,
+        /// Wait so long for all connected agents that the rules are for; 1 and their names if some don't run them then
+        #[arg(long, value_name = "SPAN")]
+        wait: Option<Span>,
         #[command(flatten)]
         note: NoteArgs,
+    },
+    /// Show who runs a rule, counted, and who doesn't, with the reason and the field
+    Status {
+        /// Its name; rules/ before it may be left out
+        #[arg(value_parser = rule_name)]
+        name: RuleName,
     },
     /// Show what the rules of a YAML file would do, each by itself: which agents, which files, whose files now. Changes nothing
     Preview {
@@ -101,7 +111,8 @@ type Client = RuleServiceClient<Channel>;
 pub(super) async fn run(args: RulesArgs, session: &mut Session) -> Outcome {
     let mut client = RuleServiceClient::new(session.channel.clone());
     match args.command {
-        RulesCommand::Apply { file, note } => apply(&file, &note.note(""), &mut client, session).await,
+        RulesCommand::Apply { file, wait, note } => apply(&file, &note.note(""), wait, &mut client, session).await,
+        RulesCommand::Status { name } => rollout::status(&name, session).await,
         RulesCommand::Preview { file } => preview::preview(&file, &mut client, session).await,
         RulesCommand::List { filter } => list(&filter, &mut client, session).await,
         RulesCommand::Get { name } => get(&name, &mut client, session).await,
@@ -123,11 +134,18 @@ async fn delete(name: &RuleName, note: ChangeNote, client: &mut Client, session:
     Ok(())
 }
 
-async fn apply(file: &Path, note: &ChangeNote, client: &mut Client, session: &mut Session) -> Outcome {
+async fn apply(
+    file: &Path,
+    note: &ChangeNote,
+    wait: Option<Span>,
+    client: &mut Client,
+    session: &mut Session,
+) -> Outcome {
     let specs = load(file)?;
     for spec in &specs {
         update(client, spec, note, true).await?;
     }
+    let mut applied = Vec::new();
     for spec in &specs {
         let before = find(client, &spec.name).await?;
         let after = update(client, spec, note, false).await?;
@@ -141,8 +159,16 @@ async fn apply(file: &Path, note: &ChangeNote, client: &mut Client, session: &mu
         } else {
             session.out.line(&format!("{} {done} (revision {})", after.name, after.revision))?;
         }
+        applied.push(after);
     }
-    tell_unselected(&specs, session).await
+    tell_unselected(&specs, session).await?;
+    match wait {
+        Some(Span(within)) => {
+            session.out.flush()?;
+            rollout::wait(&applied, within, session).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// Says which rules select none of the agents that are known: mostly a mistyped label.
