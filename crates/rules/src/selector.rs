@@ -90,8 +90,13 @@ fn equal(key: &str, label: &str, value: &str) -> bool {
     if key != "ip" {
         return label == value;
     }
+    let mut addresses = label.split(',').map(str::trim);
+    // An IPv4 address is written in one way only. A tree of thousands of hosts asks this of each of them.
+    if !value.contains(':') {
+        return addresses.any(|label| label == value);
+    }
     let wanted = value.parse::<IpAddr>();
-    label.split(',').map(str::trim).any(|label| match (&wanted, label.parse::<IpAddr>()) {
+    addresses.any(|label| match (&wanted, label.parse::<IpAddr>()) {
         (Ok(wanted), Ok(address)) => *wanted == address,
         _ => label == value,
     })

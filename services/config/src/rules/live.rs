@@ -145,7 +145,7 @@ impl LiveRule {
             origin: origin.to_owned(),
             ..message::Rule::from(rule.spec())
         };
-        let bytes = rule.spec().to_json().map_or(0, |json| json.len());
+        let bytes = rule.spec().to_json().map_or(0, |json| json.len()) + origin.len();
         Self { message, rule, bytes, written: revision }
     }
 
@@ -157,7 +157,7 @@ impl LiveRule {
 /// A problem as it's told, its text cut where it's too long.
 pub(super) fn problem(key: &str, found: Violation, goes_on: bool) -> RuleProblem {
     let then = if goes_on { "the state before it goes on" } else { "the rule is not served" };
-    let what: String = found.description.chars().take(MAX_PROBLEM_BYTES / 4).collect();
+    let what = &found.description[..found.description.floor_char_boundary(MAX_PROBLEM_BYTES)];
     RuleProblem { key: key.to_owned(), field: found.field, message: format!("{what}; {then}") }
 }
 

@@ -296,6 +296,9 @@ async fn get(name: &RuleName, client: &mut Client, session: &mut Session) -> Out
     let yaml = logmesh_rules::to_yaml(&to_spec(&rule)?).map_err(|error| Failure::Garbled(error.to_string()))?;
     let changed = rule.update_time.as_ref().map_or("-".to_owned(), |time| unix_nanos(time).to_string());
     session.out.line(&format!("# revision {}, changed {changed}", rule.revision))?;
+    if !rule.origin.is_empty() {
+        session.out.line(&format!("# from the etcd key {}: read-only here until it is imported", rule.origin))?;
+    }
     Ok(session.out.lines(&yaml)?)
 }
 
