@@ -1,6 +1,8 @@
 //! The books: for each stream, which of its bytes are done. They are the proof that no line is missing, and tell
 //! transfer which events may be there already.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use logmesh_bus::NewRecord;
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
@@ -34,6 +36,10 @@ pub struct Book {
     /// index all the same.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u64,
+    /// How often bytes were taken out of the rejected ones, since their event was stored after all. Of two records the one
+    /// with more of them says what is rejected.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub corrections: u64,
 }
 
 /// How a range stands to what is done.
@@ -58,6 +64,7 @@ impl Book {
             rejected: Ranges::default(),
             rejected_events: 0,
             left_out: 0,
+            corrections: 0,
         }
     }
 
@@ -97,16 +104,48 @@ impl Book {
         self.rejected.insert_within(range, MAX_REJECTED);
     }
 
-    /// Takes in what another record of this stream's book says. Books only grow; so of two of which neither holds all of the
-    /// other, one was written by a worker that had lost its partition and didn't know it yet, and both are true.
+    /// Whether any of these bytes are booked as rejected.
+    pub fn is_rejected(&self, range: ByteRange) -> bool {
+        let rejected = self.rejected.as_slice();
+        let at = rejected.partition_point(|other| other.end <= range.start);
+        rejected.get(at).is_some_and(|other| other.start < range.end)
+    }
+
+    /// Books the range of one event that was rejected as done like any other: it is in the index now. False if that changes
+    /// nothing.
+    pub fn settle(&mut self, range: ByteRange) -> bool {
+        let (before, settled) = (self.done.clone(), Ranges::from_iter([range]));
+        self.add(range);
+        if !self.is_rejected(range) {
+            return self.done != before;
+        }
+        self.rejected = self.rejected.without(&settled);
+        self.rejected_events = self.rejected_events.saturating_sub(1);
+        self.corrections += 1;
+        true
+    }
+
+    /// Takes in what another record of this stream's book says. What is done only grows; so of two of which neither holds
+    /// all of the other, one was written by a worker that had lost its partition and didn't know it yet, and both are true.
+    /// What that one rejected and the other doesn't know of was not committed: its event comes again.
     pub fn merge(&mut self, other: &Self) {
         for range in other.done.as_slice() {
             self.add(*range);
         }
-        for range in other.rejected.as_slice() {
-            self.rejected.insert_within(*range, MAX_REJECTED);
+        match self.corrections.cmp(&other.corrections) {
+            Ordering::Greater => {}
+            Ordering::Less => {
+                self.rejected = other.rejected.clone();
+                self.rejected_events = other.rejected_events;
+                self.corrections = other.corrections;
+            }
+            Ordering::Equal => {
+                for range in other.rejected.as_slice() {
+                    self.rejected.insert_within(*range, MAX_REJECTED);
+                }
+                self.rejected_events = self.rejected_events.max(other.rejected_events);
+            }
         }
-        self.rejected_events = self.rejected_events.max(other.rejected_events);
         self.left_out = self.left_out.max(other.left_out);
     }
 
@@ -166,6 +205,22 @@ mod tests {
         let once = merged.clone();
         merged.merge(&late);
         assert_eq!(merged, once, "and again changes nothing");
+    }
+
+    #[test]
+    fn what_is_stored_after_all_is_rejected_no_more_whatever_older_records_say() {
+        let mut older = book(&[(0, 10)]);
+        older.reject(ByteRange::new(4, 6));
+        older.reject(ByteRange::new(8, 10));
+        let mut settled = older.clone();
+        assert!(settled.settle(ByteRange::new(4, 6)));
+        assert!(!settled.settle(ByteRange::new(4, 6)), "twice is once");
+        assert_eq!((settled.rejected.as_slice(), settled.rejected_events), (&[ByteRange::new(8, 10)][..], 1));
+        assert_eq!(settled.done, older.done);
+        let (mut one, mut other) = (settled.clone(), older.clone());
+        one.merge(&older);
+        other.merge(&settled);
+        assert_eq!((&one, &other), (&settled, &settled), "in any order");
     }
 
     #[test]

@@ -23,6 +23,11 @@ pub const DATE: &str = "logmesh-date";
 pub const RANGE: &str = "logmesh-range";
 /// Header of a dead letter: why it could not be stored.
 pub const REASON: &str = "logmesh-reason";
+/// Header of an event that is a dead letter sent through again: `operation/partition/offset`, the last two being its place
+/// in the dead-letter topic. Other readers take it for what it is, an event that comes once more.
+pub const REDRIVE: &str = "logmesh-redrive";
+/// The longest reason that a dead letter keeps, in bytes.
+const MAX_REASON_BYTES: usize = 8_192;
 
 /// The format of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -163,8 +168,17 @@ impl DeadLetter {
         document.body.truncate(MAX_RECORD_BYTES - 16_384);
         let mut record = encode_event(&document);
         record.timestamp = Some(self.time);
-        let reason = &self.reason[..self.reason.floor_char_boundary(8_192)];
-        record.headers.push((REASON.to_owned(), Bytes::copy_from_slice(reason.as_bytes())));
+        record.headers.push((REASON.to_owned(), Bytes::copy_from_slice(short_reason(&self.reason).as_bytes())));
+        record
+    }
+
+    /// The record by which the letter goes through its topic again: the event as it was, with its id and slice, and the
+    /// mark by which the worker that stores it knows where the letter lies.
+    pub fn redrive(&self, mark: &Redrive) -> NewRecord {
+        let mut record = self.encode();
+        record.timestamp = None; // it arrives now: the bus mustn't remove it for the age of its letter
+        let text = format!("{}/{}/{}", mark.operation, mark.partition, mark.offset);
+        record.headers.push((REDRIVE.to_owned(), Bytes::from(text)));
         record
     }
 
@@ -180,6 +194,32 @@ impl DeadLetter {
             time: record.timestamp,
         })
     }
+}
+
+/// Where a letter that was sent through again lies, and who sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redrive {
+    /// The operation that sent it.
+    pub operation: String,
+    /// The letter's partition in the dead-letter topic,
+    pub partition: u32,
+    /// and its offset there.
+    pub offset: u64,
+}
+
+impl Redrive {
+    /// The mark of a record; `None` if it is no letter sent through again.
+    pub fn of(record: &Record) -> Option<Self> {
+        let text = std::str::from_utf8(record.header(REDRIVE)?).ok()?;
+        let mut parts = text.split('/');
+        let (operation, partition, offset) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { operation: operation.to_owned(), partition: partition.parse().ok()?, offset: offset.parse().ok()? })
+    }
+}
+
+/// A reason, cut to what a letter keeps of it.
+pub fn short_reason(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)]
 }
 
 #[cfg(test)]
@@ -248,5 +288,11 @@ mod tests {
         let document = document::of_chunk(&chunk(0, b"a\n", &[])).remove(0);
         let letter = DeadLetter { document, reason: "no room".into(), time: UnixNanos(7) };
         assert_eq!(DeadLetter::decode(&stored(letter.encode())).unwrap(), letter);
+        let mark = Redrive { operation: "a1".into(), partition: 3, offset: 12 };
+        let again = stored(letter.redrive(&mark));
+        assert_eq!(Redrive::of(&again), Some(mark));
+        assert_eq!(again.timestamp, UnixNanos(1), "the time of its arrival");
+        assert!(matches!(decode(&again).unwrap(), Content::Event(event) if event == letter.document));
+        assert_eq!(Redrive::of(&stored(letter.encode())), None);
     }
 }

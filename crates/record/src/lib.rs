@@ -13,5 +13,5 @@ pub mod topic;
 
 pub use book::{Book, Coverage};
 pub use chunk::{ChunkError, EventSlice};
-pub use codec::{Content, DeadLetter, DecodeError, Document, Format, decode};
+pub use codec::{Content, DeadLetter, DecodeError, Document, Format, Redrive, decode};
 pub use topic::{TRANSFER_GROUP, TopicSettings, Topics, with_books};

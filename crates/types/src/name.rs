@@ -53,7 +53,8 @@ macro_rules! name_type {
     };
 }
 
-/// The name of a topic. Topics whose name ends in `.books` or `.dead` belong to logmesh; see [`TopicName::books`].
+/// The name of a topic. Topics whose name ends in `.books` or `.dead`, and `logmesh.jobs`, belong to logmesh; see
+/// [`TopicName::books`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TopicName(String);
@@ -62,6 +63,7 @@ name_type!(TopicName);
 
 const BOOKS: &str = ".books";
 const DEAD: &str = ".dead";
+const JOBS: &str = "logmesh.jobs";
 
 impl TopicName {
     /// The compacted topic that keeps this topic's books, partitioned like it.
@@ -74,9 +76,15 @@ impl TopicName {
         Self(format!("{}{DEAD}", self.0))
     }
 
+    /// The compacted topic, one for the mesh, in which transfer's workers keep what they do beside the stream of events:
+    /// replays, and which dead letters have been sent through again.
+    pub fn jobs() -> Self {
+        Self(JOBS.to_owned())
+    }
+
     /// True for the topics that logmesh keeps for itself; no rule and no client writes to them.
     pub fn is_internal(&self) -> bool {
-        self.0.ends_with(BOOKS) || self.0.ends_with(DEAD)
+        self.0.ends_with(BOOKS) || self.0.ends_with(DEAD) || self.0 == JOBS
     }
 }
 
@@ -141,7 +149,8 @@ mod tests {
     fn internal_topics_are_told_apart() {
         let topic: TopicName = "nginx".parse().unwrap();
         assert!(!topic.is_internal());
-        assert!(topic.books().is_internal() && topic.dead_letters().is_internal());
+        assert!(topic.books().is_internal() && topic.dead_letters().is_internal() && TopicName::jobs().is_internal());
+        assert_eq!(TopicName::jobs().as_str().parse::<TopicName>().unwrap(), TopicName::jobs());
         let longest: TopicName = "a".repeat(MAX_NAME_BYTES).parse().unwrap();
         assert_eq!(longest.books().as_str().parse::<TopicName>().unwrap(), longest.books());
     }
