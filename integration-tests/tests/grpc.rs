@@ -124,6 +124,24 @@ const CALLS: &[(&str, &str, End)] = &[
     ),
     ("logmesh.transfer.v1.TransferService/GetStatus", "{}", Answer("counts")),
     ("logmesh.transfer.v1.TransferService/ListDeadLetters", r#"{"topic": "logs"}"#, Answer("{")),
+    ("logmesh.transfer.v1.TransferService/SummarizeDeadLetters", "{}", Answer("{")),
+    ("logmesh.transfer.v1.TransferService/RedriveDeadLetters", r#"{"topic": "events"}"#, Answer("{")),
+    ("logmesh.transfer.v1.TransferService/RedriveDeadLetters", r#"{"topic": "none"}"#, Error("NotFound", "none")),
+    (
+        "logmesh.transfer.v1.TransferService/StartReplay",
+        r#"{"id": "r1", "topic": "events", "into": "events-again", "events_per_second": 5}"#,
+        Answer(r#""id": "r1""#),
+    ),
+    (
+        "logmesh.transfer.v1.TransferService/StartReplay",
+        r#"{"topic": "events", "start_offset": 5}"#,
+        Error("InvalidArgument", "stream_id"),
+    ),
+    ("logmesh.transfer.v1.TransferService/GetReplay", r#"{"id": "r1"}"#, Answer("REPLAY_STATE_")),
+    ("logmesh.transfer.v1.TransferService/ListReplays", "{}", Answer("r1")),
+    ("logmesh.transfer.v1.TransferService/PauseReplay", r#"{"id": "none"}"#, Error("NotFound", "none")),
+    ("logmesh.transfer.v1.TransferService/ResumeReplay", r#"{"id": "none"}"#, Error("NotFound", "none")),
+    ("logmesh.transfer.v1.TransferService/CancelReplay", r#"{"id": "none"}"#, Error("NotFound", "none")),
 ];
 
 /// The full names of all our services, and of their methods as `service/method`.

@@ -1,5 +1,7 @@
-//! What tests share: waiting for a condition, folders that stay when a test fails, and real servers. A dev-dependency only.
+//! What tests share: waiting for a condition, folders that stay when a test fails, real servers, and a
+//! door before one of them that gives bulks another end. A dev-dependency only.
 
+pub mod faults;
 mod folder;
 pub mod servers;
 mod wait;

@@ -208,7 +208,9 @@ async fn start_services(
     let gateway = logmesh_gateway::Settings { topics: settings.topics.clone(), ..Default::default() };
     Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);
     tasks.spawn("registration", registration("gateway").keep(vec![server.to_owned()], tasks.token()));
-    let transfer = logmesh_transfer::Settings { topics: settings.topics.clone(), ..Default::default() };
+    // The embedded index writes one bulk at a time: parts would only be more commits.
+    let transfer =
+        logmesh_transfer::Settings { topics: settings.topics.clone(), bulk_requests: 1, ..Default::default() };
     Transfer::start(bus.clone(), index.clone(), transfer, readiness.clone(), tasks).add_to(&mut routes);
     let console = logmesh_console::Settings { config_servers: vec![server.to_owned()], ..Default::default() };
     Console::start(bus, index, &console, tasks)?.add_to(&mut routes);

@@ -8,6 +8,10 @@ use logmesh_record::Book;
 use logmesh_types::{ByteRange, StreamId, TopicName};
 use tracing::warn;
 
+use crate::jobs::Jobs;
+use crate::redrive::{Attempt, Redriven};
+use crate::store::Stored;
+
 /// How many bytes of books are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
 
@@ -20,15 +24,19 @@ pub(crate) struct Books {
     books: HashMap<StreamId, Book>,
     /// Streams whose book has changed since it was written.
     changed: BTreeSet<StreamId>,
+    /// What is known of the partition's dead letters, and whether it has changed since it was written.
+    redriven: Redriven,
+    redriven_changed: bool,
 }
 
 impl Books {
     /// Reads the books of the data partition `of`. They lie in the same partition of the books topic, since both
     /// topics have as many partitions and the same keys.
-    pub(crate) async fn load(bus: &dyn Bus, of: &TopicPartition) -> Result<Self, BusError> {
+    pub(crate) async fn load(bus: &dyn Bus, jobs: &Jobs, of: &TopicPartition) -> Result<Self, BusError> {
         let at = TopicPartition { topic: of.topic.books(), partition: of.partition };
         let marks = bus.watermarks(&at).await?;
-        let mut loaded = Self::default();
+        let redriven = jobs.get(&Redriven::key(&of.topic, of.partition)).await?.unwrap_or_default();
+        let mut loaded = Self { redriven, ..Self::default() };
         let mut next = marks.low;
         while next < marks.high {
             let records = bus.read(&at, next, READ_BYTES).await?;
@@ -85,6 +93,31 @@ impl Books {
     pub(crate) fn reject(&mut self, stream: StreamId, range: ByteRange) {
         self.book(stream).reject(range);
         self.changed.insert(stream);
+    }
+
+    /// Books a range that was rejected as stored, to be written if that changes anything.
+    pub(crate) fn settle(&mut self, stream: StreamId, range: ByteRange) {
+        if self.book(stream).settle(range) {
+            self.changed.insert(stream);
+        }
+    }
+
+    /// The same for a range of which it isn't known whether it was rejected.
+    pub(crate) fn settle_rejected(&mut self, stream: StreamId, range: ByteRange) {
+        if self.books.get(&stream).is_some_and(|book| book.is_rejected(range)) {
+            self.settle(stream, range);
+        }
+    }
+
+    /// Notes what became of a dead letter, to be written.
+    pub(crate) fn note(&mut self, attempt: &Attempt, stored: &Stored) {
+        self.redriven.note(attempt, stored);
+        self.redriven_changed = true;
+    }
+
+    /// What is known of the partition's dead letters, if it has changed.
+    pub(crate) fn take_redriven(&mut self) -> Option<&Redriven> {
+        std::mem::take(&mut self.redriven_changed).then_some(&self.redriven)
     }
 
     /// The records of the books that have changed.

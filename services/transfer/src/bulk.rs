@@ -5,60 +5,26 @@
 //! client named, is *doubtful*: it may be there under another date, so the whole topic is asked for its id before it is
 //! written.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use logmesh_bus::{Bus, NewRecord, NextOffset, Record, TopicPartition};
-use logmesh_index::{IndexError, IndexWriter, NewDoc, Outcome, Slice};
+use logmesh_bus::{NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{Content, Coverage, DeadLetter, Document, codec, document};
-use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
-use logmesh_types::{DocId, TopicName, UnixNanos};
-use tracing::{error, warn};
+use logmesh_types::{DocId, UnixNanos};
+use tracing::error;
 
 use crate::books::Books;
-use crate::status::Shared;
-use crate::worker::COMPONENT;
-
-/// Attempts that may fail before the worker is called unready.
-const PASSING: u32 = 3;
-
-/// What a bulk writes to.
-#[derive(Clone, Debug)]
-pub(crate) struct Backends {
-    pub(crate) bus: Arc<dyn Bus>,
-    pub(crate) index: Arc<dyn IndexWriter>,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) readiness: Readiness,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) token: CancellationToken,
-}
-
-/// The worker was told to stop, or something failed for good. Nothing that was read and not committed is lost.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Stop {
-    #[error("told to stop")]
-    Cancelled,
-    #[error(transparent)]
-    Bus(#[from] logmesh_bus::BusError),
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
-/// A document and where it came from.
-#[derive(Debug)]
-struct Entry {
-    /// Shared by all documents of a record.
-    at: Arc<TopicPartition>,
-    document: Document,
-    id: DocId,
-}
+use crate::redrive::{Attempt, Redriven};
+use crate::store::{Backends, Entry, Stop, Stored, append_all, create, create_missing};
 
 /// Documents waiting to be written, and the offsets that may be committed once they are.
 #[derive(Debug, Default)]
 pub(crate) struct Bulk {
     certain: Vec<Entry>,
     doubtful: Vec<Entry>,
+    /// Dead letters that go through again, and where they lie.
+    redriven: Vec<(Entry, Attempt)>,
     /// Dead letters of records that could not be opened.
     unreadable: Vec<(TopicPartition, DeadLetter)>,
     offsets: BTreeMap<TopicPartition, (NextOffset, UnixNanos)>,
@@ -74,7 +40,7 @@ impl Bulk {
 
     /// How many documents there are.
     pub(crate) fn len(&self) -> usize {
-        self.certain.len() + self.doubtful.len()
+        self.certain.len() + self.doubtful.len() + self.redriven.len()
     }
 
     /// True if there is nothing to write and nothing to commit.
@@ -98,7 +64,10 @@ impl Bulk {
                     self.add_document(at, record, document, books);
                 }
             }
-            Ok(Content::Event(document)) => self.add_document(at, record, document, books),
+            Ok(Content::Event(document)) => match Attempt::of(record, at.partition) {
+                Some(attempt) => self.add_letter(at, document, attempt),
+                None => self.add_document(at, record, document, books),
+            },
             Err(reason) => self.add_unreadable(at, record, reason.to_string()),
         }
     }
@@ -125,6 +94,14 @@ impl Bulk {
         if certain { self.certain.push(entry) } else { self.doubtful.push(entry) }
     }
 
+    /// A dead letter: its bytes are booked, as rejected, and what becomes of it is booked when that is known.
+    fn add_letter(&mut self, at: &Arc<TopicPartition>, document: Document, attempt: Attempt) {
+        let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, attempt.offset, 0));
+        self.counts.events += 1;
+        self.bytes += document.body.len();
+        self.redriven.push((Entry { at: at.clone(), document, id }, attempt));
+    }
+
     fn add_unreadable(&mut self, at: &TopicPartition, record: &Record, reason: String) {
         let document = Document {
             id: Some(DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0)),
@@ -135,7 +112,8 @@ impl Bulk {
         self.unreadable.push((at.clone(), DeadLetter { document, reason, time: UnixNanos::now() }));
     }
 
-    /// Writes everything, in this order: index, dead letters, books. The offsets that it returns may be committed then.
+    /// Writes everything, in this order: index, dead letters, books, what became of letters. The offsets that it returns may
+    /// be committed then.
     ///
     /// # Errors
     /// [`Stop`] only when told to stop or when a backend fails for good; what it can't do now is tried for ever.
@@ -144,11 +122,21 @@ impl Bulk {
         books: &mut HashMap<TopicPartition, Books>,
         to: &Backends,
     ) -> Result<BTreeMap<TopicPartition, (NextOffset, UnixNanos)>, Stop> {
-        let Self { certain, doubtful, unreadable, offsets, mut counts, .. } = self;
+        let Self { certain, doubtful, redriven, unreadable, offsets, mut counts, .. } = self;
         let mut letters = unreadable;
-        create(certain, to, &mut counts, &mut letters).await?;
-        let missing = keep_missing(doubtful, to, &mut counts).await?;
-        create(missing, to, &mut counts, &mut letters).await?;
+        for (entry, stored) in create(certain, to).await? {
+            take(entry, stored, &mut counts.duplicates, &mut counts.created, &mut letters);
+        }
+        for (entry, stored) in create_missing(doubtful, to).await? {
+            take(entry, stored, &mut counts.repeats, &mut counts.created, &mut letters);
+        }
+        for (at, letter) in &letters {
+            if let (Some((stream, range)), Some(books)) = (letter.document.stream, books.get_mut(at)) {
+                books.reject(stream, range);
+            }
+        }
+        // After all others, so that one that came again by itself is found.
+        redrive(redriven, books, to, &mut counts, &mut letters).await?;
         counts.dead_letters += letters.len() as u64;
         // Once for each bulk: what is logged must not grow with the lines.
         if let Some((at, letter)) = letters.first() {
@@ -158,175 +146,83 @@ impl Bulk {
         if counts.overlaps > 0 {
             error!(events = counts.overlaps, "events overlap others of their stream; those with new ids are kept");
         }
-        let mut records = Vec::new();
-        for (at, letter) in letters {
-            if let (Some((stream, range)), Some(books)) = (letter.document.stream, books.get_mut(&at)) {
-                books.reject(stream, range);
-            }
-            records.push((at.topic.dead_letters(), letter.encode()));
-        }
+        let records = letters.into_iter().map(|(at, letter)| (at.topic.dead_letters(), letter.encode())).collect();
         append_all(records, to).await?;
-        let mut records = Vec::new();
-        for (at, books) in books.iter_mut() {
-            records.extend(books.take_changed().into_iter().map(|record| (at.topic.books(), record)));
-        }
-        append_all(records, to).await?;
+        write_books(books, to).await?;
         to.shared.count(&counts);
         to.going();
         Ok(offsets)
     }
 }
 
-/// Writes documents by `create` until each is stored, was there, or is refused for good.
-async fn create(
-    entries: Vec<Entry>,
+/// Writes the books that have changed, and then what became of letters.
+pub(crate) async fn write_books(books: &mut HashMap<TopicPartition, Books>, to: &Backends) -> Result<(), Stop> {
+    let mut records = Vec::new();
+    for (at, books) in books.iter_mut() {
+        records.extend(books.take_changed().into_iter().map(|record| (at.topic.books(), record)));
+    }
+    append_all(records, to).await?;
+    for (at, books) in books.iter_mut() {
+        if let Some(redriven) = books.take_redriven() {
+            to.keep(&Redriven::key(&at.topic, at.partition), redriven).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Counts what became of a document, and makes a letter of one that is refused.
+fn take(
+    entry: Entry,
+    stored: Stored,
+    there: &mut u64,
+    created: &mut u64,
+    letters: &mut Vec<(TopicPartition, DeadLetter)>,
+) {
+    match stored {
+        Stored::Created => *created += 1,
+        Stored::There => *there += 1,
+        Stored::Rejected(reason) => letters.push(entry.into_letter(reason)),
+    }
+}
+
+/// Stores dead letters once more.
+async fn redrive(
+    letters: Vec<(Entry, Attempt)>,
+    books: &mut HashMap<TopicPartition, Books>,
     to: &Backends,
     counts: &mut Counts,
-    letters: &mut Vec<(TopicPartition, DeadLetter)>,
+    refused: &mut Vec<(TopicPartition, DeadLetter)>,
 ) -> Result<(), Stop> {
-    let mut left = entries;
-    let mut attempt = 0;
-    while !left.is_empty() {
-        let docs: Vec<NewDoc> = left.iter().map(Entry::to_doc).collect();
-        let mut pause = None;
-        match to.index.write(docs).await.and_then(|outcomes| one_for_each(left.len(), outcomes)) {
-            Ok(outcomes) => {
-                let mut busy = Vec::new();
-                for (entry, outcome) in left.into_iter().zip(outcomes) {
-                    match outcome {
-                        Outcome::Created => counts.created += 1,
-                        Outcome::Duplicate => counts.duplicates += 1,
-                        Outcome::Busy { after, reason } => {
-                            if pause.is_none() {
-                                to.stuck(&format!("the index can't take documents now: {reason}"), attempt);
-                                attempt += 1;
-                            }
-                            pause = pause.max(Some(after));
-                            busy.push(entry);
-                        }
-                        Outcome::Rejected { reason } => letters.push(entry.into_letter(reason)),
-                    }
-                }
-                left = busy;
-            }
-            Err(error) if error.retryable() => to.wait(&error, &mut attempt).await?,
-            Err(error) => return Err(error.into()),
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let (entries, attempts): (Vec<Entry>, Vec<Attempt>) = letters.into_iter().unzip();
+    let mut of_place: HashMap<(TopicPartition, DocId), Vec<Attempt>> = HashMap::new();
+    for (entry, attempt) in entries.iter().zip(attempts) {
+        of_place.entry((TopicPartition::clone(&entry.at), entry.id)).or_default().push(attempt);
+    }
+    let mut noted = Vec::new();
+    for (entry, stored) in create_missing(entries, to).await? {
+        match &stored {
+            Stored::Created => counts.created += 1,
+            Stored::There => counts.repeats += 1,
+            Stored::Rejected(_) => {}
         }
-        if let Some(pause) = pause {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = to.token.cancelled() => return Err(Stop::Cancelled),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The answers, if there are as many as were asked for: what got none would be taken for done. Asking again is harmless.
-fn one_for_each<T>(asked: usize, answers: Vec<T>) -> Result<Vec<T>, IndexError> {
-    if answers.len() == asked {
-        return Ok(answers);
-    }
-    let reason = format!("it gave {} answers for {asked} documents", answers.len());
-    Err(IndexError::Unavailable { reason })
-}
-
-/// The entries whose ids no slice of their topic holds, each id once. Asked after the certain ones were written.
-async fn keep_missing(entries: Vec<Entry>, to: &Backends, counts: &mut Counts) -> Result<Vec<Entry>, Stop> {
-    let mut by_topic: BTreeMap<TopicName, Vec<Entry>> = BTreeMap::new();
-    for entry in entries {
-        by_topic.entry(entry.at.topic.clone()).or_default().push(entry);
-    }
-    let mut missing = Vec::new();
-    for (topic, entries) in by_topic {
-        let ids: Vec<DocId> = entries.iter().map(|entry| entry.id).collect();
-        let mut attempt = 0;
-        let held = loop {
-            match to.index.contains(&topic, &ids).await.and_then(|held| one_for_each(ids.len(), held)) {
-                Ok(held) => break held,
-                Err(error) if error.retryable() => to.wait(&error, &mut attempt).await?,
-                Err(error) => return Err(error.into()),
-            }
+        let Some(attempt) = of_place.get_mut(&(TopicPartition::clone(&entry.at), entry.id)).and_then(Vec::pop) else {
+            continue; // not reached: each entry has its attempt
         };
-        let mut seen = HashSet::new();
-        for (entry, held) in entries.into_iter().zip(held) {
-            if held || !seen.insert(entry.id) {
-                counts.repeats += 1;
-            } else {
-                missing.push(entry);
-            }
-        }
+        noted.push((entry, attempt, stored));
     }
-    Ok(missing)
-}
-
-/// Appends records and waits until all are durable. One that failed is appended again.
-async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Result<(), Stop> {
-    let mut left = records;
-    let mut attempt = 0;
-    while !left.is_empty() {
-        let mut pending = Vec::with_capacity(left.len());
-        for (topic, record) in left {
-            let append = to.bus.append(&topic, record.clone()).await;
-            pending.push((topic, record, append));
-        }
-        let mut failed = None;
-        left = Vec::new();
-        for (topic, record, append) in pending {
-            let stored = match append {
-                Ok(append) => append.await.map(drop),
-                Err(error) => Err(error),
-            };
-            match stored {
-                Ok(()) => {}
-                Err(error) if error.retryable() => {
-                    failed = Some(error);
-                    left.push((topic, record));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // Once for all that failed together.
-        if let Some(error) = failed {
-            to.wait(&error, &mut attempt).await?;
+    // In their order on the bus, by which they are counted once.
+    noted.sort_by(|a, b| (&a.0.at, a.1.offset).cmp(&(&b.0.at, b.1.offset)));
+    for (entry, attempt, stored) in noted {
+        let Some(books) = books.get_mut(&*entry.at) else { continue };
+        books.note(&attempt, &stored);
+        match (stored, entry.document.stream) {
+            (Stored::Rejected(reason), _) if attempt.is_news(&reason) => refused.push(entry.into_letter(reason)),
+            (Stored::Rejected(_), _) | (_, None) => {}
+            (_, Some((stream, range))) => books.settle(stream, range),
         }
     }
     Ok(())
-}
-
-impl Backends {
-    /// Says what can't be done now and waits before the next attempt.
-    pub(crate) async fn wait(&self, error: &(dyn std::fmt::Display + Sync), attempt: &mut u32) -> Result<(), Stop> {
-        self.stuck(&error.to_string(), *attempt);
-        let go_on = self.retry.pause(*attempt, &self.token).await;
-        *attempt = attempt.saturating_add(1);
-        if go_on { Ok(()) } else { Err(Stop::Cancelled) }
-    }
-
-    /// Says what keeps the worker from going on. What passes at once is no reason to call it unready.
-    pub(crate) fn stuck(&self, reason: &str, attempt: u32) {
-        warn!(reason, attempt, "transfer waits for a backend");
-        self.shared.state().error = reason.to_owned();
-        if attempt >= PASSING {
-            self.readiness.set(COMPONENT, false, reason);
-        }
-    }
-
-    /// Something was written, or there is nothing to write: nothing keeps the worker.
-    pub(crate) fn going(&self) {
-        self.shared.state().error.clear();
-        self.readiness.set(COMPONENT, true, "");
-    }
-}
-
-impl Entry {
-    fn to_doc(&self) -> NewDoc {
-        let slice = Slice { topic: self.at.topic.clone(), date: self.document.date.clone() };
-        NewDoc { slice, id: self.id, body: self.document.body.clone() }
-    }
-
-    fn into_letter(self, reason: String) -> (TopicPartition, DeadLetter) {
-        let document = Document { id: Some(self.id), ..self.document };
-        (TopicPartition::clone(&self.at), DeadLetter { document, reason, time: UnixNanos::now() })
-    }
 }

@@ -2,12 +2,20 @@
 //!
 //! The way of a record, in [`worker`]: read in a consumer group, opened into documents, written to the index in bulks
 //! ([`bulk`]), booked ([`books`]), and only then is its offset committed. Killed between any two of these steps, the next
-//! worker reads the record again and finds its documents by their ids. [`service`] shows all this over gRPC.
+//! worker reads the record again and finds its documents by their ids. [`service`] shows all this over gRPC. Dead letters go
+//! the same way once more ([`redrive`]); what the bus still holds is written again by a [`replay`].
 
 mod books;
 mod bulk;
+mod jobs;
+mod letters;
+mod operate;
+mod pace;
+mod redrive;
+mod replay;
 mod service;
 mod status;
+mod store;
 mod worker;
 
 use std::sync::Arc;
@@ -18,11 +26,16 @@ use logmesh_grpc::Routes;
 use logmesh_index::IndexWriter;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferServiceServer;
 use logmesh_record::Topics;
-use logmesh_runtime::{Readiness, Tasks};
+use logmesh_runtime::{Readiness, RetryPolicy, Tasks};
 use logmesh_types::unit::{ByteSize, Span};
 
+use crate::jobs::Jobs;
+use crate::letters::Letters;
+use crate::pace::Pace;
+use crate::replay::api::Api;
 use crate::service::Service;
 use crate::status::Shared;
+use crate::store::Backends;
 use crate::worker::Worker;
 
 pub use logmesh_record::TRANSFER_GROUP as GROUP;
@@ -36,10 +49,14 @@ pub struct Settings {
     pub topics: Topics,
     /// A bulk is written when its documents reach this size,
     pub bulk_bytes: ByteSize,
-    /// or this number,
+    /// or this number; less is asked at a time while the index is busy, slow or away,
     pub bulk_documents: usize,
     /// or when its first document has waited so long.
     pub bulk_wait: Span,
+    /// The most parts of a bulk that are written side by side.
+    pub bulk_requests: usize,
+    /// An answer that takes longer says that less is to be asked at a time.
+    pub bulk_slow: Span,
     /// How often to look for new topics.
     pub topic_refresh: Span,
 }
@@ -51,6 +68,8 @@ impl Default for Settings {
             bulk_bytes: ByteSize(16 << 20),
             bulk_documents: 20_000,
             bulk_wait: Span(Duration::from_millis(100)),
+            bulk_requests: 2,
+            bulk_slow: Span(Duration::from_secs(10)),
             topic_refresh: Span(Duration::from_millis(500)),
         }
     }
@@ -60,7 +79,8 @@ impl Default for Settings {
 #[derive(Clone, Debug)]
 pub struct Transfer {
     shared: Arc<Shared>,
-    bus: Arc<dyn Bus>,
+    letters: Letters,
+    replays: Api,
 }
 
 impl Transfer {
@@ -73,14 +93,26 @@ impl Transfer {
         tasks: &Tasks,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        let worker = Worker::new(bus.clone(), index, settings, shared.clone(), readiness, tasks.token());
-        tasks.spawn("transfer", worker.run());
-        Self { shared, bus }
+        let jobs = Arc::new(Jobs::new(bus.clone()));
+        let topics = settings.topics.clone();
+        let replays = Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics };
+        let to = Backends {
+            bus: bus.clone(),
+            index,
+            jobs: jobs.clone(),
+            shared: shared.clone(),
+            pace: Arc::new(Pace::new(&settings)),
+            readiness,
+            retry: RetryPolicy::default(),
+            token: tasks.token(),
+        };
+        tasks.spawn("transfer", Worker::new(to, settings).run());
+        Self { shared, letters: Letters { bus, jobs }, replays }
     }
 
     /// Adds the gRPC service.
     pub fn add_to(&self, routes: &mut Routes) {
-        let service = Service::new(self.bus.clone(), self.shared.clone());
+        let service = Service::new(self.letters.clone(), self.replays.clone(), self.shared.clone());
         routes.add(TransferServiceServer::new(service)).needs(worker::COMPONENT).needs(worker::TOPICS);
     }
 }

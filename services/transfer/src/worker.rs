@@ -1,21 +1,20 @@
 //! The worker's loop: read, fill a bulk, write it, commit.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use logmesh_bus::{Bus, BusError, Consumer, Event, NextOffset, Record, TopicPartition};
-use logmesh_index::IndexWriter;
+use logmesh_bus::{BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::with_books;
-use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::TopicName;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::books::Books;
-use crate::bulk::{Backends, Bulk, Stop};
-use crate::status::{Partition, Shared};
+use crate::bulk::Bulk;
+use crate::replay::run::Replays;
+use crate::status::Partition;
+use crate::store::{Backends, Stop};
 use crate::{GROUP, Settings};
 
 /// What it is called where readiness is shown.
@@ -38,15 +37,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        bus: Arc<dyn Bus>,
-        index: Arc<dyn IndexWriter>,
-        settings: Settings,
-        shared: Arc<Shared>,
-        readiness: Readiness,
-        token: CancellationToken,
-    ) -> Self {
-        let to = Backends { bus, index, shared, readiness, retry: RetryPolicy::default(), token };
+    pub(crate) fn new(to: Backends, settings: Settings) -> Self {
         Self { to, settings }
     }
 
@@ -133,7 +124,8 @@ impl Worker {
     ) -> Result<End, Stop> {
         let mut look_for_topics = Instant::now() + self.settings.topic_refresh.0;
         loop {
-            let wake = holding.flush_at.map_or(look_for_topics, |at| at.min(look_for_topics));
+            let wake =
+                [holding.flush_at, holding.replays.due()].into_iter().flatten().fold(look_for_topics, Instant::min);
             tokio::select! {
                 biased;
                 () = self.to.token.cancelled() => {
@@ -146,8 +138,10 @@ impl Worker {
                     if holding.flush_at.is_some_and(|at| at <= Instant::now()) {
                         self.flush(consumer, holding).await?;
                     }
+                    holding.replays.step(&mut holding.books, &self.to).await?;
                     if look_for_topics <= Instant::now() {
                         look_for_topics = Instant::now() + self.settings.topic_refresh.0;
+                        holding.replays.look(&holding.books, &self.to).await?;
                         match self.topics().await {
                             Ok(now) if now == topics => {}
                             Ok(_) => {
@@ -176,7 +170,7 @@ impl Worker {
 
     async fn assigned(&self, partitions: &[TopicPartition], holding: &mut Holding) -> Result<(), Stop> {
         for at in partitions {
-            let books = Books::load(self.to.bus.as_ref(), at).await?;
+            let books = Books::load(self.to.bus.as_ref(), &self.to.jobs, at).await?;
             let committed = self.to.bus.committed(GROUP, at).await?;
             info!(topic = %at.topic, partition = at.partition, streams = books.len(), "holds a partition");
             holding.next.insert(at.clone(), committed.unwrap_or(NextOffset(0)));
@@ -190,6 +184,7 @@ impl Worker {
     fn forget(&self, partitions: &[TopicPartition], holding: &mut Holding) {
         for at in partitions {
             holding.books.remove(at);
+            holding.replays.forget(at);
             holding.next.remove(at);
             self.to.shared.state().partitions.remove(at);
         }
@@ -216,7 +211,7 @@ impl Worker {
             holding.bulk.add(at, record, books);
             holding.flush_at.get_or_insert_with(|| Instant::now() + self.settings.bulk_wait.0);
             if holding.bulk.bytes() as u64 >= self.settings.bulk_bytes.0
-                || holding.bulk.len() >= self.settings.bulk_documents
+                || holding.bulk.len() >= self.to.pace.bulk_documents()
             {
                 self.flush(consumer, holding).await?;
             }
@@ -258,6 +253,8 @@ struct Holding {
     /// The next offset that each of its partitions will give.
     next: HashMap<TopicPartition, NextOffset>,
     bulk: Bulk,
+    /// Its parts of replays.
+    replays: Replays,
     /// When the bulk is written at the latest; `None` while it is empty.
     flush_at: Option<Instant>,
 }

@@ -5,26 +5,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use logmesh_bus::{Bus, NewRecord, NextOffset, Position, TopicPartition};
-use logmesh_bus_embedded::EmbeddedBus;
-use logmesh_index::query::Query;
-use logmesh_index::{
-    FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection, Slice,
-};
+use logmesh_bus::{Bus, NewRecord, NextOffset, TopicPartition};
+use logmesh_index::{FieldTypes, IndexError, IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
-use logmesh_proto::ingest::v1::{Chunk, Event, Source};
+use logmesh_proto::ingest::v1::{Chunk, Event};
 use logmesh_record::{Book, Topics, codec, document};
-use logmesh_runtime::{Readiness, Tasks};
-use logmesh_testing::wait_for_async;
-use logmesh_transfer::{GROUP, Settings, Transfer};
 use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
+use mesh::{DAY, Mesh, STREAM, chunk};
 
-const STREAM: &str = "217a55e0e277d86e24b960c80282a1c5";
-const DAY: i64 = 86_400;
+mod mesh;
 
 /// The embedded index, whose first answers of each kind lack the last document's.
 #[derive(Debug)]
@@ -60,93 +52,6 @@ impl IndexWriter for Forgetful {
     }
 }
 
-struct Mesh {
-    bus: Arc<EmbeddedBus>,
-    index: Arc<EmbeddedIndex>,
-    topic: TopicName,
-    tasks: Tasks,
-    _folder: tempfile::TempDir,
-}
-
-impl Mesh {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let bus = Arc::new(EmbeddedBus::open(&folder.path().join("bus"), Default::default()).unwrap());
-        let index = Arc::new(EmbeddedIndex::open(&folder.path().join("index"), Default::default()).await.unwrap());
-        let topic: TopicName = "logs".parse().unwrap();
-        for spec in Topics::default().specs(&topic) {
-            bus.ensure_topic(&spec).await.unwrap();
-        }
-        let mut mesh = Self { bus, index, topic, tasks: Tasks::new(), _folder: folder };
-        mesh.start_transfer();
-        mesh
-    }
-
-    fn start_transfer(&mut self) {
-        self.start_transfer_into(self.index.clone());
-    }
-
-    fn start_transfer_into(&mut self, index: Arc<dyn IndexWriter>) {
-        self.tasks = Tasks::new();
-        let settings = Settings { topics: Topics::default(), ..Settings::default() };
-        Transfer::start(self.bus.clone(), index, settings, Readiness::new(), &self.tasks);
-    }
-
-    async fn stop_transfer(&self) {
-        self.tasks.shutdown();
-        self.tasks.finish(Duration::from_secs(20)).await.unwrap();
-    }
-
-    async fn append(&self, record: NewRecord) -> Position {
-        self.bus.append(&self.topic, record).await.unwrap().await.unwrap()
-    }
-
-    /// Waits until what was appended at this place, and all before it, is done.
-    async fn done(&self, at: &Position) {
-        let partition = TopicPartition { topic: self.topic.clone(), partition: at.partition };
-        wait_for_async("transfer commits", Duration::from_secs(20), || async {
-            let committed = self.bus.committed(GROUP, &partition).await.unwrap();
-            if committed >= Some(at.offset.next()) { Ok(()) } else { Err(format!("{committed:?}")) }
-        })
-        .await;
-    }
-
-    async fn messages(&self) -> Vec<String> {
-        let selection =
-            Selection { query: Query::parse("*").unwrap(), from: None, to: None, topics: vec![self.topic.clone()] };
-        let page = self.index.search(&selection, Order::OldestFirst, PageLimit::hits(1_000), None).await.unwrap();
-        page.hits
-            .iter()
-            .map(|hit| {
-                let document: serde_json::Value = serde_json::from_slice(&hit.body).unwrap();
-                document["message"].as_str().unwrap().to_owned()
-            })
-            .collect()
-    }
-
-    async fn books(&self, partition: u32) -> Vec<Book> {
-        let at = TopicPartition { topic: self.topic.books(), partition };
-        let records = self.bus.read(&at, NextOffset(0), 1 << 20).await.unwrap();
-        records.iter().map(|record| Book::decode(&at.topic, &record.value).unwrap()).collect()
-    }
-}
-
-fn chunk(start: u64, text: &str, day: i64) -> Chunk {
-    Chunk {
-        stream_id: STREAM.to_owned(),
-        topic: "logs".to_owned(),
-        rule: "rules/collect".to_owned(),
-        rule_revision: 1,
-        start_offset: start,
-        end_offset: start + text.len() as u64,
-        data: Bytes::copy_from_slice(text.as_bytes()),
-        crc32c: crc32c::crc32c(text.as_bytes()),
-        read_time: Some(prost_types::Timestamp { seconds: 1_769_860_800 + day * DAY, nanos: 0 }),
-        source: Some(Source { agent_id: "web-1".into(), path: "/var/log/app.log".into(), ..Source::default() }),
-        ..Chunk::default()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_is_indexed_booked_and_committed() {
     let mesh = Mesh::start().await;
@@ -169,7 +74,7 @@ async fn a_range_that_comes_again_on_another_day_is_no_second_document() {
     let second = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\nthree\n", 1))).await;
     mesh.done(&second).await;
     mesh.stop_transfer().await;
-    mesh.start_transfer();
+    mesh.start_transfer().await;
     let third = mesh.append(codec::encode_chunk(&chunk(4, "two\nthree\nfour\n", 2))).await;
     mesh.done(&third).await;
     assert_eq!(mesh.messages().await, ["one", "two", "three", "four"]);
@@ -182,7 +87,7 @@ async fn both_copies_of_a_range_in_one_bulk_are_one_document() {
     mesh.stop_transfer().await;
     mesh.append(codec::encode_chunk(&chunk(0, "one\n", 0))).await;
     let at = mesh.append(codec::encode_chunk(&chunk(0, "one\n", 1))).await;
-    mesh.start_transfer();
+    mesh.start_transfer().await;
     mesh.done(&at).await;
     assert_eq!(mesh.messages().await, ["one"]);
     mesh.stop_transfer().await;
@@ -197,7 +102,7 @@ async fn booked_bytes_that_the_index_lacks_are_stored_when_they_come_again() {
     mesh.stop_transfer().await;
     mesh.bus.append(&mesh.topic.books(), book.encode()).await.unwrap().await.unwrap();
     let mut mesh = mesh;
-    mesh.start_transfer();
+    mesh.start_transfer().await;
     let at = mesh.append(codec::encode_chunk(&chunk(0, "lost once\n", 0))).await;
     mesh.done(&at).await;
     assert_eq!(mesh.messages().await, ["lost once"]);
@@ -210,7 +115,7 @@ async fn what_the_index_gives_no_answer_for_is_asked_again() {
     mesh.stop_transfer().await;
     let forgetful = Forgetful { index: mesh.index.clone(), wrote: false.into(), looked: false.into() };
     let forgetful = Arc::new(forgetful);
-    mesh.start_transfer_into(forgetful.clone());
+    mesh.start_transfer_into(forgetful.clone()).await;
     let first = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\n", 0))).await;
     mesh.done(&first).await;
     assert_eq!(mesh.messages().await, ["one", "two"]);

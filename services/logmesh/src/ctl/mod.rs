@@ -8,6 +8,7 @@ mod audit;
 mod deadletters;
 mod failure;
 mod output;
+mod replay;
 mod rules;
 mod search;
 mod status;
@@ -49,8 +50,10 @@ pub(crate) enum Command {
     Tail(search::TailArgs),
     /// Prove that no line is missing and none is there twice, or show where
     Audit(audit::AuditArgs),
-    /// Show events that could not be stored
+    /// Show events that could not be stored, and send them through again
     Deadletters(deadletters::DeadlettersArgs),
+    /// Write what the bus still holds into the index again
+    Replay(replay::ReplayArgs),
     /// Show whether every service is ready, and how far it is behind
     Status,
 }
@@ -101,6 +104,7 @@ async fn execute(command: Command, session: &mut Session) -> Outcome {
         Command::Tail(args) => search::tail(args, session).await,
         Command::Audit(args) => audit::run(args, session).await,
         Command::Deadletters(args) => deadletters::run(args, session).await,
+        Command::Replay(args) => replay::run(args, session).await,
         Command::Status => status::run(session).await,
     }
 }

@@ -40,6 +40,16 @@ fn the_command_line_of_the_design_is_understood() {
         "tail level:error",
         "audit --topic nginx --agent web-1",
         "deadletters list --topic nginx",
+        "deadletters list --summary",
+        "deadletters list --reason bad",
+        "deadletters redrive --topic nginx --reason bad --id a --id b",
+        "replay start --topic nginx --from 2026-01-31T12:00:00Z --to now-1h --rate 500 --into nginx-again",
+        "replay start --topic a --stream 00112233445566778899aabbccddeeff --start-offset 5 --end-offset 9 --id one",
+        "replay list --json",
+        "replay get one",
+        "replay pause one",
+        "replay resume one",
+        "replay cancel one",
         "status",
         "ctl status",
         "ctl rules list",
@@ -86,6 +96,10 @@ fn wrong_usage_is_refused() {
         "agents label web-1 role",
         "agents label web-1 =web",
         "audit --agent ../x",
+        "deadletters redrive",
+        "deadletters list --summary --reason x",
+        "replay start",
+        "replay start --topic a --start-offset 5",
     ] {
         assert!(parse(line).unwrap_err().use_stderr(), "{line}");
     }
