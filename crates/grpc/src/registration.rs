@@ -7,6 +7,7 @@ use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClie
 use logmesh_proto::discovery::v1::{Endpoint, RegisterRequest, RegisterResponse};
 use logmesh_proto::time::std_duration;
 use logmesh_runtime::{CancellationToken, RetryPolicy};
+use logmesh_types::limits::MAX_NAME_BYTES;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -35,7 +36,12 @@ impl Registration {
     /// all of its kind is made from the address, so that a server that comes back takes its own place.
     pub fn new(kind: &str, address: &str) -> Self {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' };
-        let id = address.chars().map(plain).collect::<String>().trim_matches('-').to_owned();
+        let mut id = address.chars().map(plain).collect::<String>().trim_matches('-').to_owned();
+        if id.len() > MAX_NAME_BYTES {
+            let all = fnv1a(id.as_bytes());
+            id.truncate(MAX_NAME_BYTES - 17);
+            id.push_str(&format!("-{all:016x}"));
+        }
         Self { endpoint: Endpoint { kind: kind.to_owned(), id, address: address.to_owned() } }
     }
 
@@ -116,9 +122,21 @@ async fn answer(answers: &mut Streaming<RegisterResponse>) -> anyhow::Result<Dur
     Ok(answer.ttl.as_ref().and_then(std_duration).unwrap_or(DEFAULT_TTL).max(MIN_TTL))
 }
 
+/// FNV-1a in 64 bits: enough to tell long addresses apart, and the same in every version of the program.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_address_has_an_id_too() {
+        let of = |host: &str| Registration::new("config", &format!("{}.{host}.svc:7401", "x".repeat(60))).endpoint.id;
+        assert_eq!((of("a").len(), of("a") == of("b"), of("a") == of("a")), (64, false, true));
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c, "as published");
+    }
 
     #[test]
     fn the_id_comes_from_the_address() {

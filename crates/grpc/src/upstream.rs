@@ -32,7 +32,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Which of several servers in the same state is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The first, as they were named: they keep things in memory that all callers should see.
+    /// The first, as they were named: calls that follow each other see one server's view, which only goes forward.
     First,
     /// One after the other.
     Turns,

@@ -113,7 +113,10 @@ fn as_mesh(settings: &Settings, prefix: &str, password: &str) -> EtcdStore {
 
 fn refused(result: Result<(), StoreError>, by: &str) {
     let error = result.expect_err(by);
-    assert!(matches!(error, StoreError::Unavailable { .. } | StoreError::Denied(_)) && error.to_string().contains(by), "{error}");
+    assert!(
+        matches!(error, StoreError::Unavailable { .. } | StoreError::Denied(_)) && error.to_string().contains(by),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

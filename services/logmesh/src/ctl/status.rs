@@ -110,10 +110,12 @@ async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {
     let online = agents.iter().filter(|agent| agent.online).count();
     let behind: u64 = agents.iter().map(|agent| agent.lag_bytes).sum();
     let rules = agents.iter().flat_map(|agent| &agent.rules);
-    let bad = rules.filter(|rule| matches!(rule.state(), RuleState::Failed | RuleState::Refused)).count();
+    let bad = rules
+        .filter(|rule| matches!(rule.state(), RuleState::Failed | RuleState::Refused | RuleState::RolledBack))
+        .count();
     let mut detail = format!("{online} of {} agents online, {} not acked", agents.len(), bytes(behind));
     if bad > 0 {
-        detail.push_str(&format!(", {bad} rules failed or refused (see `agents get`)"));
+        detail.push_str(&format!(", {bad} rules failed, rolled back or refused (see `agents get`)"));
     }
     let facts =
         json!({"agents": agents.len(), "agents_online": online, "unacked_bytes": behind, "rules_not_applied": bad});

@@ -26,7 +26,8 @@ impl NoteArgs {
         let user =
             || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
         let uid = || format!("uid-{}", rustix::process::getuid().as_raw());
-        let author = self.author.clone().unwrap_or_else(|| format!("{}@{}", user().unwrap_or_else(uid), host_name()));
+        let author = self.author.clone().filter(|author| !author.is_empty());
+        let author = author.unwrap_or_else(|| format!("{}@{}", user().unwrap_or_else(uid), host_name()));
         let reason = if self.reason.is_empty() { reason } else { &self.reason };
         ChangeNote { author, reason: reason.to_owned() }
     }

@@ -72,7 +72,8 @@ pub(super) async fn wait(rules: &[Rule], within: Duration, session: &mut Session
     let mut wanting = false;
     for rule in rules {
         settle(&mut fleet, rule, until).await?;
-        let standing = ask(&mut fleet, &rule.name, 0, &OTHERS).await?;
+        // A server that hasn't heard of the revision doesn't judge the one before in its place.
+        let standing = ask(&mut fleet, &rule.name, rule.revision, &OTHERS).await?;
         tell_unreachable(&standing, session.out.raw());
         if session.out.json {
             session.out.json(&to_json(&rule.name, &standing))?;
