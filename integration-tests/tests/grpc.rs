@@ -122,6 +122,12 @@ const CALLS: &[(&str, &str, End)] = &[
         r#"{"stream_id": "00000000000000000000000000000000"}"#,
         Error("NotFound", ""),
     ),
+    (
+        "logmesh.audit.v1.AuditService/Repair",
+        r#"{"streams": [{"topic": "logs", "stream_id": "00000000000000000000000000000000"}]}"#,
+        Error("NotFound", "logs"),
+    ),
+    ("logmesh.audit.v1.AuditService/Repair", "{}", Error("InvalidArgument", "streams")),
     ("logmesh.transfer.v1.TransferService/GetStatus", "{}", Answer("counts")),
     ("logmesh.transfer.v1.TransferService/ListDeadLetters", r#"{"topic": "logs"}"#, Answer("{")),
     ("logmesh.transfer.v1.TransferService/SummarizeDeadLetters", "{}", Answer("{")),

@@ -16,6 +16,7 @@ mod page;
 mod scope;
 mod search;
 mod settings;
+mod sum;
 mod template;
 mod topic;
 mod translate;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logmesh_index::{
     Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
-    Selection, Slice,
+    Selection, Slice, StreamSum,
 };
 use logmesh_types::{DocId, StreamId, TopicName};
 use reqwest::Method;
@@ -163,6 +164,10 @@ impl IndexReader for ElasticIndex {
         limit: usize,
     ) -> Result<Vec<EventSpan>, IndexError> {
         self.inner.spans(topic, stream, from, limit).await
+    }
+
+    async fn sums(&self, topic: &TopicName, streams: &[(StreamId, u64)]) -> Result<Vec<Vec<StreamSum>>, IndexError> {
+        self.inner.sums(topic, streams).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError> {

@@ -15,6 +15,7 @@ mod page;
 mod schema;
 mod search;
 mod slice;
+mod sum;
 mod translate;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logmesh_index::{
     Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
-    Selection, Slice,
+    Selection, Slice, StreamSum,
 };
 use logmesh_types::limits::MAX_PAGE_SIZE;
 use logmesh_types::{DocId, StreamId, TopicName};
@@ -200,6 +201,11 @@ impl IndexReader for EmbeddedIndex {
     ) -> Result<Vec<EventSpan>, IndexError> {
         let (topic, stream) = (topic.clone(), *stream);
         self.read_with(move |catalog| catalog.spans(&topic, &stream, from, limit)).await
+    }
+
+    async fn sums(&self, topic: &TopicName, streams: &[(StreamId, u64)]) -> Result<Vec<Vec<StreamSum>>, IndexError> {
+        let (topic, streams) = (topic.clone(), streams.to_vec());
+        self.read_with(move |catalog| catalog.sums(&topic, &streams)).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use logmesh_index::query::field::TIMESTAMP;
 use logmesh_index::{Bar, EventSpan, Hit, IndexError, Order, Page, PageLimit, Selection};
-use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
+use logmesh_types::{DocId, StreamId, TopicName, UnixNanos};
 use tantivy::columnar::Column;
 use tantivy::query::{EnableScoring, Query, Weight};
 use tantivy::schema::Value;
@@ -15,7 +15,8 @@ use tantivy::{DocAddress, Searcher, SegmentReader, TantivyDocument};
 use crate::catalog::Catalog;
 use crate::error::from_tantivy;
 use crate::page::{self, SortKey};
-use crate::schema::{Fields, ID_COLUMNS, LENGTH_COLUMN, OFFSET_COLUMN, STREAM_COLUMNS, STREAM_FIELD, TIMESTAMP_COLUMN};
+use crate::schema::{Fields, ID_COLUMNS, OFFSET_COLUMN, STREAM_COLUMNS, STREAM_FIELD, TIMESTAMP_COLUMN};
+use crate::sum::places;
 use crate::translate::{Translator, of_stream, rules_out, within};
 
 /// The most bars that a histogram may have.
@@ -313,13 +314,11 @@ fn collect_spans(
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
     for segment in searcher.segment_readers() {
         let columns = segment.fast_fields();
-        let (offsets, lengths) = (columns.i64(OFFSET_COLUMN)?, columns.i64(LENGTH_COLUMN)?);
         let ids = [columns.u64(ID_COLUMNS[0])?, columns.u64(ID_COLUMNS[1])?];
+        let place = places(segment)?;
         weight.for_each_no_score(segment, &mut |docs| {
             for doc in docs {
-                let Some(start) = offsets.first(*doc).and_then(|start| u64::try_from(start).ok()) else { continue };
-                let length = lengths.first(*doc).and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
-                let range = ByteRange::new(start, start.saturating_add(length));
+                let Some(range) = place(*doc) else { continue };
                 heap.push(EventSpan { range, id: DocId::from_bytes(whole(&ids, *doc).to_be_bytes()) });
                 if heap.len() > limit {
                     heap.pop();

@@ -8,6 +8,7 @@
 pub mod conformance;
 pub mod facets;
 pub mod query;
+pub mod sum;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -19,6 +20,7 @@ use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 
 pub use crate::facets::{Facet, Facets, MAX_FACETS};
 use crate::query::Query;
+pub use crate::sum::StreamSum;
 
 /// The part of the index that a document belongs to: one day of one topic. A function of the record alone (its topic
 /// and the UTC date of its read time), never of "now", so that a record that comes again finds its document.
@@ -283,6 +285,11 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
         from: u64,
         limit: usize,
     ) -> Result<Vec<EventSpan>, IndexError>;
+
+    /// What the documents of each of these streams come to, in each slice of the topic that has any: of those that begin before
+    /// the offset given with it. In the order of the streams, for each its slices in any order. What was written before the call
+    /// is counted, refreshed or not.
+    async fn sums(&self, topic: &TopicName, streams: &[(StreamId, u64)]) -> Result<Vec<Vec<StreamSum>>, IndexError>;
 
     /// The topics that have a document.
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError>;

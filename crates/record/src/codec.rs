@@ -29,6 +29,9 @@ pub const REDRIVE: &str = "logmesh-redrive";
 /// The longest reason that a dead letter keeps, in bytes.
 const MAX_REASON_BYTES: usize = 8_192;
 
+/// Header of a record that was on the bus before and is sent again, by a repair of the index: who reads the bus may leave it out.
+pub const REPEATED: &str = "logmesh-repeated";
+
 /// The format of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +95,12 @@ pub fn encode_event(document: &Document) -> NewRecord {
         key = stream.to_string();
     }
     NewRecord { key: Bytes::from(key), value: document.body.clone(), headers, timestamp: None }
+}
+
+/// Marks a record as one that was on the bus before.
+pub fn repeated(mut record: NewRecord) -> NewRecord {
+    record.headers.push((REPEATED.to_owned(), Bytes::from_static(b"repair")));
+    record
 }
 
 /// Reads a record of either format.

@@ -9,6 +9,9 @@ use crate::ByteRange;
 pub struct Ranges(Vec<ByteRange>);
 
 impl Ranges {
+    /// No byte.
+    pub const EMPTY: Self = Self(Vec::new());
+
     /// Adds a range.
     pub fn insert(&mut self, range: ByteRange) {
         self.insert_within(range, usize::MAX);

@@ -4,14 +4,16 @@
 //! index holds. They are read in the order in which a line passes them (agent, bus, books, index), so that a line which
 //! moves on meanwhile is seen at a later place and never taken for a gap. What still looks bad is looked at again.
 //!
-//! A known cost: each page of an audit, and each second look, reads the books of all its topics from their beginning.
-//! They are compacted, about one record for each stream, so that this is cheap beside comparing the documents; a mesh
-//! of very many streams takes large pages.
+//! Books are read once and followed from then on ([`shelf`]). The index is asked for sums first, all streams of a page in one
+//! call ([`stream::sums`]); only of a stream that doesn't come to what its book says are the documents listed. What is missing
+//! and still on the bus, [`repair`] puts back.
 
 mod coverage;
 mod ledger;
 mod page;
+mod repair;
 mod service;
+mod shelf;
 mod source;
 mod stream;
 
@@ -21,7 +23,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use logmesh_bus::BusError;
-use logmesh_grpc::{internal, resource_exhausted, unavailable};
+use logmesh_grpc::{internal, not_found, resource_exhausted, unavailable};
 use logmesh_index::IndexError;
 use tonic::{Code, Status};
 
@@ -40,6 +42,17 @@ enum AuditError {
     Incomplete(String, BTreeSet<String>),
     #[error("as many audits are under way as this console makes at a time; try again later")]
     Busy,
+    #[error("{0}")]
+    Unknown(String),
+    #[error("a repair is under way, and this console makes one at a time; try again when it's done")]
+    Repairing,
+}
+
+impl AuditError {
+    /// What was asked for isn't known, as far as all config services answered.
+    fn unknown(what: String, silent: BTreeSet<String>) -> Self {
+        if silent.is_empty() { Self::Unknown(what) } else { Self::Incomplete(what, silent) }
+    }
 }
 
 impl From<AuditError> for Status {
@@ -53,6 +66,8 @@ impl From<AuditError> for Status {
                 unavailable("CONFIG_UNAVAILABLE", error.to_string())
             }
             AuditError::Incomplete(..) => unavailable("SERVERS_UNREACHABLE", error.to_string()),
+            AuditError::Unknown(..) => not_found("UNKNOWN_STREAM", error.to_string()),
+            AuditError::Repairing => resource_exhausted("TOO_MANY_REPAIRS", error.to_string()),
             AuditError::Busy => resource_exhausted("TOO_MANY_AUDITS", error.to_string()),
             AuditError::Bus(cause) => internal(format!("{error}: {cause}")),
             AuditError::Index(cause) => internal(format!("{error}: {cause}")),

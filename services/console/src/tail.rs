@@ -229,8 +229,12 @@ fn send(sender: &mpsc::Sender<Result<TailResponse, Status>>, mut message: TailRe
     }
 }
 
-/// The documents of a record that the query finds. A record that can't be read has none: transfer deals with it.
+/// The documents of a record that the query finds. A record that can't be read has none: transfer deals with it. Nor has one
+/// that a repair sent again: its lines aren't new.
 fn matching(at: &TopicPartition, record: &Record, predicate: &Predicate) -> Vec<Hit> {
+    if record.header(codec::REPEATED).is_some() {
+        return Vec::new();
+    }
     let documents = codec::documents(&at.topic, at.partition, record).unwrap_or_default();
     let hits = documents.into_iter().filter_map(|document| {
         let id = document.id?;

@@ -130,6 +130,7 @@ macro_rules! conformance {
             very_many_values_are_counted_within_a_bound
             what_has_no_values_is_refused
             spans_tell_where_documents_lie
+            sums_tell_what_documents_come_to
             a_query_finds_what_its_definition_says
         );
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use logmesh_types::{ByteRange, UnixNanos};
 
 use super::{Doc, Fixture, NOON, Opened, selection, slice, stream, topic};
-use crate::{EventSpan, Hit, IndexError, IndexReader, IndexWriter, Order, Outcome, PageLimit, Selection};
+use crate::{EventSpan, Hit, IndexError, IndexReader, IndexWriter, Order, Outcome, PageLimit, Selection, StreamSum};
 
 async fn offsets<F: Fixture>(opened: &Opened<'_, F>, order: Order) -> Vec<i64> {
     let page = opened.index.search(&selection("*"), order, PageLimit::hits(100), None).await.unwrap();
@@ -188,4 +188,42 @@ pub async fn spans_tell_where_documents_lie(fixture: &impl Fixture) {
     assert!(spans(41, 100).await.is_empty());
     assert!(spans(u64::MAX, 100).await.is_empty());
     assert!(opened.index.spans(&topic("logs"), &stream(9), 0, 100).await.unwrap().is_empty());
+}
+
+/// The sums of streams are those of their documents, slice by slice, as far as is asked.
+pub async fn sums_tell_what_documents_come_to(fixture: &impl Fixture) {
+    let opened = Opened::new(fixture).await;
+    let day = |offset: i64| slice("logs", if offset < 30 { "2026-02-01" } else { "2026-01-31" });
+    let doc = |offset: i64| Doc::new(offset, "x").in_slice(day(offset));
+    let far = 1 << 32;
+    let others = [doc(50).of(stream(2)), doc(60).in_slice(slice("other", "2026-01-31"))].map(|doc| doc.build());
+    let mut written: Vec<_> = [0, 10, 20, 30, far, far + 10].iter().map(|offset| doc(*offset).build()).collect();
+    written.extend(others);
+    written.push(doc(10).in_slice(slice("logs", "2026-02-02")).build());
+    // Not settled: sums count what was written before.
+    assert!(opened.index.write(written).await.unwrap().iter().all(|outcome| *outcome == Outcome::Created));
+
+    let sums = async |asked: &[(u64, u64)]| {
+        let asked: Vec<_> = asked.iter().map(|(number, before)| (stream(*number), *before)).collect();
+        let mut sums = opened.index.sums(&topic("logs"), &asked).await.unwrap();
+        sums.iter_mut().for_each(|slices| slices.sort());
+        sums
+    };
+    let of = |places: &[i64]| {
+        let mut sum = StreamSum::default();
+        places.iter().for_each(|at| sum.add(ByteRange::new(*at as u64, *at as u64 + 10)));
+        sum
+    };
+    let all = [of(&[0, 10, 20]), of(&[10]), of(&[30, far, far + 10])];
+    let asked = sums(&[(2, u64::MAX), (9, u64::MAX), (1, u64::MAX)]).await;
+    assert_eq!(asked, [vec![of(&[50])], vec![], all.to_vec()]);
+    assert_eq!(sums(&[(1, 10)]).await, [vec![of(&[0])]]);
+    assert_eq!(sums(&[(1, 11)]).await, [vec![of(&[0, 10]), of(&[10])]]);
+    assert_eq!(sums(&[(1, 0)]).await, [vec![]]);
+    assert!(sums(&[]).await.is_empty());
+    let many: Vec<(u64, u64)> = (1..1_200).map(|number| (number, u64::MAX)).collect();
+    let many = sums(&many).await;
+    assert_eq!((many.len(), &many[0][..], &many[1][..]), (1_199, &all[..], &[of(&[50])][..]));
+    assert!(many[2..].iter().all(Vec::is_empty));
+    assert_eq!(opened.index.sums(&topic("nothing"), &[(stream(1), 5)]).await.unwrap(), [vec![]]);
 }

@@ -2,40 +2,52 @@
 //! with the stream.
 
 use logmesh_index::EventSpan;
-use logmesh_proto::audit::v1::Finding;
+use logmesh_proto::audit::v1::{Finding, FindingCause};
 use logmesh_types::{ByteRange, Ranges};
 
 /// The most findings of a kind that are listed for a stream.
 const MAX_FINDINGS: usize = 100;
 
+/// The most ranges of a stream that one repair mends: 160 KB. What lies beyond is found by the next one.
+const MAX_RANGES: usize = 10_000;
+
 /// Ranges where something is wrong, by start; neighbours are put together.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Vec<Finding>);
+pub(super) struct Findings {
+    listed: Vec<Finding>,
+    ranges: Ranges,
+}
 
 impl Findings {
     /// Adds a finding that begins at or after the last one's start.
-    pub(super) fn add(&mut self, range: ByteRange, detail: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, range: ByteRange, cause: FindingCause, detail: impl FnOnce() -> String) {
         if range.is_empty() {
             return;
         }
-        if let Some(last) = self.0.last_mut()
+        self.ranges.insert_within(range, MAX_RANGES);
+        if let Some(last) = self.listed.last_mut()
             && last.end_offset >= range.start
         {
             last.end_offset = last.end_offset.max(range.end);
-        } else if self.0.len() < MAX_FINDINGS {
-            let lost_at_source = false;
-            self.0.push(Finding { start_offset: range.start, end_offset: range.end, detail: detail(), lost_at_source });
+        } else if self.listed.len() < MAX_FINDINGS {
+            let (start_offset, end_offset, cause) = (range.start, range.end, cause.into());
+            self.listed.push(Finding { start_offset, end_offset, detail: detail(), cause, ..Finding::default() });
         }
+    }
+
+    /// The ranges, also of findings that aren't listed any more.
+    pub(super) fn ranges(&self) -> &Ranges {
+        &self.ranges
     }
 
     /// The findings of both, by start.
     pub(super) fn merge(self, other: Self) -> Vec<Finding> {
-        self.with(other.0)
+        self.with(other.listed)
     }
 
     /// These findings and others that come in any order, by start.
     pub(super) fn with(self, others: Vec<Finding>) -> Vec<Finding> {
-        let mut all = self.0;
+        let mut all = self.listed;
         all.extend(others);
         all.sort_by_key(|finding| (finding.start_offset, finding.end_offset));
         all.truncate(MAX_FINDINGS);
@@ -50,7 +62,9 @@ pub(super) struct Coverage<'a> {
     expected: &'a [ByteRange],
     /// The end of what the documents so far hold, and the document that ends there.
     covered: Option<EventSpan>,
+    /// Documents that begin before the end of what should be there.
     pub(super) documents: u64,
+    end: u64,
     pub(super) gaps: Findings,
     pub(super) doubles: Findings,
 }
@@ -62,6 +76,19 @@ impl<'a> Coverage<'a> {
             expected: expected.as_slice(),
             covered: None,
             documents: 0,
+            end: expected.bounds().map_or(u64::MAX, |bounds| bounds.end),
+            gaps: Findings::default(),
+            doubles: Findings::default(),
+        }
+    }
+
+    /// The comparison of a stream that is known to be as it should be.
+    pub(super) fn whole(documents: u64) -> Self {
+        Self {
+            expected: &[],
+            covered: None,
+            documents,
+            end: 0,
             gaps: Findings::default(),
             doubles: Findings::default(),
         }
@@ -69,13 +96,15 @@ impl<'a> Coverage<'a> {
 
     /// Takes the next document.
     pub(super) fn add(&mut self, span: EventSpan) {
-        self.documents += 1;
+        self.documents += u64::from(span.range.start < self.end);
         let covered = self.covered.map_or(0, |before| before.range.end);
         if let Some(before) = self.covered
             && span.range.start < covered
         {
             let twice = ByteRange::new(span.range.start, span.range.end.min(covered));
-            self.doubles.add(twice, || explain_double(&before, &span));
+            let same = before.id == span.id;
+            let cause = if same { FindingCause::SameDocument } else { FindingCause::Overlap };
+            self.doubles.add(twice, cause, || explain_double(&before, &span));
         }
         self.gap(covered, span.range.start);
         if span.range.end > covered || self.covered.is_none() {
@@ -94,7 +123,8 @@ impl<'a> Coverage<'a> {
             && expected.start < to
         {
             let missing = ByteRange::new(expected.start.max(from), expected.end.min(to));
-            self.gaps.add(missing, || "booked as indexed, and no document holds it".to_owned());
+            let detail = || "booked as indexed, and no document holds it".to_owned();
+            self.gaps.add(missing, FindingCause::NotIndexed, detail);
             if expected.end > to {
                 break;
             }
@@ -124,7 +154,7 @@ mod tests {
     type Places = Vec<(u64, u64)>;
 
     fn places(findings: &Findings) -> Places {
-        findings.0.iter().map(|finding| (finding.start_offset, finding.end_offset)).collect()
+        findings.listed.iter().map(|finding| (finding.start_offset, finding.end_offset)).collect()
     }
 
     fn compare(expected: &[(u64, u64)], spans: &[EventSpan]) -> (Places, Places) {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use logmesh_bus::{Bus, NextOffset, Record, TopicPartition, partition_of};
+use logmesh_bus::{Bus, NextOffset, Offset, Record, TopicPartition, partition_of};
 use logmesh_record::codec::{self, Content};
 use logmesh_record::{Book, TRANSFER_GROUP, with_books};
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
-use tracing::warn;
 
 use super::AuditError;
+use super::shelf::Shelf;
 
 /// Bytes that are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
@@ -37,6 +37,8 @@ pub(super) struct Entry {
     pub(super) book: Option<Book>,
     /// What lies on the bus and isn't committed by transfer.
     pub(super) waiting: Ranges,
+    /// The first record of it.
+    pub(super) waits_at: Option<Offset>,
     /// Too much waits to know all of it.
     pub(super) more_waits: bool,
 }
@@ -44,44 +46,55 @@ pub(super) struct Entry {
 /// What the bus knows of some streams, in all topics.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
+    topics: Vec<Topic>,
     entries: HashMap<StreamId, Vec<(TopicName, Entry)>>,
 }
 
 impl Ledger {
     /// Reads what the bus knows of these streams: first what waits, then the books, so that what transfer finishes
     /// meanwhile is found in one of them at least.
-    pub(super) async fn read(bus: &dyn Bus, streams: &HashSet<StreamId>) -> Result<Self, AuditError> {
+    pub(super) async fn read(bus: &dyn Bus, shelf: &Shelf, streams: &HashSet<StreamId>) -> Result<Self, AuditError> {
         let mut ledger = Self::default();
-        for topic in topics(bus).await? {
-            let partitions: BTreeSet<u32> = streams.iter().map(|stream| partition(*stream, &topic)).collect();
+        let topics = topics(bus).await?;
+        for topic in &topics {
+            let partitions: BTreeSet<u32> = streams.iter().map(|stream| partition(*stream, topic)).collect();
             for partition in &partitions {
                 let at = TopicPartition { topic: topic.name.clone(), partition: *partition };
                 if !ledger.read_waiting(bus, &at, streams).await? {
-                    let here = streams.iter().filter(|stream| super::ledger::partition(**stream, &topic) == *partition);
+                    let here = streams.iter().filter(|stream| super::ledger::partition(**stream, topic) == *partition);
                     here.for_each(|stream| ledger.entry(*stream, &topic.name).more_waits = true);
                 }
             }
             for partition in partitions {
                 let at = TopicPartition { topic: topic.name.books(), partition };
-                read_books(bus, &at, |stream, book| {
-                    if streams.contains(&stream) {
-                        let entry = ledger.entry(stream, &topic.name);
-                        let before = entry.book.take();
-                        entry.book = book.map(|mut book| {
-                            before.iter().for_each(|before| book.merge(before));
-                            book
-                        });
-                    }
-                })
-                .await?;
+                shelf.read(bus, &at, |stream, book| ledger.take(&topic.name, streams, stream, book)).await?;
             }
         }
+        ledger.topics = topics;
         Ok(ledger)
+    }
+
+    /// The partition of the topic in which the stream lies; `None` if there is no such topic.
+    pub(super) fn partition(&self, topic: &TopicName, stream: StreamId) -> Option<u32> {
+        self.topics.iter().find(|known| known.name == *topic).map(|known| partition(stream, known))
     }
 
     /// What is known of the stream, in each topic where anything is.
     pub(super) fn of(&self, stream: StreamId) -> &[(TopicName, Entry)] {
         self.entries.get(&stream).map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes in what is said of a book.
+    fn take(&mut self, topic: &TopicName, streams: &HashSet<StreamId>, stream: StreamId, book: Option<&Book>) {
+        if !streams.contains(&stream) {
+            return;
+        }
+        let entry = self.entry(stream, topic);
+        let before = entry.book.take();
+        entry.book = book.cloned().map(|mut book| {
+            before.iter().for_each(|before| book.merge(before));
+            book
+        });
     }
 
     fn entry(&mut self, stream: StreamId, topic: &TopicName) -> &mut Entry {
@@ -113,7 +126,9 @@ impl Ledger {
                 if let Some((stream, range)) = range_of(record)
                     && streams.contains(&stream)
                 {
-                    self.entry(stream, &at.topic).waiting.insert(range);
+                    let entry = self.entry(stream, &at.topic);
+                    entry.waiting.insert(range);
+                    entry.waits_at.get_or_insert(record.offset);
                 }
             }
             if read > MAX_WAITING_BYTES {
@@ -137,29 +152,4 @@ fn range_of(record: &Record) -> Option<(StreamId, ByteRange)> {
         }
         Content::Event(document) => document.stream,
     }
-}
-
-/// Reads a partition of books from its beginning and hands out each, `None` for one that was removed.
-pub(super) async fn read_books(
-    bus: &dyn Bus,
-    at: &TopicPartition,
-    mut take: impl FnMut(StreamId, Option<Book>),
-) -> Result<(), AuditError> {
-    let marks = bus.watermarks(at).await?;
-    let mut next = marks.low;
-    while next < marks.high {
-        let records = bus.read(at, next, READ_BYTES).await?;
-        let Some(last) = records.last() else { break };
-        next = last.offset.next();
-        for record in &records {
-            let key = std::str::from_utf8(&record.key).ok().and_then(|key| key.parse::<StreamId>().ok());
-            match (key, Book::decode(&at.topic, &record.value)) {
-                (Some(stream), _) if record.value.is_empty() => take(stream, None),
-                (Some(stream), Ok(book)) => take(stream, Some(book)),
-                (_, Err(error)) => warn!(error, "the audit leaves a book out"),
-                (None, Ok(_)) => warn!(topic = %at.topic, "the audit leaves out a book whose key is no stream"),
-            }
-        }
-    }
-    Ok(())
 }

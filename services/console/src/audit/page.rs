@@ -6,8 +6,10 @@ use logmesh_bus::{Bus, TopicPartition};
 use logmesh_grpc::Upstream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{AgentStream, ListStreamsRequest};
+use logmesh_record::Book;
 use logmesh_types::{StreamId, TopicName};
 
+use super::shelf::Shelf;
 use super::{AuditError, ledger};
 
 /// Streams asked of config at a time, the most that it gives.
@@ -31,6 +33,15 @@ pub(super) struct Filter {
     pub(super) topic: Option<TopicName>,
     /// Empty: of all agents.
     pub(super) agent: String,
+    /// To compare document by document, and not by sums first.
+    pub(super) thorough: bool,
+}
+
+impl Filter {
+    /// Any stream, thoroughly.
+    pub(super) fn all_of_it() -> Self {
+        Self { thorough: true, ..Self::default() }
+    }
 }
 
 /// The first `size` streams from a place on. However many there are, no more are kept.
@@ -81,6 +92,7 @@ pub(super) async fn collect(
     page: &mut Page,
     filter: &Filter,
     bus: &dyn Bus,
+    shelf: &Shelf,
     fleet: FleetServiceClient<Upstream>,
 ) -> Result<BTreeSet<String>, AuditError> {
     let silent = reported(fleet, filter, |key, stream| page.offer(key, Some(stream))).await?;
@@ -91,14 +103,14 @@ pub(super) async fn collect(
         }
         for partition in 0..topic.partitions {
             let at = TopicPartition { topic: topic.name.books(), partition };
-            ledger::read_books(bus, &at, |stream, book| match book {
+            let offer = |stream, book: Option<&Book>| match book {
                 Some(book) if filter.agent.is_empty() || book.agent == filter.agent => {
                     page.offer((topic.name.clone(), stream), None);
                 }
                 Some(_) => {}
                 None => page.withdraw(&(topic.name.clone(), stream)),
-            })
-            .await?;
+            };
+            shelf.read(bus, &at, offer).await?;
         }
     }
     Ok(silent)

@@ -5,11 +5,14 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use logmesh_bus::Bus;
-use logmesh_grpc::{Upstream, bad_field, not_found, page_size};
-use logmesh_index::IndexReader;
+use logmesh_bus::{Bus, TopicPartition};
+use logmesh_grpc::{Upstream, bad_field, page_size};
+use logmesh_index::{IndexReader, StreamSum};
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
-use logmesh_proto::audit::v1::{AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, StreamAudit};
+use logmesh_proto::audit::v1::{
+    AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, RepairRequest, RepairResponse, StreamAudit,
+    StreamRepair,
+};
 use logmesh_proto::fleet::v1::AgentStream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_types::{AgentId, StreamId, TopicName};
@@ -19,13 +22,18 @@ use tonic::{Request, Response, Status};
 use super::AuditError;
 use super::ledger::Ledger;
 use super::page::{self, Candidate, Filter, Key, Page};
-use super::stream;
+use super::repair::{Want, Wanted, repair};
+use super::shelf::Shelf;
+use super::stream::{self, Audited, Look};
 
 /// The most streams of a page.
 const MAX_PAGE: usize = 1_000;
 
 /// Audits under way at a time: each reads much from bus and index, which searches need too.
 const MAX_AUDITS: usize = 4;
+
+/// Repairs under way at a time: each reads whole partitions of the bus.
+const MAX_REPAIRS: usize = 1;
 
 /// How often a stream that looks bad is looked at again, and after how long.
 const RECHECKS: usize = 3;
@@ -37,14 +45,17 @@ pub(crate) struct Audit {
     bus: Arc<dyn Bus>,
     index: Arc<dyn IndexReader>,
     fleet: FleetServiceClient<Upstream>,
+    shelf: Arc<Shelf>,
     places: Arc<Semaphore>,
+    repairs: Arc<Semaphore>,
 }
 
 impl Audit {
     /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexReader>, config: Upstream) -> Self {
         let fleet = FleetServiceClient::new(config);
-        Self { bus, index, fleet, places: Arc::new(Semaphore::new(MAX_AUDITS)) }
+        let (places, repairs) = (Arc::new(Semaphore::new(MAX_AUDITS)), Arc::new(Semaphore::new(MAX_REPAIRS)));
+        Self { bus, index, fleet, shelf: Arc::default(), places, repairs }
     }
 
     fn place(&self) -> Result<SemaphorePermit<'_>, AuditError> {
@@ -58,17 +69,17 @@ impl Audit {
         candidates: &[Candidate],
         filter: &Filter,
         silent: &mut BTreeSet<String>,
-    ) -> Result<Vec<StreamAudit>, AuditError> {
-        let mut audits = self.look(candidates).await?;
+    ) -> Result<Vec<Audited>, AuditError> {
+        let mut audits = self.look(candidates, filter.thorough).await?;
         for _ in 0..RECHECKS {
-            let bad: Vec<usize> = (0..audits.len()).filter(|place| !audits[*place].clean).collect();
+            let bad: Vec<usize> = (0..audits.len()).filter(|place| !audits[*place].audit.clean).collect();
             if bad.is_empty() {
                 break;
             }
             tokio::time::sleep(RECHECK_PAUSE).await;
             let mut again: Vec<Candidate> = bad.iter().map(|place| candidates[*place].clone()).collect();
             silent.extend(self.ask_again(&mut again, filter).await?);
-            for (place, audit) in bad.into_iter().zip(self.look(&again).await?) {
+            for (place, audit) in bad.into_iter().zip(self.look(&again, filter.thorough).await?) {
                 audits[place] = audit;
             }
         }
@@ -87,14 +98,44 @@ impl Audit {
         .await
     }
 
-    async fn look(&self, candidates: &[Candidate]) -> Result<Vec<StreamAudit>, AuditError> {
+    /// Looks at the streams once; `thorough`: at each document, whatever the sums.
+    async fn look(&self, candidates: &[Candidate], thorough: bool) -> Result<Vec<Audited>, AuditError> {
         let streams: HashSet<StreamId> = candidates.iter().map(|candidate| candidate.stream).collect();
-        let ledger = Ledger::read(self.bus.as_ref(), &streams).await?;
+        let ledger = Ledger::read(self.bus.as_ref(), &self.shelf, &streams).await?;
+        let looks: Vec<Look<'_>> = candidates.iter().map(|candidate| Look::new(candidate, &ledger)).collect();
+        let sums: Vec<Option<Vec<StreamSum>>> = match thorough {
+            true => vec![None; looks.len()],
+            false => stream::sums(&looks, self.index.as_ref()).await?.into_iter().map(Some).collect(),
+        };
         let mut audits = Vec::with_capacity(candidates.len());
-        for candidate in candidates {
-            audits.push(stream::audit(candidate, &ledger, self.index.as_ref()).await?);
+        for (look, sum) in looks.into_iter().zip(sums) {
+            audits.push(look.finish(sum, self.index.as_ref()).await?);
         }
         Ok(audits)
+    }
+
+    /// Repairs streams, and audits them again.
+    async fn repair_all(&self, keys: Vec<Key>) -> Result<RepairResponse, AuditError> {
+        let candidate = |(topic, stream)| Candidate { topic, stream, reported: None };
+        let mut candidates: Vec<Candidate> = keys.into_iter().map(candidate).collect();
+        let filter = Filter::all_of_it();
+        let mut silent = self.ask_again(&mut candidates, &filter).await?;
+        let mut wanted = Wanted::new();
+        for one in self.examine(&candidates, &filter, &mut silent).await?.into_iter().zip(&candidates) {
+            let (Audited { audit, missing, known }, Candidate { topic, stream, .. }) = one;
+            if !known {
+                let unknown = format!("neither an agent nor the books know a stream {stream} in topic {topic}");
+                return Err(AuditError::unknown(unknown, silent));
+            }
+            if !missing.is_empty() {
+                let at = TopicPartition { topic: topic.clone(), partition: audit.partition };
+                wanted.entry(at).or_default().insert(*stream, Want { missing, ..Want::default() });
+            }
+        }
+        repair(self.bus.as_ref(), &mut wanted).await?;
+        let after = self.examine(&candidates, &filter, &mut silent).await?;
+        let after = after.into_iter().zip(candidates).map(|(after, one)| conclude(after.audit, &one, &wanted));
+        Ok(RepairResponse { streams: after.collect(), unreachable_servers: silent.into_iter().collect() })
     }
 
     /// The stream in the topic to which its agent sends it; where none reports it, in the one whose book is furthest. With
@@ -110,7 +151,7 @@ impl Audit {
         if found.is_some() {
             return Ok((found, silent));
         }
-        let ledger = Ledger::read(self.bus.as_ref(), &HashSet::from([stream])).await?;
+        let ledger = Ledger::read(self.bus.as_ref(), &self.shelf, &HashSet::from([stream])).await?;
         let furthest =
             ledger.of(stream).iter().max_by_key(|(_, entry)| entry.book.as_ref().map(|book| book.watermark()));
         let found = furthest.map(|(topic, _)| Candidate { topic: topic.clone(), stream, reported: None });
@@ -127,13 +168,10 @@ impl AuditService for Audit {
         let (candidate, mut silent) = self.find(stream).await?;
         let Some(candidate) = candidate else {
             let unknown = format!("neither an agent nor the books know a stream {stream}");
-            return Err(match silent.is_empty() {
-                true => not_found("UNKNOWN_STREAM", unknown),
-                false => AuditError::Incomplete(unknown, silent).into(),
-            });
+            return Err(AuditError::unknown(unknown, silent).into());
         };
-        let audits = self.examine(&[candidate], &Filter::default(), &mut silent).await?;
-        let audit = audits.into_iter().next().unwrap_or_default();
+        let audits = self.examine(&[candidate], &Filter::all_of_it(), &mut silent).await?;
+        let audit = audits.into_iter().next().map(|one| one.audit).unwrap_or_default();
         Ok(Response::new(StreamAudit { unreachable_servers: silent.into_iter().collect(), ..audit }))
     }
 
@@ -144,13 +182,48 @@ impl AuditService for Audit {
         let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
         let _place = self.place()?;
         let mut page = Page::new(from, size);
-        let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), self.fleet.clone()).await?;
+        let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), &self.shelf, self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
         let streams = self.examine(&candidates, &filter, &mut silent).await?;
+        let streams = streams.into_iter().map(|one| one.audit).collect();
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
         let unreachable_servers = silent.into_iter().collect();
         Ok(Response::new(AuditFleetResponse { streams, next_page_token, unreachable_servers }))
     }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairResponse>, Status> {
+        let keys = keys(request.into_inner())?;
+        let _place = self.repairs.try_acquire().map_err(|_| AuditError::Repairing)?;
+        Ok(Response::new(self.repair_all(keys).await?))
+    }
+}
+
+/// What became of a stream's repair.
+fn conclude(mut audit: StreamAudit, candidate: &Candidate, wanted: &Wanted) -> StreamRepair {
+    let at = TopicPartition { topic: candidate.topic.clone(), partition: audit.partition };
+    let Some(want) = wanted.get(&at).and_then(|streams| streams.get(&candidate.stream)) else {
+        return StreamRepair { audit: Some(audit), ..StreamRepair::default() };
+    };
+    let again = want.explain(&mut audit);
+    StreamRepair { audit: Some(audit), events: want.events, bytes: want.found.bytes(), again }
+}
+
+/// The streams to repair.
+fn keys(request: RepairRequest) -> Result<Vec<Key>, Status> {
+    if request.streams.is_empty() || request.streams.len() > MAX_PAGE {
+        return Err(bad("streams", format!("must name 1 to {MAX_PAGE} streams, and names {}", request.streams.len())));
+    }
+    let mut seen = HashSet::new();
+    let mut keys = Vec::with_capacity(request.streams.len());
+    for (place, one) in request.streams.into_iter().enumerate() {
+        let topic: TopicName = one.topic.parse().map_err(|error| bad(&format!("streams[{place}].topic"), error))?;
+        let stream = one.stream_id.parse().map_err(|error| bad(&format!("streams[{place}].stream_id"), error))?;
+        if !seen.insert((topic.clone(), stream)) {
+            return Err(bad(&format!("streams[{place}]"), "is named twice"));
+        }
+        keys.push((topic, stream));
+    }
+    Ok(keys)
 }
 
 fn filter(request: &AuditFleetRequest) -> Result<Filter, Status> {
@@ -159,7 +232,7 @@ fn filter(request: &AuditFleetRequest) -> Result<Filter, Status> {
     if !request.agent_id.is_empty() {
         request.agent_id.parse::<AgentId>().map_err(|error| bad("agent_id", error))?;
     }
-    Ok(Filter { topic, agent: request.agent_id.clone() })
+    Ok(Filter { topic, agent: request.agent_id.clone(), thorough: request.thorough })
 }
 
 /// Where a page begins, `{topic}/{stream}`.

@@ -1,6 +1,6 @@
 //! What an agent says was gone before it could collect it, held against what arrived.
 
-use logmesh_proto::audit::v1::Finding;
+use logmesh_proto::audit::v1::{Finding, FindingCause};
 use logmesh_proto::fleet::v1::{LossCause, LostRange, StreamStatus};
 use logmesh_types::{ByteRange, Ranges};
 
@@ -35,6 +35,8 @@ pub(super) fn lost(status: &StreamStatus, arrived: &Arrived) -> Vec<Finding> {
             end_offset: range.end,
             detail: format!("lost at the source: {}", explain(one.cause())),
             lost_at_source: true,
+            cause: FindingCause::LostAtSource.into(),
+            off_bus: false,
         }));
     }
     let told: u64 = status.lost_ranges.iter().map(|one| range_of(one).len()).sum();
@@ -47,6 +49,8 @@ pub(super) fn lost(status: &StreamStatus, arrived: &Arrived) -> Vec<Finding> {
                 "lost at the source: {rest} bytes were gone before they could be read, their places weren't kept"
             ),
             lost_at_source: true,
+            cause: FindingCause::LostAtSource.into(),
+            off_bus: false,
         });
     }
     findings

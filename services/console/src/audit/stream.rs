@@ -1,7 +1,10 @@
 //! The audit of one stream: agent, bus, books and index put side by side.
 
-use logmesh_index::IndexReader;
-use logmesh_proto::audit::v1::StreamAudit;
+use std::collections::BTreeMap;
+
+use logmesh_index::sum::hold;
+use logmesh_index::{IndexReader, StreamSum};
+use logmesh_proto::audit::v1::{Finding, FindingCause, StreamAudit};
 use logmesh_proto::fleet::v1::StreamStatus;
 use logmesh_record::Book;
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
@@ -15,51 +18,120 @@ use super::source::{self, Arrived};
 /// Documents that are asked of the index at a time.
 const SPANS: usize = 10_000;
 
-/// Compares all that is known of a stream. The ledger must have been read after the agent's report.
-pub(super) async fn audit(
-    candidate: &Candidate,
-    ledger: &Ledger,
-    index: &dyn IndexReader,
-) -> Result<StreamAudit, AuditError> {
-    let nothing = Entry::default();
-    let known = ledger.of(candidate.stream);
-    let entry = known.iter().find(|(topic, _)| *topic == candidate.topic).map_or(&nothing, |(_, entry)| entry);
-    let book = entry.book.as_ref();
-    let status = candidate.reported.as_ref().and_then(|reported| reported.status.as_ref());
-    let flow = Flow::new(status, entry, known);
+/// A stream, with all that is known of it but what the index holds.
+pub(super) struct Look<'a> {
+    candidate: &'a Candidate,
+    /// What the bus knows of the stream, by topic.
+    known: &'a [(TopicName, Entry)],
+    entry: &'a Entry,
+    partition: u32,
+    flow: Flow,
+    /// What documents should hold.
+    indexed: Ranges,
+}
 
-    let indexed = flow.done.without(&flow.rejected);
-    let coverage = compare(&candidate.topic, candidate.stream, &indexed, index).await?;
-    let mut lost = Findings::default();
-    flow.missing.as_slice().iter().for_each(|range| {
-        lost.add(*range, || "durable on the bus, and neither booked nor on its way".to_owned());
-    });
-    let lost = lost.with(status.map(|status| source::lost(status, &flow.arrived)).unwrap_or_default());
-    let gaps = coverage.gaps.with(lost);
-    let doubles = coverage.doubles.merge(elsewhere(&indexed, &candidate.topic, known));
+/// What came of a stream's audit.
+#[derive(Debug)]
+pub(super) struct Audited {
+    pub(super) audit: StreamAudit,
+    /// What is missing, and wasn't lost at the source: more than the audit lists.
+    pub(super) missing: Ranges,
+    /// False if neither an agent nor the bus knows of such a stream.
+    pub(super) known: bool,
+}
 
-    let said = |said: Option<&String>, booked: Option<&String>| {
-        said.or(booked).filter(|text| !text.is_empty()).cloned().unwrap_or_default()
-    };
-    Ok(StreamAudit {
-        stream_id: candidate.stream.to_string(),
-        topic: candidate.topic.to_string(),
-        agent_id: said(candidate.reported.as_ref().map(|one| &one.agent_id), book.map(|book| &book.agent)),
-        path: said(status.map(|status| &status.path), book.map(|book| &book.path)),
-        start_offset: status.map_or_else(|| book.map_or(0, Book::start), |status| status.start_offset),
-        size: status.map_or(0, |status| status.size),
-        read_offset: status.map_or(0, |status| status.read_offset),
-        acked_offset: status.map_or(0, |status| status.acked_offset),
-        indexed_offset: book.map_or(0, Book::watermark),
-        documents: coverage.documents,
-        on_its_way_bytes: flow.on_its_way,
-        dead_letter_bytes: flow.rejected.bytes(),
-        clean: gaps.is_empty() && doubles.is_empty(),
-        gaps,
-        doubles,
-        agent_reported: candidate.reported.as_ref().is_some_and(|one| one.agent_online),
-        unreachable_servers: Vec::new(),
-    })
+impl<'a> Look<'a> {
+    /// Takes together what is known of a stream. The ledger must have been read after the agent's report.
+    pub(super) fn new(candidate: &'a Candidate, ledger: &'a Ledger) -> Self {
+        static NOTHING: Entry = Entry { book: None, waiting: Ranges::EMPTY, waits_at: None, more_waits: false };
+        let known = ledger.of(candidate.stream);
+        let entry = known.iter().find(|(topic, _)| *topic == candidate.topic).map_or(&NOTHING, |(_, entry)| entry);
+        let status = candidate.reported.as_ref().and_then(|reported| reported.status.as_ref());
+        let flow = Flow::new(status, entry, known);
+        let indexed = flow.done.without(&flow.rejected);
+        let partition = ledger.partition(&candidate.topic, candidate.stream).unwrap_or_default();
+        Self { candidate, known, entry, partition, flow, indexed }
+    }
+
+    /// Documents that begin before this offset should be as the books say. Others may be there, and aren't booked yet.
+    fn end(&self) -> u64 {
+        self.indexed.bounds().map_or(u64::MAX, |bounds| bounds.end)
+    }
+
+    /// Compares with the index: by the sums of its documents and, if there are none or they tell of a fault, one by one.
+    pub(super) async fn finish(
+        self,
+        sums: Option<Vec<StreamSum>>,
+        index: &dyn IndexReader,
+    ) -> Result<Audited, AuditError> {
+        let coverage = match sums.filter(|sums| hold(sums, &self.indexed)) {
+            Some(sums) => Coverage::whole(sums.iter().map(|sum| sum.documents).sum()),
+            None => compare(&self.candidate.topic, self.candidate.stream, &self.indexed, index).await?,
+        };
+        let mut lost = Findings::default();
+        self.flow.missing.as_slice().iter().for_each(|range| {
+            let detail = || "durable on the bus, and neither booked nor on its way".to_owned();
+            lost.add(*range, FindingCause::NotBooked, detail);
+        });
+        let missing = [coverage.gaps.ranges(), lost.ranges()];
+        let missing = missing.into_iter().flat_map(|ranges| ranges.as_slice()).copied().collect();
+        let status = self.status();
+        let lost = lost.with(status.map(|status| source::lost(status, &self.flow.arrived)).unwrap_or_default());
+        let doubles = coverage.doubles.merge(elsewhere(&self.indexed, &self.candidate.topic, self.known));
+        let audit = self.answer(coverage.documents, coverage.gaps.with(lost), doubles);
+        let known =
+            self.candidate.reported.is_some() || self.known.iter().any(|(topic, _)| *topic == self.candidate.topic);
+        Ok(Audited { audit, missing, known })
+    }
+
+    fn status(&self) -> Option<&StreamStatus> {
+        self.candidate.reported.as_ref().and_then(|reported| reported.status.as_ref())
+    }
+
+    fn answer(&self, documents: u64, gaps: Vec<Finding>, doubles: Vec<Finding>) -> StreamAudit {
+        let (candidate, book, status) = (self.candidate, self.entry.book.as_ref(), self.status());
+        let said = |said: Option<&String>, booked: Option<&String>| {
+            said.or(booked).filter(|text| !text.is_empty()).cloned().unwrap_or_default()
+        };
+        StreamAudit {
+            stream_id: candidate.stream.to_string(),
+            topic: candidate.topic.to_string(),
+            agent_id: said(candidate.reported.as_ref().map(|one| &one.agent_id), book.map(|book| &book.agent)),
+            path: said(status.map(|status| &status.path), book.map(|book| &book.path)),
+            start_offset: status.map_or_else(|| book.map_or(0, Book::start), |status| status.start_offset),
+            size: status.map_or(0, |status| status.size),
+            read_offset: status.map_or(0, |status| status.read_offset),
+            acked_offset: status.map_or(0, |status| status.acked_offset),
+            indexed_offset: book.map_or(0, Book::watermark),
+            documents,
+            on_its_way_bytes: self.flow.on_its_way,
+            dead_letter_bytes: self.flow.rejected.bytes(),
+            clean: gaps.is_empty() && doubles.is_empty(),
+            gaps,
+            doubles,
+            agent_reported: candidate.reported.as_ref().is_some_and(|one| one.agent_online),
+            unreachable_servers: Vec::new(),
+            partition: self.partition,
+            indexed_bytes: self.indexed.bytes(),
+            dead_letter_events: book.map_or(0, |book| book.rejected_events),
+            waiting_offset: self.entry.waits_at.map(|offset| offset.0),
+        }
+    }
+}
+
+/// What the documents of the streams come to: a few calls for each topic, whatever the number of documents.
+pub(super) async fn sums(looks: &[Look<'_>], index: &dyn IndexReader) -> Result<Vec<Vec<StreamSum>>, AuditError> {
+    let mut topics: BTreeMap<&TopicName, Vec<usize>> = BTreeMap::new();
+    for (place, look) in looks.iter().enumerate() {
+        topics.entry(&look.candidate.topic).or_default().push(place);
+    }
+    let mut sums = vec![Vec::new(); looks.len()];
+    for (topic, places) in topics {
+        let asked: Vec<_> = places.iter().map(|place| (looks[*place].candidate.stream, looks[*place].end())).collect();
+        let answered = index.sums(topic, &asked).await?;
+        places.into_iter().zip(answered).for_each(|(place, sum)| sums[place] = sum);
+    }
+    Ok(sums)
 }
 
 /// What is indexed in this topic and, as the books say, in another one too.
@@ -72,7 +144,8 @@ fn elsewhere(indexed: &Ranges, topic: &TopicName, known: &[(TopicName, Entry)]) 
     twice.sort();
     let mut doubles = Findings::default();
     twice.into_iter().for_each(|(range, other)| {
-        doubles.add(range, || format!("booked as indexed in topic {other} as well"));
+        let detail = || format!("booked as indexed in topic {other} as well");
+        doubles.add(range, FindingCause::OtherTopic, detail);
     });
     doubles
 }

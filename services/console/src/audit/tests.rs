@@ -1,7 +1,10 @@
 //! The audit against a real bus and index, with agents' words given.
 
+mod repairing;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use logmesh_bus::{Bus, TopicPartition, partition_of};
@@ -10,7 +13,7 @@ use logmesh_grpc::{Choice, Routes, Upstream, serve};
 use logmesh_index::{IndexWriter, NewDoc, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
-use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, GetStreamAuditRequest, StreamAudit};
+use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, FindingCause, GetStreamAuditRequest, StreamAudit};
 use logmesh_proto::fleet::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use logmesh_proto::fleet::v1::{
     self as fleet, AgentStream, ListStreamsRequest, ListStreamsResponse, LossCause, LostRange, StreamStatus,
@@ -226,6 +229,28 @@ impl Mesh {
         self.index(chunk, &[0, 1, 2], NOON).await;
         self.book(&topic, &booked(chunk)).await;
         self.commit(&topic).await;
+    }
+
+    /// So many streams as they should be, of so many lines each, without an agent's word.
+    async fn fill(&self, streams: u32, lines: usize) {
+        let mut docs = Vec::new();
+        for number in 0..streams {
+            let id = StreamId::from_bytes(u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c).to_be_bytes());
+            let data = "0123456789\n".repeat(lines).into_bytes();
+            let mut chunk = chunk(id, &self.topic, 0, NOON);
+            (chunk.end_offset, chunk.crc32c, chunk.data) = (data.len() as u64, crc32c::crc32c(&data), data.into());
+            let slice = Slice { topic: self.topic.clone(), date: "2026-01-31".into() };
+            docs.extend(document::of_chunk(&chunk).into_iter().map(|document| NewDoc {
+                slice: slice.clone(),
+                id: document.id.unwrap(),
+                body: document.body,
+            }));
+            drop(self.bus.append(&self.topic.books(), booked(&chunk).encode()).await.unwrap());
+            if docs.len() > 20_000 || number + 1 == streams {
+                self.index.write(std::mem::take(&mut docs)).await.unwrap();
+                self.book(&self.topic, &booked(&chunk)).await;
+            }
+        }
     }
 
     async fn service(&self) -> Audit {
@@ -558,4 +583,29 @@ async fn an_incomplete_answer_of_config_is_no_word_that_there_is_nothing() {
     let refused = get(stream(9)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("config-2"), "{}", refused.message());
+}
+
+/// How long an audit of many streams takes, page by page: `MANY_STREAMS=4000 cargo test … --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn many_streams_take_this_long() {
+    let streams: u32 = std::env::var("MANY_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000);
+    let mesh = Mesh::new().await;
+    let begin = std::time::Instant::now();
+    mesh.fill(streams, 40).await;
+    println!("{streams} streams of 40 lines were made in {:?}", begin.elapsed());
+    let service = mesh.service().await;
+    let begin = std::time::Instant::now();
+    let (mut seen, mut page_token) = (0, String::new());
+    loop {
+        let request = AuditFleetRequest { page_size: 500, page_token, ..AuditFleetRequest::default() };
+        let page = service.audit_fleet(Request::new(request)).await.unwrap().into_inner();
+        assert!(page.streams.iter().all(|one| one.clean && one.documents == 40), "{:?}", page.streams[0]);
+        seen += page.streams.len();
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    println!("{seen} streams were audited in {:?}", begin.elapsed());
 }

@@ -1,23 +1,38 @@
-//! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list.
+//! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list. `--repair` puts back what
+//! still lies on the bus, and what counts is what is left.
+
+mod known;
+mod show;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
-use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, StreamAudit};
+use logmesh_proto::audit::v1::{AuditFleetRequest, RepairRequest, StreamAudit, StreamKey, StreamRepair};
 use logmesh_types::{AgentId, TopicName};
-use serde_json::{Value, json};
 use tonic::Status;
+use tonic::transport::Channel;
 
 use super::failure::note;
 use super::output::{Output, bytes};
 use super::{Failure, Outcome, Session, agents, request_within};
+use known::Known;
 
-/// Streams asked for at a time; each is compared document by document.
+/// Streams asked for at a time; those with faults are compared document by document.
 const PAGE: i32 = 500;
+
+/// Streams repaired at a time, the most that a console takes: it reads the bus once for them.
+const REPAIRED: usize = 1_000;
+
+/// How often a stream is repaired that has more gaps than one repair mends: a million of them.
+const MAX_ROUNDS: usize = 100;
 
 /// How long a page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How long a repair may take: it may read all that the bus holds.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
 /// The largest page that is decoded, in bytes: each stream lists up to 200 findings.
 const MAX_PAGE_BYTES: usize = 64 << 20;
@@ -30,16 +45,44 @@ pub(crate) struct AuditArgs {
     /// Only streams of this agent
     #[arg(long, value_name = "ID")]
     agent: Option<AgentId>,
+    /// Put what is missing back: send it through the bus again, as far as the bus still holds it
+    #[arg(long)]
+    repair: bool,
+    /// Show every stream in a table: how far it is read, acked, indexed, and what was rejected
+    #[arg(long)]
+    streams: bool,
+    /// Compare every document, also of streams whose sums are right
+    #[arg(long)]
+    thorough: bool,
+    /// Losses at the source that this file lists don't count: what an earlier `audit --json` printed
+    #[arg(long, value_name = "FILE")]
+    known_losses: Option<PathBuf>,
+}
+
+type Client = AuditServiceClient<Channel>;
+
+/// A stream to show.
+struct Shown {
+    audit: StreamAudit,
+    /// Findings that count.
+    faulty: usize,
+    /// Losses at the source that are known.
+    known: usize,
+    repaired_events: u64,
+    repaired_bytes: u64,
 }
 
 /// What was found in all.
 #[derive(Default)]
 struct Sum {
+    known: Known,
     streams: u64,
     faulty: u64,
     gaps: u64,
     /// Gaps whose bytes were gone before the agent could collect them.
     lost_at_source: u64,
+    /// Those of them that are known, which aren't gaps any more.
+    known_losses: u64,
     doubles: u64,
     /// Streams that no connected agent reports.
     unreported: u64,
@@ -48,6 +91,8 @@ struct Sum {
     dead_letters: u64,
     /// Config services that didn't answer.
     silent: BTreeSet<String>,
+    repaired_events: u64,
+    repaired_bytes: u64,
 }
 
 pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
@@ -57,23 +102,82 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         agent_id: args.agent.map(|agent| agent.to_string()).unwrap_or_default(),
         page_size: PAGE,
         page_token: String::new(),
+        thorough: args.thorough,
     };
     let nothing = nothing_matches(&wanted);
-    let mut sum = Sum::default();
+    let known = args.known_losses.as_deref().map(Known::read).transpose()?.unwrap_or_default();
+    let mut sum = Sum { known, ..Sum::default() };
+    let mut broken = Vec::new();
     loop {
         let page = client.audit_fleet(request_within(PAGE_TIMEOUT, wanted.clone())).await?.into_inner();
-        for stream in &page.streams {
-            sum.add(stream);
-            show(stream, &mut session.out)?;
+        let mut shown = Vec::new();
+        for audit in page.streams {
+            match args.repair && is_repairable(&audit) {
+                true => broken.push(StreamKey { topic: audit.topic, stream_id: audit.stream_id }),
+                false => shown.push(sum.add(StreamRepair { audit: Some(audit), ..StreamRepair::default() })),
+            }
         }
         sum.silent.extend(page.unreachable_servers);
-        session.out.flush()?;
+        show(&shown, &sum, args.streams, &mut session.out)?;
         wanted.page_token = page.next_page_token;
         if wanted.page_token.is_empty() {
             break;
         }
     }
+    for streams in broken.chunks(REPAIRED) {
+        let repaired = repair(&mut client, streams, &mut sum.silent).await?;
+        let shown: Vec<Shown> = repaired.into_iter().map(|one| sum.add(one)).collect();
+        show(&shown, &sum, args.streams, &mut session.out)?;
+    }
     conclude(&sum, nothing, &mut session.out)
+}
+
+/// True if something of the stream is missing that isn't gone for good.
+fn is_repairable(audit: &StreamAudit) -> bool {
+    audit.gaps.iter().any(|gap| !gap.lost_at_source && !gap.off_bus)
+}
+
+/// Repairs streams until a repair finds nothing more to do: one mends a bounded number of ranges.
+async fn repair(
+    client: &mut Client,
+    streams: &[StreamKey],
+    silent: &mut BTreeSet<String>,
+) -> Result<Vec<StreamRepair>, Failure> {
+    let mut done: Vec<StreamRepair> = vec![StreamRepair::default(); streams.len()];
+    let mut left: Vec<usize> = (0..streams.len()).collect();
+    for _ in 0..MAX_ROUNDS {
+        if left.is_empty() {
+            break;
+        }
+        let asked = RepairRequest { streams: left.iter().map(|place| streams[*place].clone()).collect() };
+        let answer = client.repair(request_within(REPAIR_TIMEOUT, asked)).await?.into_inner();
+        if answer.streams.len() != left.len() {
+            return Err(Failure::Garbled("a repair was answered for other streams than were named".to_owned()));
+        }
+        silent.extend(answer.unreachable_servers);
+        let mut again = Vec::new();
+        for (place, answered) in left.into_iter().zip(answer.streams) {
+            let one = &mut done[place];
+            let more = answered.again && answered.events > 0;
+            (one.events, one.bytes) = (one.events + answered.events, one.bytes + answered.bytes);
+            one.audit = answered.audit;
+            again.extend(more.then_some(place));
+        }
+        left = again;
+    }
+    Ok(done)
+}
+
+fn show(streams: &[Shown], sum: &Sum, all: bool, out: &mut Output) -> Result<(), Failure> {
+    if out.json {
+        streams.iter().try_for_each(|stream| out.json(&show::to_json(stream, sum)))?;
+        return out.flush();
+    }
+    if all && !streams.is_empty() {
+        show::table(streams, out)?;
+    }
+    streams.iter().try_for_each(|stream| show::faults(stream, out))?;
+    out.flush()
 }
 
 /// Shows the sum and judges it. `nothing` is what to say where no stream was found.
@@ -108,16 +212,24 @@ fn nothing_matches(wanted: &AuditFleetRequest) -> Option<String> {
 }
 
 impl Sum {
-    fn add(&mut self, stream: &StreamAudit) {
+    fn add(&mut self, one: StreamRepair) -> Shown {
+        let audit = one.audit.unwrap_or_default();
+        let known = audit.gaps.iter().filter(|gap| self.known.holds(&audit.stream_id, gap)).count();
+        let faulty = audit.gaps.len() + audit.doubles.len() - known;
+        let lost = audit.gaps.iter().filter(|gap| gap.lost_at_source).count() - known;
         self.streams += 1;
-        self.faulty += u64::from(!stream.clean);
-        self.gaps += stream.gaps.len() as u64;
-        self.lost_at_source += stream.gaps.iter().filter(|gap| gap.lost_at_source).count() as u64;
-        self.doubles += stream.doubles.len() as u64;
-        self.unreported += u64::from(!stream.agent_reported);
-        self.documents += stream.documents;
-        self.on_its_way += stream.on_its_way_bytes;
-        self.dead_letters += stream.dead_letter_bytes;
+        self.faulty += u64::from(faulty > 0);
+        self.gaps += (audit.gaps.len() - known) as u64;
+        self.lost_at_source += lost as u64;
+        self.known_losses += known as u64;
+        self.doubles += audit.doubles.len() as u64;
+        self.unreported += u64::from(!audit.agent_reported);
+        self.documents += audit.documents;
+        self.on_its_way += audit.on_its_way_bytes;
+        self.dead_letters += audit.dead_letter_bytes;
+        self.repaired_events += one.events;
+        self.repaired_bytes += one.bytes;
+        Shown { audit, faulty, known, repaired_events: one.events, repaired_bytes: one.bytes }
     }
 
     fn to_line(&self) -> String {
@@ -134,10 +246,17 @@ impl Sum {
                 )
             }
         };
+        if self.repaired_events > 0 {
+            let size = bytes(self.repaired_bytes);
+            line.push_str(&format!("; {} events, {size}, were sent through the bus again", self.repaired_events));
+        }
         for (count, what) in [(self.on_its_way, "on their way"), (self.dead_letters, "in the dead letters")] {
             if count > 0 {
                 line.push_str(&format!("; {} {what}", bytes(count)));
             }
+        }
+        if self.known_losses > 0 {
+            line.push_str(&format!("; {} known losses at the source", self.known_losses));
         }
         if self.unreported > 0 {
             let count = self.unreported;
@@ -147,68 +266,18 @@ impl Sum {
     }
 }
 
-/// One JSON document for each stream; for people only what is wrong.
-fn show(stream: &StreamAudit, out: &mut Output) -> Result<(), Failure> {
-    if out.json {
-        return Ok(out.json(&to_json(stream))?);
-    }
-    if stream.clean {
-        return Ok(());
-    }
-    out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
-    for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
-        for one in findings {
-            out.line(&format!("  {kind}  {}  {}", place(one), one.detail))?;
-        }
-    }
-    Ok(())
-}
-
-fn place(one: &Finding) -> String {
-    if one.start_offset == one.end_offset {
-        return format!("at {}", one.start_offset);
-    }
-    format!("[{}, {})", one.start_offset, one.end_offset)
-}
-
-fn to_json(stream: &StreamAudit) -> Value {
-    json!({
-        "stream_id": stream.stream_id,
-        "topic": stream.topic,
-        "agent_id": stream.agent_id,
-        "path": stream.path,
-        "start_offset": stream.start_offset,
-        "size": stream.size,
-        "read_offset": stream.read_offset,
-        "acked_offset": stream.acked_offset,
-        "indexed_offset": stream.indexed_offset,
-        "documents": stream.documents,
-        "on_its_way_bytes": stream.on_its_way_bytes,
-        "dead_letter_bytes": stream.dead_letter_bytes,
-        "gaps": stream.gaps.iter().map(finding).collect::<Vec<_>>(),
-        "doubles": stream.doubles.iter().map(finding).collect::<Vec<_>>(),
-        "clean": stream.clean,
-        "agent_reported": stream.agent_reported,
-    })
-}
-
-fn finding(one: &Finding) -> Value {
-    json!({
-        "start_offset": one.start_offset,
-        "end_offset": one.end_offset,
-        "detail": one.detail,
-        "lost_at_source": one.lost_at_source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use logmesh_proto::audit::v1::Finding;
+
     use super::*;
 
     fn conclusion(streams: &[StreamAudit], topic: &str, agent: &str) -> (Outcome, String) {
         let wanted = AuditFleetRequest { topic: topic.into(), agent_id: agent.into(), ..Default::default() };
         let mut sum = Sum::default();
-        streams.iter().for_each(|stream| sum.add(stream));
+        for audit in streams {
+            sum.add(StreamRepair { audit: Some(audit.clone()), ..StreamRepair::default() });
+        }
         let (mut out, captured) = Output::captured(false, false);
         let outcome = conclude(&sum, nothing_matches(&wanted), &mut out);
         (outcome, captured.text())
@@ -244,18 +313,30 @@ mod tests {
         let (mut out, _) = Output::captured(false, false);
         let missing = conclude(&sum, Some("no such agent".to_owned()), &mut out);
         assert!(matches!(&missing, Err(Failure::Call(status)) if status.message().contains("config-2")), "{missing:?}");
-        sum.add(&StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() });
+        let clean = StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() };
+        sum.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
         assert!(matches!(conclude(&sum, None, &mut out), Err(Failure::Wanting)));
     }
 
     #[test]
     fn a_finding_without_a_range_is_a_place() {
-        let lost =
-            Finding { start_offset: 15, end_offset: 15, detail: "7 bytes were gone".into(), lost_at_source: true };
+        let (start_offset, end_offset, lost_at_source) = (15, 15, true);
+        let lost = Finding {
+            start_offset,
+            end_offset,
+            detail: "7 bytes were gone".into(),
+            lost_at_source,
+            ..Finding::default()
+        };
         let stream = StreamAudit { gaps: vec![lost], ..StreamAudit::default() };
         let (mut out, captured) = Output::captured(false, false);
-        show(&stream, &mut out).unwrap();
-        assert!(captured.text().contains("gap     at 15  7 bytes were gone"), "{}", captured.text());
+        let mut sum = Sum::default();
+        let shown = sum.add(StreamRepair { audit: Some(stream.clone()), events: 3, bytes: 30, again: false });
+        show(&[shown], &sum, true, &mut out).unwrap();
+        let text = captured.text();
+        assert!(text.contains("gap     at 15  7 bytes were gone"), "{text}");
+        assert!(text.contains("3 events, 30 B, were sent") && text.starts_with("TOPIC"), "{text}");
+        assert!(sum.to_line().contains("3 events, 30 B, were sent"), "{}", sum.to_line());
         let (outcome, text) = conclusion(&[stream], "", "");
         assert!(outcome.is_err() && text.contains("1 gaps (1 lost at the source), 0 doubles"), "{text}");
     }

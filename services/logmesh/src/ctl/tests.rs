@@ -39,6 +39,7 @@ fn the_command_line_of_the_design_is_understood() {
         "search error --facet host.name --limit 20 --since 15m",
         "tail level:error",
         "audit --topic nginx --agent web-1",
+        "audit --repair --streams --known-losses known.json",
         "deadletters list --topic nginx",
         "deadletters list --summary",
         "deadletters list --reason bad",

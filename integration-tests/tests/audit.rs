@@ -1,0 +1,170 @@
+//! The audit against damage done by hand: documents deleted one by one, a whole day removed from the index. It names the exact
+//! ranges, `--repair` puts them back, and what was killed half-way or repeated spoils nothing.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use logmesh_integration_tests::client::json_lines;
+use logmesh_integration_tests::compare::{assert_equal, by_path};
+use logmesh_integration_tests::program::{Done, command};
+use logmesh_integration_tests::{Mesh, PATIENCE};
+use logmesh_testing::wait_for;
+use serde_json::Value;
+use tantivy::directory::MmapDirectory;
+use tantivy::{Index, IndexWriter, TantivyDocument, Term};
+
+/// Files, and lines of each.
+const FILES: usize = 3;
+const LINES: usize = 700;
+
+/// What a query finds, by the file's path.
+type Found = BTreeMap<String, Vec<Value>>;
+
+/// A mesh that has collected all files, and is stopped.
+fn filled() -> Mesh {
+    let mut mesh = Mesh::new();
+    for file in 0..FILES {
+        let line = |number: usize| format!("file {file} line {number} {}\n", "x".repeat(number * 7 % 50));
+        std::fs::write(mesh.log(&format!("{file}.log")), (0..LINES).map(line).collect::<String>()).unwrap();
+    }
+    mesh.start();
+    mesh.wait_count("*", (FILES * LINES) as u64);
+    mesh.audit();
+    assert!(mesh.stop().success());
+    mesh
+}
+
+/// The folders of the days in the index, while the mesh is stopped.
+fn days(mesh: &Mesh) -> Vec<PathBuf> {
+    let slices = mesh.data.join("index/slices/logs");
+    let days: Vec<PathBuf> = slices.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!days.is_empty(), "no day in {}", slices.display());
+    days
+}
+
+/// Deletes documents behind the mesh's back, while it is stopped.
+fn delete(mesh: &Mesh, ids: &[String]) {
+    for day in days(mesh) {
+        let index = Index::open(MmapDirectory::open(day).unwrap()).unwrap();
+        let id = index.schema().get_field("id").unwrap();
+        let mut writer: IndexWriter<TantivyDocument> = index.writer_with_num_threads(1, 15_000_000).unwrap();
+        for text in ids {
+            writer.delete_term(Term::from_field_text(id, text));
+        }
+        writer.commit().unwrap();
+        // The embedded index never deletes, and looks for no marks of it: what is gone is gone from the segments.
+        writer.merge(&index.searchable_segment_ids().unwrap()).wait().unwrap();
+        writer.wait_merging_threads().unwrap();
+    }
+}
+
+fn found(mesh: &Mesh) -> Found {
+    let mut found = Found::new();
+    for document in mesh.search("*") {
+        found.entry(document["log.file.path"].as_str().unwrap().to_owned()).or_default().push(document);
+    }
+    for documents in found.values_mut() {
+        documents.sort_by_key(|document| document["logmesh.offset"].as_u64());
+    }
+    found
+}
+
+/// Each line of each file once, as it was written.
+fn assert_whole(mesh: &Mesh) {
+    assert_eq!(mesh.count("*"), (FILES * LINES) as u64);
+    let documents = mesh.search("*");
+    let found = by_path(&documents);
+    for file in 0..FILES {
+        let path = mesh.log(&format!("{file}.log"));
+        assert_equal(&path, &found[&path.display().to_string()]);
+    }
+}
+
+/// The gaps that an audit with this exit code lists, by path.
+fn gaps(mesh: &Mesh, args: &[&str], code: i32) -> BTreeMap<String, Vec<(u64, u64)>> {
+    let audits = json_lines(&mesh.run(&[&["audit", "--json"], args].concat()).expect(code).stdout);
+    let mut gaps = BTreeMap::new();
+    for audit in &audits {
+        let of = |gap: &Value| (gap["start_offset"].as_u64().unwrap(), gap["end_offset"].as_u64().unwrap());
+        let listed: Vec<(u64, u64)> = audit["gaps"].as_array().unwrap().iter().map(of).collect();
+        assert!(audit["gaps"].as_array().unwrap().iter().all(|gap| gap["cause"] == "not_indexed"), "{audit}");
+        assert_eq!(audit["clean"], listed.is_empty(), "{audit}");
+        gaps.insert(audit["path"].as_str().unwrap().to_owned(), listed);
+    }
+    gaps
+}
+
+fn prints(done: &Done, texts: &[&str]) {
+    texts.iter().for_each(|text| assert!(done.stdout.contains(text), "{text:?} is not in: {}", done.stdout));
+}
+
+fn path(mesh: &Mesh, file: usize) -> String {
+    mesh.log(&format!("{file}.log")).display().to_string()
+}
+
+#[test]
+fn what_was_deleted_by_hand_is_named_by_its_ranges_and_put_back() {
+    let mut mesh = filled();
+    mesh.start();
+    let before = found(&mesh);
+    // Two lines that touch, a single one and the last one of the first file, and one of the second: lines of any length.
+    let gone =
+        [(0, 10), (0, 11), (0, 300), (0, LINES - 1), (1, 0)].map(|(file, line)| &before[&path(&mesh, file)][line]);
+    let range = |document: &Value| {
+        let start = document["logmesh.offset"].as_u64().unwrap();
+        (start, start + document["logmesh.length"].as_u64().unwrap())
+    };
+    let [first, second, third, last, other] = gone.map(range);
+    assert_eq!(first.1, second.0);
+    assert!(mesh.stop().success());
+    delete(&mesh, &gone.map(|document| document["_id"].as_str().unwrap().to_owned()));
+
+    mesh.start();
+    assert_eq!(mesh.count("*"), (FILES * LINES - 5) as u64);
+    let expected = BTreeMap::from([
+        (path(&mesh, 0), vec![(first.0, second.1), third, last]),
+        (path(&mesh, 1), vec![other]),
+        (path(&mesh, 2), vec![]),
+    ]);
+    assert_eq!(gaps(&mesh, &[], 1), expected);
+    prints(&mesh.run(&["audit"]).expect(1), &["4 gaps, 0 doubles", "no document holds it"]);
+
+    prints(&mesh.run(&["audit", "--repair"]).expect(0), &["5 events", "no gap, no double"]);
+    assert_whole(&mesh);
+    mesh.audit();
+    let again = mesh.run(&["audit", "--repair"]).expect(0);
+    assert!(!again.stdout.contains("sent through the bus"), "{again:?}");
+    assert_whole(&mesh);
+    prints(&mesh.run(&["audit", "--streams"]).expect(0), &["INDEXED", &path(&mesh, 2), "no gap, no double"]);
+    assert!(mesh.stop().success());
+}
+
+#[test]
+fn a_day_that_was_removed_comes_back_though_its_repair_is_killed() {
+    let mut mesh = filled();
+    days(&mesh).iter().for_each(|day| std::fs::remove_dir_all(day).unwrap());
+    mesh.start();
+    let size = |file: usize| std::fs::metadata(mesh.log(&format!("{file}.log"))).unwrap().len();
+    let expected: BTreeMap<_, _> = (0..FILES).map(|file| (path(&mesh, file), vec![(0, size(file))])).collect();
+    assert_eq!(gaps(&mesh, &[], 1), expected);
+
+    // Killed as soon as the first lines are back.
+    let mut repair = command(&mesh.program);
+    repair.env("LOGMESH_SERVER", mesh.grpc()).args(["audit", "--repair"]);
+    let mut repair = repair.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the first lines to be back", PATIENCE, || match mesh.count("*") {
+        0 => Err("none".to_owned()),
+        some => Ok(some),
+    });
+    mesh.kill();
+    repair.wait().unwrap();
+
+    mesh.start();
+    mesh.run(&["audit", "--repair"]).expect(0);
+    assert_whole(&mesh);
+    mesh.audit();
+    assert!(mesh.stop().success());
+}

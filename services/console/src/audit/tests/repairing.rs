@@ -1,0 +1,145 @@
+//! Repairs, with a real transfer at work: what was broken by hand is named, put back, and nothing else is touched.
+
+use logmesh_index::query::Query;
+use logmesh_index::{IndexReader, Selection};
+use logmesh_proto::audit::v1::{RepairRequest, StreamKey, StreamRepair};
+use logmesh_runtime::Readiness;
+use logmesh_transfer::{Settings, Transfer};
+use tokio::time::timeout;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Mesh {
+    /// Transfer works from now on.
+    fn start_transfer(&self) {
+        let (bus, index): (Arc<dyn Bus>, _) = (self.bus.clone(), Arc::new(self.index.clone()));
+        Transfer::start(bus, index, Settings::default(), Readiness::new(), &self.tasks);
+    }
+
+    async fn documents(&self) -> u64 {
+        let query = Query::parse("*").unwrap();
+        self.index.count(&Selection { query, from: None, to: None, topics: Vec::new() }).await.unwrap()
+    }
+
+    /// Waits until so many documents are there and nothing is on its way.
+    async fn settle(&self, documents: u64) {
+        let settled = async {
+            while self.documents().await != documents || self.audit().await.iter().any(|one| one.on_its_way_bytes > 0) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, settled).await.unwrap();
+    }
+
+    async fn delete(&self, date: &str) {
+        self.index.delete_slice(&Slice { topic: self.topic.clone(), date: date.into() }).await.unwrap();
+    }
+
+    async fn repair(&self, numbers: &[u8]) -> Vec<StreamRepair> {
+        let key = |number: &u8| StreamKey { topic: self.topic.to_string(), stream_id: stream(*number).to_string() };
+        let request = RepairRequest { streams: numbers.iter().map(key).collect() };
+        self.service().await.repair(Request::new(request)).await.unwrap().into_inner().streams
+    }
+
+    async fn bus_records(&self, topic: &TopicName) -> u64 {
+        let mut records = 0;
+        for partition in 0..4 {
+            records += self.bus.watermarks(&TopicPartition { topic: topic.clone(), partition }).await.unwrap().high.0;
+        }
+        records
+    }
+}
+
+fn counts(repairs: &[StreamRepair]) -> Vec<(u64, u64, bool)> {
+    repairs.iter().map(|one| (one.events, one.bytes, one.audit.as_ref().unwrap().clean)).collect()
+}
+
+#[tokio::test]
+async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
+    let mesh = Mesh::new().await;
+    mesh.start_transfer();
+    for number in 1..=3 {
+        mesh.push(&chunk(stream(number), &mesh.topic, 0, NOON)).await;
+        mesh.push(&chunk(stream(number), &mesh.topic, 15, NEXT_DAY)).await;
+    }
+    mesh.settle(18).await;
+    mesh.delete("2026-02-01").await;
+    let audits = mesh.audit().await;
+    assert!(audits.iter().all(|one| places(&one.gaps) == [(15, 30)] && one.documents == 3), "{audits:?}");
+    assert_eq!(audits[0].gaps[0].cause(), FindingCause::NotIndexed);
+
+    assert_eq!(counts(&mesh.repair(&[1, 3]).await), [(3, 15, true), (3, 15, true)]);
+    assert_eq!(mesh.documents().await, 15);
+    assert_eq!(counts(&mesh.repair(&[1, 2, 3]).await), [(0, 0, true), (3, 15, true), (0, 0, true)]);
+    let records = mesh.bus_records(&mesh.topic).await;
+    assert_eq!(counts(&mesh.repair(&[1, 2, 3]).await), [(0, 0, true); 3]);
+    assert_eq!((mesh.documents().await, mesh.bus_records(&mesh.topic).await), (18, records));
+    assert!(mesh.audit().await.iter().all(|one| one.clean && one.documents == 6));
+}
+
+/// Killed between the bus and transfer, a repair has sent what it was to send, or a part; the next one sends the same again.
+#[tokio::test]
+async fn a_repair_that_was_broken_off_harms_nothing() {
+    let mesh = Mesh::new().await;
+    mesh.start_transfer();
+    let chunk = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&chunk).await;
+    mesh.settle(3).await;
+    mesh.delete("2026-01-31").await;
+    for event in &document::of_chunk(&chunk)[..2] {
+        let again = codec::repeated(codec::encode_event(event));
+        mesh.bus.append(&mesh.topic, again).await.unwrap().await.unwrap();
+    }
+    let repaired = mesh.repair(&[1]).await;
+    assert!(repaired[0].audit.as_ref().unwrap().clean, "{repaired:?}");
+    assert_eq!(mesh.documents().await, 3);
+}
+
+#[tokio::test]
+async fn what_the_bus_passed_over_is_booked_by_its_repair() {
+    let mut mesh = Mesh::new().await;
+    mesh.transfer(&chunk(stream(1), &mesh.topic, 0, NOON)).await;
+    mesh.push(&chunk(stream(1), &mesh.topic, 15, NOON)).await;
+    mesh.commit(&mesh.topic).await;
+    mesh.report(stream(1), 30);
+    let audit = mesh.audit_one().await;
+    assert_eq!((places(&audit.gaps), audit.gaps[0].cause()), (vec![(15, 30)], FindingCause::NotBooked));
+    mesh.start_transfer();
+    let repaired = mesh.repair(&[1]).await;
+    assert_eq!(counts(&repaired), [(3, 15, true)]);
+    assert_eq!(repaired[0].audit.as_ref().unwrap().indexed_offset, 30);
+}
+
+#[tokio::test]
+async fn what_the_bus_no_longer_holds_and_doubles_are_left_and_said() {
+    let mesh = Mesh::new().await;
+    let whole = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.index(&whole, &[0], NOON).await;
+    mesh.index(&whole, &[0], NEXT_DAY).await;
+    mesh.book(&mesh.topic, &booked(&whole)).await;
+    let repaired = mesh.repair(&[1]).await;
+    let audit = repaired[0].audit.as_ref().unwrap();
+    assert_eq!((repaired[0].events, places(&audit.gaps), places(&audit.doubles)), (0, vec![(5, 15)], vec![(0, 5)]));
+    assert!(audit.gaps[0].off_bus && audit.gaps[0].detail.contains("only the file"), "{audit:?}");
+    assert_eq!(audit.doubles[0].cause(), FindingCause::SameDocument);
+    assert!(!repaired[0].again);
+}
+
+#[tokio::test]
+async fn only_streams_that_are_known_are_repaired_and_each_is_named_once() {
+    let mesh = Mesh::new().await;
+    let service = mesh.service().await;
+    let key = |topic: &str| StreamKey { topic: topic.into(), stream_id: stream(9).to_string() };
+    for (streams, code) in [
+        (vec![], Code::InvalidArgument),
+        (vec![key("Not/Good")], Code::InvalidArgument),
+        (vec![key("logs"), key("logs")], Code::InvalidArgument),
+        (vec![key("logs")], Code::NotFound),
+        (vec![key("nothing")], Code::NotFound),
+    ] {
+        let answer = service.repair(Request::new(RepairRequest { streams: streams.clone() })).await;
+        assert_eq!(answer.unwrap_err().code(), code, "{streams:?}");
+    }
+}
