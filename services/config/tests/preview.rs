@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Server, agent, next, rule, start};
+use common::{Server, agent, meet, next, rule, start, start_beside};
+use logmesh_config::Settings;
 use logmesh_proto::config::v1::{AgentPreview, FilePreview, PreviewRuleRequest, PreviewRuleResponse};
 use logmesh_proto::fleet::v1::answer_command_request::Answer;
 use logmesh_proto::fleet::v1::command::Kind;
@@ -111,4 +112,24 @@ async fn previews_come_in_pages_and_bad_rules_not_at_all() {
     assert!(status.code() == Code::InvalidArgument && said.contains("rule.selector"), "{said}");
     let none = server.rules().preview_rule(PreviewRuleRequest::default()).await.expect_err("no rule");
     assert_eq!(none.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn agents_of_another_server_are_asked_by_that_one() {
+    let one = start().await;
+    let two = start_beside(&one, Settings::default()).await;
+    meet(&one, 2).await;
+    meet(&two, 2).await;
+    let mut here = connect(&one, "here", &[]).await;
+    let mut there = connect(&two, "there", &[]).await;
+    let found = |files| FilesPreview { files, ..FilesPreview::default() };
+    let agents = async {
+        let (first, second) = (command(&mut here).await, command(&mut there).await);
+        answer(&one, "here", &first, Ok(found(1))).await.expect("taken");
+        answer(&two, "there", &second, Ok(found(2))).await.expect("taken");
+    };
+    let (preview, ()) = tokio::join!(preview(&one, ""), agents);
+    let seen: Vec<_> = preview.agents.iter().map(|one| (one.agent_id.as_str(), one.answered, one.files)).collect();
+    assert_eq!(seen, [("here", true, 1), ("there", true, 2)]);
+    assert!(preview.matched_agents == 2 && preview.unreachable_servers.is_empty(), "{preview:?}");
 }
