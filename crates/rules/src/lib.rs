@@ -11,7 +11,7 @@ mod spec;
 mod yaml;
 
 pub use rule::Rule;
-pub use seed::{BrokenEntry, SeedEntries, SeedRule, read_seed, seed_host, seed_names};
+pub use seed::{BrokenEntry, SEED_NAMES, SeedEntries, SeedRule, read_seed, seed_host, seed_names};
 pub use selector::{Labels, Selector, SelectorError};
 pub use spec::{Format, JsonError, LongEvents, Multiline, Pace, RuleSpec, StartAt, Violation, Violations};
 pub use yaml::{Document, YamlError, parse_yaml, to_yaml};

@@ -63,9 +63,12 @@ pub fn seed_host(prefix: &str, key: &str) -> Option<Result<IpAddr, Violation>> {
     }))
 }
 
+/// What the names of all rules of the tree begin with.
+pub const SEED_NAMES: &str = "rules/seed-";
+
 /// The beginning that the names of a host's rules share with those of no other host, with `rules/`.
 pub fn seed_names(ip: IpAddr) -> String {
-    format!("rules/seed-{}-", ip.to_string().replace(':', "_"))
+    format!("{SEED_NAMES}{}-", ip.to_string().replace(':', "_"))
 }
 
 /// Reads the value of a host's key.

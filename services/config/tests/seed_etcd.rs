@@ -9,6 +9,7 @@ use logmesh_config::{ConfigService, Settings};
 use logmesh_grpc::Routes;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{CreateRuleRequest, ListRulesRequest, ListRulesResponse};
+use logmesh_proto::fleet::v1::WatchConfigRequest;
 use logmesh_proto::fleet::v1::agent_config_service_client::AgentConfigServiceClient;
 use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_runtime::Tasks;
@@ -116,7 +117,22 @@ async fn who_may_not_read_the_tree_works_without_it() {
     let shown = mesh.list().await;
     assert_eq!((shown.rules.len(), shown.problems[0].key.as_str()), (0, "/logagent/"));
     assert!(shown.problems[0].message.contains("config.seed_prefix"), "{}", shown.problems[0].message);
+    // An agent that holds a rule of the tree, from when it could be read, keeps it.
+    let mut agents = AgentConfigServiceClient::new(mesh.channel.clone());
+    let host = || agent("a", "1", &[("ip", "10.0.0.7")]);
+    let incarnation = next(&mut agents.watch_config(host()).await.unwrap().into_inner()).await.incarnation;
+    let held = ["rules/seed-10.0.0.7-b.log-01234567", "rules/gone"].map(|name| (name.to_owned(), 1));
+    let request = WatchConfigRequest { held: held.into(), incarnation, ..host() };
+    let mut stream = agents.watch_config(request).await.unwrap().into_inner();
+    let Some(Update::Delta(first)) = next(&mut stream).await.update else { panic!("no delta") };
+    assert_eq!((first.removed, first.snapshot), (vec!["rules/gone".to_owned()], false));
     etcdctl(&["--user=root:secret", "role", "grant-permission", "mesh", "--prefix=true", "read", "/logagent/"]);
     wait_for("the tree", async || mesh.list().await, |list| list.rules.len() == 1 && list.problems.is_empty()).await;
+    let read = loop {
+        if let Some(Update::Delta(delta)) = next(&mut stream).await.update {
+            break delta;
+        }
+    };
+    assert_eq!((read.upserted.len(), read.removed), (1, vec!["rules/seed-10.0.0.7-b.log-01234567".to_owned()]));
     mesh.tasks.shutdown();
 }

@@ -36,11 +36,11 @@ pub(crate) struct RuleSet {
     pub(crate) bytes: usize,
     /// What should be a rule and isn't, the first [`MAX_PROBLEMS`] of it.
     pub(crate) problems: Vec<RuleProblem>,
-    /// What there is and could never be read.
+    /// What there is and could never be read, or finds no room.
     unknown: Unknown,
 }
 
-/// Rules that there are and of which nothing good is known here: what agents hold of them goes on.
+/// Rules that there are and of which nothing good is known here, or that find no room: what agents hold of them goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unknown {
     /// By name.
@@ -55,7 +55,7 @@ impl RuleSet {
         self.revision > Revision(0)
     }
 
-    /// Whether there may be a rule of this name that can't be read: an agent that holds it keeps it.
+    /// Whether there may be a rule of this name that can't be read or finds no room: an agent that holds it keeps it.
     pub(crate) fn is_unknown(&self, name: &str) -> bool {
         self.unknown.names.contains(name) || self.unknown.beginnings.iter().any(|beginning| name.starts_with(beginning))
     }
@@ -94,14 +94,17 @@ impl RuleSet {
                 None => drop(set.unknown.names.insert(name)),
             }
         }
-        set.add(tree);
+        set.add(tree, former);
         set.problems = bounded(set.problems);
         set
     }
 
-    /// Adds the rules of the tree, as many as there is room for in the order of its keys.
-    fn add(&mut self, tree: &SeedTree) {
-        for (key, place, rule) in tree.rules() {
+    /// Adds the rules of the tree, as many as there is room for: those that are in force already, so that a new host's
+    /// don't end another's, then the others in the order of keys.
+    fn add(&mut self, tree: &SeedTree, former: &RuleSet) {
+        let in_force = |(_, _, rule): &(&str, &str, &Arc<LiveRule>)| former.rules.contains_key(&rule.message.name);
+        let (before, new): (Vec<_>, Vec<_>) = tree.rules().partition(in_force);
+        for (key, place, rule) in before.into_iter().chain(new) {
             let name = rule.message.name.clone();
             if self.rules.contains_key(&name) || self.unknown.names.contains(&name) {
                 continue;
@@ -110,6 +113,7 @@ impl RuleSet {
                 let limit = format!("there is room for {MAX_RULES} rules of {MAX_RULES_BYTES} bytes, which are taken");
                 let found = Violation { field: place.to_owned(), description: limit };
                 self.problems.push(problem(key, found, false));
+                self.unknown.names.insert(name);
                 continue;
             }
             self.bytes += rule.bytes;
@@ -214,6 +218,34 @@ mod tests {
         assert!(second.is_unknown("rules/b") && !second.is_unknown("rules/a") && !second.is_unknown("rules/bc"));
         let gone = read(&state(8, &[]), &second);
         assert!(gone.rules.is_empty() && gone.problems.is_empty());
+    }
+
+    #[test]
+    fn what_is_in_force_is_not_displaced_and_what_finds_no_room_is_not_said_to_be_gone() {
+        let host = |ip: &str, entries: usize| {
+            let entry = |n| format!(r#"{{"log_path": "/log/{n}", "topic": "t"}}"#);
+            let value = format!("[{}]", (0..entries).map(entry).collect::<Vec<_>>().join(","));
+            let versioned = Versioned { value: value.into(), mod_revision: Revision(5), lease: None };
+            (format!("/logagent/{ip}/log_config"), versioned)
+        };
+        let tree = |hosts: &[(String, Versioned)], former: &SeedTree| {
+            let entries = hosts.iter().cloned().collect();
+            SeedTree::read("/logagent/", &PrefixState { revision: Revision(5), entries }, former)
+        };
+        let served = |set: &RuleSet, ip: &str| set.tree_rules().filter(|rule| rule.message.origin.contains(ip)).count();
+        let (old, new) = (host("10.0.0.7", MAX_RULES), host("10.0.0.1", 3));
+        let full = tree(std::slice::from_ref(&old), &SeedTree::default());
+        let first = RuleSet::read(&state(5, &[]), &full, &RuleSet::default());
+        assert_eq!((served(&first, "10.0.0.7"), first.problems.len()), (MAX_RULES, 0));
+        let more = tree(&[old, new.clone()], &full);
+        let second = RuleSet::read(&state(5, &[]), &more, &first);
+        assert_eq!((served(&second, "10.0.0.7"), served(&second, "10.0.0.1")), (MAX_RULES, 0));
+        assert_eq!(second.problems.iter().map(|found| &found.key).collect::<Vec<_>>(), [&new.0; 3]);
+        // The next process doesn't know what was in force. Who holds a rule keeps it, served or not.
+        let restarted = RuleSet::read(&state(5, &[]), &more, &RuleSet::default());
+        assert_eq!(served(&restarted, "10.0.0.1"), 3);
+        let kept = |name: &String| restarted.rules.contains_key(name) || restarted.is_unknown(name);
+        assert!(restarted.problems.len() == 3 && first.rules.keys().all(kept), "{:?}", restarted.problems);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_proto::config::v1::RuleProblem;
-use logmesh_rules::{SeedRule, Violation, read_seed, seed_host, seed_names};
+use logmesh_rules::{SEED_NAMES, SeedRule, Violation, read_seed, seed_host, seed_names};
 use logmesh_runtime::{RetryPolicy, Tasks};
 use logmesh_store::{ConfigStore, ConfigWatcher, PrefixState, Revision, StoreError, Versioned};
 use tokio::sync::watch;
@@ -83,6 +83,8 @@ pub(crate) struct SeedTree {
     hosts: BTreeMap<String, Arc<SeedHost>>,
     /// Of the tree as a whole, and of keys that name no host.
     problems: Vec<RuleProblem>,
+    /// What a tree that may not be read can hold.
+    unknown: Unknown,
 }
 
 /// One host's key.
@@ -118,17 +120,19 @@ impl SeedTree {
     }
 
     pub(super) fn unknown(&self) -> impl Iterator<Item = &Unknown> {
-        self.hosts.values().map(|host| &host.unknown)
+        self.hosts.values().map(|host| &host.unknown).chain([&self.unknown])
     }
 
+    /// A tree that may not be read: who holds rules of it, from when it was readable, keeps them.
     fn denied(prefix: &str, error: &StoreError) -> Self {
         let what = format!("can't be read: {error}; let the user read it, or set config.seed_prefix to \"\"");
         let problem = RuleProblem { key: prefix.to_owned(), field: String::new(), message: what };
-        Self { known: true, problems: vec![problem], ..Self::default() }
+        let unknown = Unknown { beginnings: BTreeSet::from([SEED_NAMES.to_owned()]), ..Unknown::default() };
+        Self { known: true, problems: vec![problem], unknown, ..Self::default() }
     }
 
     /// Reads the keys that are new since the former tree.
-    fn read(prefix: &str, state: &PrefixState, former: &SeedTree) -> Self {
+    pub(super) fn read(prefix: &str, state: &PrefixState, former: &SeedTree) -> Self {
         let mut tree = Self { known: true, revision: former.revision, ..Self::default() };
         for (key, versioned) in &state.entries {
             let known = former.hosts.get(key);
@@ -169,7 +173,8 @@ impl SeedHost {
             let before =
                 name.as_ref().and_then(|name| former?.rules.iter().find(|(_, rule)| rule.message.name == *name));
             let goes_on = before.is_some();
-            host.rules.extend(before.cloned());
+            let place = broken.problems.first().map_or("", |found| place_of(&found.field));
+            host.rules.extend(before.map(|(_, rule)| (place.to_owned(), rule.clone())));
             if let (Some(name), false) = (name, goes_on) {
                 host.unknown.names.insert(name);
             }
@@ -177,6 +182,7 @@ impl SeedHost {
         }
         let live = |entry: SeedRule| (entry.field, Arc::new(LiveRule::of_tree(key, entry.rule, written)));
         host.rules.extend(entries.rules.into_iter().map(live));
+        host.rules.sort_by_key(|(place, _)| number(place));
         host
     }
 
@@ -188,5 +194,55 @@ impl SeedHost {
             None => drop(self.unknown.beginnings.insert(seed_names(ip))),
         }
         self
+    }
+}
+
+/// The place of an entry, `log_config[2]`, that a field of it begins with.
+fn place_of(field: &str) -> &str {
+    field.split_inclusive(']').next().unwrap_or_default()
+}
+
+/// The number in a place.
+fn number(place: &str) -> usize {
+    place.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "/logagent/10.0.0.7/log_config";
+
+    fn tree(revision: u64, value: &'static str, former: &SeedTree) -> SeedTree {
+        let revision = Revision(revision);
+        let versioned = Versioned { value: value.into(), mod_revision: revision, lease: None };
+        let entries = BTreeMap::from([(KEY.to_owned(), versioned)]);
+        SeedTree::read("/logagent/", &PrefixState { revision, entries }, former)
+    }
+
+    #[test]
+    fn what_goes_on_keeps_its_place_among_the_others() {
+        let good = tree(
+            5,
+            r#"[{"log_path": "/a", "topic": "t"}, {"log_path": "/b", "topic": "t"}, {"log_path": "/c", "topic": "t"}]"#,
+            &SeedTree::default(),
+        );
+        let edited = tree(
+            6,
+            r#"[{"log_path": "/a", "topic": "t"}, {"log_path": "/c", "topic": "t"}, {"log_path": "/b", "topic": "No"}]"#,
+            &good,
+        );
+        let shown: Vec<_> = edited.rules().map(|(_, place, rule)| (place, rule.message.paths[0].as_str())).collect();
+        assert_eq!(shown, [("log_config[0]", "/a"), ("log_config[1]", "/c"), ("log_config[2]", "/b")]);
+        assert_eq!(edited.problems().map(|found| found.field.as_str()).collect::<Vec<_>>(), ["log_config[2].topic"]);
+        assert!((number("log_config[10]"), number("log_config[9]")) == (10, 9));
+    }
+
+    #[test]
+    fn who_holds_rules_of_a_tree_that_may_not_be_read_keeps_them() {
+        let denied = SeedTree::denied("/logagent/", &StoreError::Denied("no".to_owned()));
+        let loaded = PrefixState { revision: Revision(3), ..PrefixState::default() };
+        let set = super::super::live::RuleSet::read(&loaded, &denied, &Default::default());
+        assert!(set.is_unknown("rules/seed-10.0.0.7-a.log-01234567") && !set.is_unknown("rules/web"));
     }
 }
