@@ -140,8 +140,14 @@ impl Events {
                 compacted => WatchError::Compacted { oldest: revision(compacted) },
             });
         }
+        let at = message.header.as_ref().map_or(Revision(0), |header| revision(header.revision));
+        // A store that isn't so far may have been made anew, and would say nothing until its revisions reach ours. A
+        // member that lags behind looks the same; reading anew is right for both.
+        if message.created && at < self.shown {
+            return Err(WatchError::Compacted { oldest: at });
+        }
         if message.events.is_empty() && !message.created && !message.fragment {
-            self.progress(message.header.map_or(Revision(0), |header| revision(header.revision)));
+            self.progress(at);
         }
         for event in message.events {
             self.add(event);
@@ -231,6 +237,11 @@ mod tests {
         events.take(PbWatchResponse { header: header(9), ..PbWatchResponse::default() }).unwrap();
         events.take(PbWatchResponse { header: header(9), ..PbWatchResponse::default() }).unwrap();
         assert_eq!(ready(&mut events), [(9, keys(&[]))]);
+        let begun =
+            |revision| PbWatchResponse { created: true, header: header(revision), ..PbWatchResponse::default() };
+        events.take(begun(9)).unwrap();
+        let anew = events.take(begun(8)).unwrap_err();
+        assert!(matches!(anew, WatchError::Compacted { oldest: Revision(8) }), "{anew:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmType};
-use logmesh_store::{ConfigStore, ConfigWatcher, Revision, StoreError, WatchError};
+use logmesh_store::{ConfigStore, ConfigWatcher, PrefixState, Revision, StoreError, WatchError};
 use logmesh_store_etcd::{EtcdStore, Settings};
 use logmesh_testing::servers::{self, Etcd};
 use rustix::process::Signal;
@@ -89,6 +89,31 @@ async fn a_watcher_reads_anew_what_was_compacted_while_it_was_away() {
             assert_eq!(state.entries.keys().collect::<Vec<_>>(), ["/c/kept"]);
             assert_eq!(state.entries["/c/kept"].mod_revision, last);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_reads_anew_what_was_made_anew_while_it_was_away() {
+    let mut server = Etcd::start(&[]);
+    let store = Arc::new(store(&[&server]));
+    for n in 0..20 {
+        put(&store, "/n/former", &n.to_string()).await;
+    }
+    let (watcher, driver) = ConfigWatcher::new(store.clone(), "/n/");
+    let mut driver = Box::pin(driver);
+    tokio::select! {
+        () = &mut driver => panic!("the driver ended"),
+        loaded = watcher.reached(Revision(1)) => assert_eq!(loaded.unwrap().entries.len(), 1),
+    }
+    server.kill();
+    std::fs::remove_dir_all(server.folder().join("data")).unwrap();
+    server.start_again();
+    put_surely(&store, "/n/present", "1").await;
+    let mut states = watcher.subscribe();
+    let is_anew = |state: &Arc<PrefixState>| state.entries.keys().eq(["/n/present"]);
+    tokio::select! {
+        () = &mut driver => panic!("the driver ended"),
+        state = tokio::time::timeout(PATIENCE, states.wait_for(is_anew)) => drop(state.expect("in time").unwrap()),
     }
 }
 

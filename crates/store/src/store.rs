@@ -51,8 +51,8 @@ pub trait ConfigStore: Debug + Send + Sync + 'static {
 
     /// Every change beneath `prefix` with a revision greater than `after`: each once, in order, none left out. Where one
     /// was compacted away before it was shown, the stream says [`WatchError::Compacted`] instead of leaving it out. To
-    /// resume, watch again after the last revision seen. `after` may lie in the future. A [`Change`] without keys is a
-    /// bookmark, and no change.
+    /// resume, watch again after the last revision seen. `after` may lie in the future; a store that isn't so far and may
+    /// have been made anew says [`WatchError::Compacted`]. A [`Change`] without keys is a bookmark, and no change.
     ///
     /// A slow reader costs no memory but a bounded buffer. A store that went silent is noticed within 10 s and ends the
     /// stream with [`WatchError::Lost`].

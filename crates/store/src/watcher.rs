@@ -55,8 +55,8 @@ impl From<Snapshot> for PrefixState {
 
 /// Follows a prefix, level-triggered: a reader who was slow finds the newest state and never those between.
 ///
-/// Revisions only grow, and every published state was the store's at its revision. While the store is away, the last
-/// state stays. What was compacted or lost is made good by reading the prefix anew.
+/// Revisions only grow, unless the store was made anew, and every published state was the store's at its revision. While the
+/// store is away, the last state stays. What was compacted or lost is made good by reading the prefix anew.
 #[derive(Clone, Debug)]
 pub struct ConfigWatcher {
     states: watch::Receiver<Arc<PrefixState>>,

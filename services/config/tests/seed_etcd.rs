@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{agent, next, wait_for};
+use common::{PATIENCE, agent, next, wait_for};
 use logmesh_config::{ConfigService, Settings};
 use logmesh_grpc::Routes;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
@@ -134,5 +134,24 @@ async fn who_may_not_read_the_tree_works_without_it() {
         }
     };
     assert_eq!((read.upserted.len(), read.removed), (1, vec!["rules/seed-10.0.0.7-b.log-01234567".to_owned()]));
+    mesh.tasks.shutdown();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_made_anew_under_a_running_service_is_noticed() {
+    let mut server = Etcd::start(&[]);
+    let mesh = start(&server, None).await;
+    for n in 0..30 {
+        mesh.write(&format!(r#"[{{"log_path": "/var/log/{n}.log", "topic": "web"}}]"#)).await;
+    }
+    wait_for("the tree", async || mesh.list().await, |list| list.rules.len() == 1).await;
+    server.kill();
+    std::fs::remove_dir_all(server.folder().join("data")).unwrap();
+    server.start_again();
+    let ended = tokio::time::timeout(PATIENCE, mesh.tasks.finish(PATIENCE)).await.expect("it's noticed").unwrap_err();
+    assert!(ended.to_string().contains("made anew"), "{ended}");
+    // The next process knows nothing of the former store.
+    let mesh = start(&server, None).await;
+    assert_eq!(mesh.list().await.rules, []);
     mesh.tasks.shutdown();
 }
