@@ -24,6 +24,9 @@ pub(crate) const OFFICE: &str = "janitor";
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 const LONGEST_ROUND: Duration = Duration::from_secs(6 * 3600);
 
+/// A new janitor waits no longer than this, so that the work is done where the office changes often too.
+const FIRST_ROUND: Duration = Duration::from_secs(60);
+
 /// Between two deletions, so that nobody else waits for the store.
 const BREATH: Duration = Duration::from_millis(10);
 
@@ -41,8 +44,8 @@ pub(crate) struct Janitor {
 #[derive(Debug, PartialEq, Eq)]
 struct Expired {
     what: String,
-    /// Holds as long as nobody changed what was looked at.
-    condition: (String, Precondition),
+    /// They hold as long as nobody changed what was looked at.
+    conditions: Vec<(String, Precondition)>,
     keys: Vec<String>,
 }
 
@@ -112,9 +115,7 @@ impl Janitor {
 
     /// Goes round until another leads.
     async fn work(&self, leadership: &Leadership) {
-        let shortest = self.settings.agent_retention.0.min(self.settings.history_retention.0);
-        let pause = (shortest / 10).clamp(SHORTEST_ROUND, LONGEST_ROUND);
-        loop {
+        for pause in pauses(self.settings.agent_retention.0.min(self.settings.history_retention.0)) {
             tokio::time::sleep(pause).await;
             match self.round(leadership).await {
                 Ok(()) => {}
@@ -129,7 +130,14 @@ impl Janitor {
         let agents = expired::agents(store, settings.agent_retention.0, now).await?;
         let histories = expired::histories(store, settings.history_retention.0, now).await?;
         for expired in agents.into_iter().chain(histories) {
-            self.forget(expired, leadership).await?;
+            let what = expired.what.clone();
+            match self.forget(expired, leadership).await {
+                // It would be refused each time, and nothing after it forgotten.
+                Err(End::Failed(error @ StoreError::Invalid(_))) => {
+                    warn!(%what, %error, "refused; the janitor goes on")
+                }
+                done => done?,
+            }
             tokio::time::sleep(BREATH).await;
         }
         Ok(())
@@ -139,8 +147,8 @@ impl Janitor {
     async fn forget(&self, expired: Expired, leadership: &Leadership) -> Result<(), End> {
         let term = leadership.revision();
         let (office, leads) = leadership.condition();
-        let (key, unchanged) = expired.condition;
-        let mut txn = Txn::new().when(&office, leads).when(key, unchanged);
+        let leads = Txn::new().when(&office, leads);
+        let mut txn = expired.conditions.into_iter().fold(leads, |txn, (key, unchanged)| txn.when(key, unchanged));
         txn.ops.extend(expired.keys.into_iter().map(|key| Op::Delete { key }));
         match self.store.txn(txn).await {
             Ok(revision) => {
@@ -160,6 +168,12 @@ impl Janitor {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The pauses before the rounds.
+fn pauses(shortest_retention: Duration) -> impl Iterator<Item = Duration> {
+    let pause = (shortest_retention / 10).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+    std::iter::once(pause.min(FIRST_ROUND)).chain(std::iter::repeat(pause))
 }
 
 #[cfg(test)]
@@ -220,6 +234,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_store_refuses_keeps_nothing_else_from_being_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let janitor = janitor(&folder, "one");
+        for number in 0..=logmesh_store::MAX_TXN_OPS {
+            put(&janitor, &format!("/logmesh/v1/history/far-too-long/{number:010}"), OLD).await;
+        }
+        put(&janitor, "/logmesh/v1/history/gone/0000000001", OLD).await;
+        let leadership = janitor.election().campaign("one").await.unwrap();
+        assert!(janitor.round(&leadership).await.is_ok());
+        let left = histories(&janitor).await;
+        assert_eq!(left.len(), logmesh_store::MAX_TXN_OPS + 1);
+        assert!(left.iter().all(|key| key.contains("/far-too-long/")), "{left:?}");
+    }
+
+    #[test]
+    fn the_first_round_comes_soon() {
+        let two =
+            |retention| pauses(Duration::from_secs(retention)).take(2).map(|pause| pause.as_secs()).collect::<Vec<_>>();
+        assert_eq!((two(1), two(100), two(90 * 24 * 3600)), (vec![1, 1], vec![10, 10], vec![60, 6 * 3600]));
+    }
+
+    #[tokio::test]
     async fn one_that_was_deposed_deletes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let janitor = janitor(&folder, "one");
@@ -240,13 +276,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let janitor = janitor(&folder, "one");
         put(&janitor, "/logmesh/v1/history/again/0000000001", OLD).await;
+        put(&janitor, "/logmesh/v1/history/twice/0000000001", OLD).await;
         let leadership = janitor.election().campaign("one").await.unwrap();
         let retention = janitor.settings.history_retention.0;
         let expired = expired::histories(janitor.store.as_ref(), retention, UnixNanos::now()).await.unwrap();
         put(&janitor, "/logmesh/v1/rules/again", "{}").await;
+        // Made, and deleted a moment ago.
+        for number in 2..4 {
+            put(&janitor, &format!("/logmesh/v1/history/twice/{number:010}"), OLD).await;
+        }
         for expired in expired {
             assert!(janitor.forget(expired, &leadership).await.is_ok());
         }
-        assert_eq!(histories(&janitor).await.len(), 1);
+        assert_eq!(histories(&janitor).await.len(), 4);
     }
 }

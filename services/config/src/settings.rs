@@ -24,7 +24,7 @@ pub struct Settings {
     /// How often an agent to which nothing happens is told that the centre is there; at most 10 s.
     pub bookmark_interval: Span,
     /// After about this time (a tenth more or less) an agent is asked to connect again, so that new servers get their
-    /// share.
+    /// share; at most 1 day.
     pub max_stream_age: Span,
     /// How long an endpoint, and a leadership, lives without a sign of life.
     pub endpoint_ttl: Span,
@@ -68,7 +68,7 @@ impl Settings {
             !bookmark.is_zero() && bookmark <= seconds(10),
             "bookmark_interval must be more than 0 and at most 10s"
         );
-        ensure!(!age.is_zero(), "max_stream_age must be more than 0");
+        ensure!(!age.is_zero() && age <= DAY, "max_stream_age must be more than 0 and at most 1d");
         ensure!(ttl >= seconds(1) && ttl <= seconds(3600), "endpoint_ttl must be 1s to 1h");
         ensure!(self.agent_retention.0 >= 2 * DAY, "agent_retention must be at least 2d");
         ensure!(self.history_retention.0 >= seconds(1), "history_retention must be at least 1s");

@@ -67,11 +67,13 @@ impl Keeper {
     /// Writes what the store lacks until the token is cancelled.
     async fn write(self, token: CancellationToken) -> anyhow::Result<()> {
         let mut failed = 0;
+        // It comes however often something else is to be written.
+        let mut look = tokio::time::interval(LOOK_FOR_OLD.min(self.seen_step / 2));
         loop {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 () = self.registry.unsaved() => {}
-                () = tokio::time::sleep(LOOK_FOR_OLD.min(self.seen_step / 2)) => self.registry.look_for_old(),
+                _ = look.tick() => self.registry.look_for_old(),
             }
             loop {
                 // Agents that come together are written together.

@@ -35,7 +35,7 @@ pub(super) async fn agents(
     };
     let expired = |entry: Entry| Expired {
         what: entry.key.replace(keys::AGENTS, "agent "),
-        condition: (entry.key.clone(), Precondition::RevisionIs(entry.versioned.mod_revision)),
+        conditions: vec![(entry.key.clone(), Precondition::RevisionIs(entry.versioned.mod_revision))],
         keys: vec![entry.key],
     };
     Ok(kept.entries.into_iter().filter(is_gone).map(expired).collect())
@@ -59,14 +59,22 @@ pub(super) async fn histories(
     let mut expired = Vec::new();
     for (rule, changes) in histories {
         // The last change is the deletion.
-        let Some(last) = changes.last() else { continue };
+        let Some((last, next)) = changes.last().and_then(|last| Some((last, next(last)?))) else { continue };
         let deleted = store.get(last).await?.and_then(|held| serde_json::from_slice::<Change>(&held.value).ok());
         if deleted.is_some_and(|change| is_older(&change.time, retention, now)) {
             let what = format!("the history of {}", rule.replace(keys::RULES, "rules/"));
-            expired.push(Expired { what, condition: (rule, Precondition::MustNotExist), keys: changes });
+            // A rule that was made and deleted again meanwhile isn't there either, but has more changes.
+            let conditions = [rule, next].map(|key| (key, Precondition::MustNotExist)).into();
+            expired.push(Expired { what, conditions, keys: changes });
         }
     }
     Ok(expired)
+}
+
+/// The key of the change after this one.
+fn next(change: &str) -> Option<String> {
+    let (history, number) = change.rsplit_once('/')?;
+    Some(format!("{history}/{:010}", number.parse::<u64>().ok()?.checked_add(1)?))
 }
 
 /// Whether a time lies that far back. One that can't be read doesn't: what isn't understood isn't deleted.
