@@ -17,7 +17,7 @@ use tracing::info;
 
 use super::commands::Commands;
 use super::registry::{Introduction, Registry};
-use super::session::{CATCH_UP, Session};
+use super::session::Session;
 use super::wanted::Held;
 use crate::error::bad_field;
 use crate::incarnation::Incarnation;
@@ -51,13 +51,15 @@ impl AgentConfigService for AgentConfigApi {
         let connected = self.registry.connect(introduction.clone())?;
         info!(agent = %introduction.id, version = ?introduction.version, held = request.held.len(), "agent connected");
         let age = self.settings.max_stream_age.0.mul_f64(rand::rng().random_range(0.9..1.1));
+        let newest_held = request.held.values().copied().max().unwrap_or(0);
         let session = Session {
             id: introduction.id,
             labels: connected.labels.clone(),
             held_from: request.incarnation.into(),
-            seen: request.held.values().copied().max().unwrap_or(0).max(request.revision),
+            seen: newest_held.max(request.revision),
+            newest_held,
             known: i64::try_from(self.view.latest().revision.0).unwrap_or(i64::MAX),
-            patience: Instant::now() + CATCH_UP,
+            began: Instant::now(),
             held: Held::said(request.held),
             wanted: None,
             incarnations: self.incarnations.clone(),

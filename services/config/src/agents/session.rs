@@ -14,7 +14,7 @@ use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tonic::Status;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::mailbox::Ended;
 use super::registry::{Connected, Registry};
@@ -25,9 +25,13 @@ use crate::push::Stream;
 /// Agents that are asked to go come back spread over this time.
 const RETURN_SPREAD: Duration = Duration::from_secs(2);
 
-/// How long a server waits that isn't as far as the agent, by the number: far longer than a watch lags behind. After that
-/// it's as far in truth: revisions between were of other things than rules.
-pub(crate) const CATCH_UP: Duration = Duration::from_millis(500);
+/// How long a server waits that isn't as far as the agent, by the number of the last message: far longer than a watch lags
+/// behind. After that it's as far in truth: revisions between were of other things than rules.
+const CATCH_UP: Duration = Duration::from_millis(500);
+
+/// How long one waits that isn't as far as a rule which the agent holds: such a server is behind for certain, as one that is
+/// cut off from its store. It then asks the agent to go on to the next server, well before the agent takes it for dead.
+const CATCH_UP_HELD: Duration = Duration::from_secs(25);
 
 /// A connected agent and what it was told.
 pub(crate) struct Session {
@@ -40,10 +44,12 @@ pub(crate) struct Session {
     /// The revision of the newest state that the agent has seen of that store. One that moves to a server which isn't so far
     /// must not be told an older one: it would drop a rule and take it up again.
     pub(crate) seen: i64,
+    /// The newest revision among the rules that it holds of that store.
+    pub(crate) newest_held: i64,
     /// This server knew of this revision when the stream began.
     pub(crate) known: i64,
-    /// Until when those are waited for.
-    pub(crate) patience: Instant,
+    /// When the stream began, and with it the wait for those.
+    pub(crate) began: Instant,
     /// What is wanted as it was last worked out for these labels.
     pub(crate) wanted: Option<Wanted>,
     pub(crate) incarnations: watch::Receiver<Option<Incarnation>>,
@@ -88,13 +94,15 @@ impl Session {
             if let Some(ended) = self.connected.mailbox.ended() {
                 return self.end(ended).map(|update| (update, self.seen));
             }
-            let news = self.news(&step);
+            let now = Instant::now();
+            let news = self.news(&step, now);
             // What the agent is told only grows, whichever server tells it.
             let revision = step.revision().max(self.seen);
             if let Some(update) = news {
                 self.seen = revision;
                 return Ok((update, revision));
             }
+            let behind = self.behind_until(&step).filter(|until| now < *until);
             let reason = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => "the server is stopping",
@@ -107,7 +115,7 @@ impl Session {
                     Ok(()) => continue,
                     Err(_) => "the server is stopping",
                 },
-                () = tokio::time::sleep_until(self.patience), if self.sent == 0 && Instant::now() < self.patience => continue,
+                () = tokio::time::sleep_until(behind.unwrap_or(self.ends)), if behind.is_some() => continue,
                 () = tokio::time::sleep_until(self.ends) => "the stream reached its age; connect again",
                 // Nothing may be said before the first difference is known: a bookmark would mean "you have it all".
                 () = tokio::time::sleep_until(bookmark), if self.sent > 0 => {
@@ -119,19 +127,43 @@ impl Session {
     }
 
     /// What there is to say at once: a difference, then what is to be told once.
-    fn news(&mut self, step: &Step) -> Option<Update> {
+    fn news(&mut self, step: &Step, now: Instant) -> Option<Update> {
         let incarnation = self.incarnations.borrow_and_update().clone().filter(|_| step.set.is_loaded())?;
         if self.held_from != incarnation {
-            self.seen = 0;
+            (self.seen, self.newest_held) = (0, 0);
         }
-        if self.sent == 0 && step.revision() < self.seen.max(self.known) && Instant::now() < self.patience {
+        if self.behind_until(step).is_some_and(|until| now < until) {
             return None;
+        }
+        if self.sent == 0 && step.revision() < self.newest_held {
+            return Some(self.go_on(step.revision()));
         }
         let delta = self.advance(step, incarnation);
         if self.sent == 0 || delta != Delta::default() {
             return Some(Update::Delta(delta));
         }
         self.connected.mailbox.take()
+    }
+
+    /// Until when nothing is said, since this server isn't as far as the agent; `None`: it is.
+    fn behind_until(&self, step: &Step) -> Option<Instant> {
+        let revision = step.revision();
+        match self.sent {
+            0 if revision < self.newest_held => Some(self.began + CATCH_UP_HELD),
+            0 if revision < self.seen.max(self.known) => Some(self.began + CATCH_UP),
+            _ => None,
+        }
+    }
+
+    /// Asks an agent to try another server, since this one has only older rules than it holds.
+    fn go_on(&mut self, revision: i64) -> Update {
+        let held = self.newest_held;
+        warn!(
+            agent = %self.id, held, revision,
+            "an agent holds newer rules than this server knows of, and is asked to try another: is the store reached? \
+             One that was restored from a backup needs a new incarnation"
+        );
+        self.go_away("this server has only older rules than those held; connect to another")
     }
 
     /// The difference between what the agent holds and what it shall hold, which it holds from then on. What it holds from
@@ -169,5 +201,91 @@ impl Session {
         self.gone = true;
         let retry_after = Some(duration(RETURN_SPREAD.mul_f64(rand::rng().random::<f64>())));
         Update::GoAway(GoAway { reason: reason.to_owned(), retry_after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use logmesh_store::Revision;
+
+    use super::*;
+    use crate::agents::registry::Introduction;
+    use crate::rules::RuleSet;
+    use crate::settings::Settings;
+
+    const STORE: &str = "of this store";
+
+    /// The stream of an agent that holds a rule, and saw a later message.
+    fn session(held: i64, seen: i64) -> Session {
+        let steps = watch::channel(Arc::default()).1;
+        let registry = Registry::new(&Settings::default(), steps.clone());
+        let (id, session): (AgentId, _) = ("a".parse().unwrap(), "s".to_owned());
+        let introduction = Introduction { id: id.clone(), session, labels: Labels::new(), version: String::new() };
+        let connected = registry.connect(introduction).unwrap();
+        let began = Instant::now();
+        Session {
+            id,
+            labels: Arc::default(),
+            held: Held::said(BTreeMap::from([("rules/new".to_owned(), held)])),
+            held_from: STORE.into(),
+            seen,
+            newest_held: held,
+            known: 0,
+            began,
+            wanted: None,
+            incarnations: watch::channel(Some(STORE.into())).1,
+            steps,
+            registry,
+            connected,
+            stopping: CancellationToken::new(),
+            bookmark_interval: Duration::from_secs(1),
+            ends: began + Duration::from_secs(3600),
+            _permit: Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap(),
+            sent: 0,
+            gone: false,
+        }
+    }
+
+    /// No rules, as of a revision.
+    fn step(revision: u64) -> Step {
+        let mut set = RuleSet::default();
+        set.revision = Revision(revision);
+        Step::default().to(Arc::new(set))
+    }
+
+    fn is_removal(update: Option<Update>) -> bool {
+        matches!(update, Some(Update::Delta(delta)) if delta.removed == ["rules/new"])
+    }
+
+    #[test]
+    fn a_server_that_is_behind_tells_an_agent_nothing_of_older_rules() {
+        let mut session = session(120, 120);
+        let began = session.began;
+        for waited in [Duration::ZERO, CATCH_UP, CATCH_UP_HELD - Duration::from_millis(1)] {
+            assert!(session.news(&step(100), began + waited).is_none(), "{waited:?}");
+        }
+        assert!(matches!(session.news(&step(100), began + CATCH_UP_HELD), Some(Update::GoAway(_))));
+        assert!(session.gone);
+    }
+
+    #[test]
+    fn a_server_that_has_caught_up_says_what_is_gone() {
+        let mut session = session(120, 120);
+        let began = session.began;
+        assert!(session.news(&step(119), began + CATCH_UP).is_none());
+        assert!(is_removal(session.news(&step(120), began + CATCH_UP)));
+    }
+
+    #[test]
+    fn what_others_wrote_is_not_waited_for_long_nor_another_stores_rules() {
+        let mut other = session(100, 120);
+        let began = other.began;
+        assert!(other.news(&step(100), began).is_none());
+        assert!(is_removal(other.news(&step(100), began + CATCH_UP)));
+        let mut foreign = session(120, 120);
+        foreign.held_from = "of another".into();
+        assert!(is_removal(foreign.news(&step(3), began)));
     }
 }

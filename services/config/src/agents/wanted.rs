@@ -30,7 +30,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// The step to this set.
-    fn to(&self, set: Arc<RuleSet>) -> Self {
+    pub(super) fn to(&self, set: Arc<RuleSet>) -> Self {
         let (before, now) = (&self.set.rules, &set.rules);
         let gone = before.keys().filter(|name| !now.contains_key(*name));
         let new = now.iter().filter(|(name, rule)| before.get(*name).is_none_or(|known| !Arc::ptr_eq(known, rule)));
