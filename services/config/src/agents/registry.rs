@@ -14,6 +14,7 @@ use logmesh_grpc::{already_exists, not_found, resource_exhausted};
 use logmesh_proto::fleet::v1 as message;
 use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_rules::{Labels, Selector};
+use logmesh_store::Revision;
 use logmesh_types::{AgentId, UnixNanos};
 use metrics::{counter, gauge};
 use tokio::sync::{Notify, watch};
@@ -69,6 +70,8 @@ struct State {
     connections: u64,
     /// Whether the store's agents were read.
     loaded: bool,
+    /// The revision as of which they were read last.
+    kept: Revision,
     /// Agents of which the store may lack something.
     unsaved: BTreeSet<AgentId>,
     /// How old an agent's time in the store may be while it's connected.
@@ -315,10 +318,9 @@ impl State {
 impl Drop for Connected {
     fn drop(&mut self) {
         let mut state = self.registry.state();
-        let here = state.agents.get_mut(&self.id).and_then(|known| known.here.as_mut());
-        if let Some(here) = here.filter(|here| here.connection.as_ref().is_some_and(|one| one.number == self.number)) {
-            here.connection = None;
-            here.last_seen = UnixNanos::now();
+        let known = state.agents.get_mut(&self.id);
+        if let Some(known) = known.filter(|known| known.connection().is_some_and(|one| one.number == self.number)) {
+            known.exit();
             state.online -= 1;
             gauge!("logmesh_config_agents_online").set(state.online as f64);
             drop(state);

@@ -95,9 +95,25 @@ impl Known {
         }
     }
 
+    /// Takes in that its stream here ended.
+    pub(super) fn exit(&mut self) {
+        if let Some(here) = &mut self.here {
+            here.connection = None;
+            here.last_seen = UnixNanos::now();
+        }
+        self.merge_labels();
+    }
+
+    /// How it introduced itself here, if that counts. Of one that is away the store's record does: it may have come back to
+    /// another server as something else.
+    fn introduced(&self) -> Option<&Introduction> {
+        let here = self.here.as_ref().filter(|here| here.connection.is_some() || self.stored.is_none());
+        here.map(|here| &here.introduction)
+    }
+
     fn host_labels(&self) -> Option<&Labels> {
-        let here = self.here.as_ref().map(|here| &here.introduction.labels);
-        here.or_else(|| self.stored.as_ref().map(|(stored, _)| &stored.host_labels))
+        let introduced = self.introduced().map(|introduction| &introduction.labels);
+        introduced.or_else(|| self.stored.as_ref().map(|(stored, _)| &stored.host_labels))
     }
 
     /// Whether the store lacks something of an agent that introduces itself so.
@@ -117,7 +133,7 @@ impl Known {
 
     pub(super) fn show(&self, id: &AgentId, server: &str, step: &Step) -> Agent {
         let here = self.here.as_ref();
-        let version = here.map(|here| &here.introduction.version);
+        let version = self.introduced().map(|introduction| &introduction.version);
         let version = version.or_else(|| self.stored.as_ref().map(|(stored, _)| &stored.version));
         let wanted = Wanted::of(step, &self.labels);
         Agent {

@@ -37,12 +37,9 @@ impl Registry {
         }
         for (key, held) in kept.entries.iter().take(MAX_KNOWN_AGENTS) {
             let Some(id) = keys::agent_of(key) else { continue };
-            let known = state.agents.get(&id).and_then(|known| known.stored.as_ref());
-            // Not an older state than what was written from here meanwhile.
-            if known.is_none_or(|(_, written)| *written < held.mod_revision) {
-                state.take_in(&id, held);
-            }
+            state.take_in(&id, held);
         }
+        state.kept = state.kept.max(kept.revision);
         if !std::mem::replace(&mut state.loaded, true) || !state.unsaved.is_empty() {
             self.unsaved.notify_one();
         }
@@ -94,12 +91,16 @@ impl Registry {
         batch
     }
 
-    /// Notes that these were written.
+    /// Notes that these were written. Where the store was read as of that revision or a later one meanwhile, only what it
+    /// still has so counts: others may have changed or forgotten the rest since.
     pub(crate) fn saved(&self, batch: Vec<Unsaved>, revision: Revision) {
         let mut state = self.state();
         for one in batch {
-            state.unsaved.remove(&one.id);
-            state.keep(&one.id, Some((one.record, revision)));
+            let written = state.written(&one.id);
+            if written == Some(revision) || (written < Some(revision) && state.kept < revision) {
+                state.unsaved.remove(&one.id);
+                state.keep(&one.id, Some((one.record, revision)));
+            }
         }
     }
 
@@ -117,7 +118,16 @@ impl Registry {
 }
 
 impl State {
+    /// The revision that wrote what is known of the store's record.
+    fn written(&self, id: &AgentId) -> Option<Revision> {
+        self.agents.get(id)?.stored.as_ref().map(|(_, written)| *written)
+    }
+
+    /// Takes in a record as it was read, unless as new a one is known.
     fn take_in(&mut self, id: &AgentId, held: &Versioned) {
+        if self.written(id) >= Some(held.mod_revision) {
+            return;
+        }
         let record = serde_json::from_slice::<StoredAgent>(&held.value).unwrap_or_else(|error| {
             warn!(agent = %id, %error, "what the store keeps of an agent can't be read");
             StoredAgent::default()

@@ -1,6 +1,9 @@
 //! The registry by itself.
 
+use logmesh_store::{PrefixState, Versioned};
+
 use super::*;
+use crate::agents::stored::StoredAgent;
 
 fn registry(max_agents: usize, max_streams: usize) -> Registry {
     let steps = watch::channel(Arc::default()).1;
@@ -161,4 +164,79 @@ fn only_news_are_told_of_sessions() {
     assert!(registry.news(&mut told)[0].connected[0].reported);
     drop(a);
     assert_eq!(registry.news(&mut told)[0].disconnected, ["a"]);
+}
+
+fn role(role: &str) -> Labels {
+    Labels::from([("role".to_owned(), role.to_owned())])
+}
+
+/// The ids of the agents with this role.
+fn of_role(registry: &Registry, role: &str) -> Vec<String> {
+    let selector: Selector = format!("role={role}").parse().unwrap();
+    registry.selected(&selector).into_iter().map(|(id, _)| id.to_string()).collect()
+}
+
+/// The store as of a revision, with what a record of `a` may be and the revision that wrote it.
+fn store(revision: u64, record: Option<(StoredAgent, u64)>) -> PrefixState {
+    let entry = record.map(|(record, written)| {
+        let value = serde_json::to_vec(&record).unwrap().into();
+        let versioned = Versioned { value, mod_revision: Revision(written), lease: None };
+        (crate::keys::agent(&"a".parse().unwrap()), versioned)
+    });
+    PrefixState { revision: Revision(revision), entries: entry.into_iter().collect() }
+}
+
+#[test]
+fn an_agent_that_came_back_elsewhere_with_other_labels_is_known_by_these() {
+    for tells_first in [false, true] {
+        let one = registry(10, 10);
+        let web = Introduction { labels: role("web"), ..introduction("a", "1") };
+        let connected = one.connect(web).unwrap();
+        one.keep_all(&store(5, None));
+        let batch = one.take_unsaved(10);
+        one.saved(batch, Revision(10));
+        assert_eq!(of_role(&one, "web"), ["a"]);
+        // It connects to another server, which writes what it says there.
+        let news = store(12, Some((StoredAgent { host_labels: role("db"), ..StoredAgent::default() }, 12)));
+        if tells_first {
+            one.keep_all(&news);
+            assert_eq!(of_role(&one, "web"), ["a"], "as long as it is connected here");
+            drop(connected);
+        } else {
+            drop(connected);
+            one.keep_all(&news);
+        }
+        assert_eq!((of_role(&one, "web").len(), of_role(&one, "db")), (0, vec!["a".to_owned()]));
+    }
+}
+
+#[test]
+fn a_late_answer_to_a_write_undoes_nothing_that_came_after_it() {
+    let labelled = StoredAgent { labels: role("web"), ..StoredAgent::default() };
+    for (meanwhile, expected) in [(Some((labelled, 11)), vec!["a".to_owned()]), (None, vec![])] {
+        let registry = registry(10, 10);
+        registry.keep_all(&store(5, None));
+        let connected = registry.connect(introduction("a", "1")).unwrap();
+        let batch = registry.take_unsaved(10);
+        assert_eq!(batch.len(), 1);
+        // It's written at 10; at 11 somebody gives it a label, or forgets it.
+        registry.keep_all(&store(11, meanwhile.clone()));
+        registry.saved(batch, Revision(10));
+        assert_eq!(of_role(&registry, "web"), expected);
+        assert_eq!(registry.take_unsaved(10).len(), 1, "what was lost or isn't as the agent says is written again");
+        drop(connected);
+        assert_eq!(online(&registry, "a"), Some(false));
+    }
+}
+
+#[test]
+fn an_agent_that_was_forgotten_is_not_known_again_by_a_late_answer() {
+    let registry = registry(10, 10);
+    registry.keep_all(&store(5, None));
+    drop(registry.connect(introduction("a", "1")).unwrap());
+    let batch = registry.take_unsaved(10);
+    registry.keep_all(&store(11, None));
+    registry.forget(&"a".parse().unwrap());
+    registry.saved(batch, Revision(10));
+    assert_eq!(online(&registry, "a"), None);
 }
