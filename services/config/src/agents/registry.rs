@@ -321,6 +321,7 @@ impl Drop for Connected {
         let known = state.agents.get_mut(&self.id);
         if let Some(known) = known.filter(|known| known.connection().is_some_and(|one| one.number == self.number)) {
             known.exit();
+            state.give_way(&self.id);
             state.online -= 1;
             gauge!("logmesh_config_agents_online").set(state.online as f64);
             drop(state);

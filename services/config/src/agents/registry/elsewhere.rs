@@ -9,7 +9,8 @@
 //! connected within that difference is refused, but always exactly one.
 //!
 //! A server that isn't heard any more has no say: its agents are about to connect elsewhere, new processes among them.
-//! The same session on two servers is one process that moved; its older stream ends by itself.
+//! The same session on two servers is one process that moved. Its older stream, which may be half-open, is ended as soon as
+//! its server hears of the younger one, so that only one of them shows the agent as its own.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,6 +28,8 @@ use crate::limits::MAX_SESSIONS_TOLD;
 pub(super) struct Elsewhere {
     session: String,
     connect_time: UnixNanos,
+    /// Whether a full report came on it.
+    reported: bool,
 }
 
 /// What another server was told: the connection's number, and whether a full report came on it.
@@ -81,9 +84,9 @@ impl Registry {
         for one in news.connected {
             let Ok(id) = one.agent_id.parse::<AgentId>() else { continue };
             let connect_time = one.connect_time.as_ref().map(unix_nanos).unwrap_or(UnixNanos(i64::MAX));
-            let other = Elsewhere { session: one.session, connect_time };
+            let other = Elsewhere { session: one.session, connect_time, reported: one.reported };
             compare(&self.server, &mut state.agents, &id, &other, server);
-            if one.reported {
+            if other.reported {
                 state.streams -= forget_report(&mut state.agents, &id);
             }
             theirs.insert(id, other);
@@ -96,7 +99,7 @@ impl Registry {
     }
 }
 
-/// Ends the stream of an agent that is younger than the other of its id.
+/// Ends the stream of an agent that is younger than the other of its id, or older than the other of the same process.
 fn compare(
     server: &str,
     agents: &mut BTreeMap<AgentId, super::Known>,
@@ -106,9 +109,11 @@ fn compare(
 ) {
     let Some(here) = agents.get(id).and_then(|known| known.here.as_ref()) else { return };
     let Some(connection) = &here.connection else { return };
-    let ours = (here.connect_time, server);
-    if here.introduction.session != other.session && ours > (other.connect_time, others_server) {
-        connection.mailbox.end(Ended::Refused(doubled(id, "", others_server)));
+    let is_younger = (here.connect_time, server) > (other.connect_time, others_server);
+    match (here.introduction.session == other.session, is_younger) {
+        (false, true) => connection.mailbox.end(Ended::Refused(doubled(id, "", others_server))),
+        (true, false) => connection.mailbox.end(Ended::Superseded),
+        _ => {}
     }
 }
 
@@ -121,6 +126,13 @@ fn forget_report(agents: &mut BTreeMap<AgentId, super::Known>, id: &AgentId) -> 
 }
 
 impl State {
+    /// Forgets what an agent that has left said here if it said all to another server meanwhile.
+    pub(super) fn give_way(&mut self, id: &AgentId) {
+        if self.elsewhere.values().any(|agents| agents.get(id).is_some_and(|other| other.reported)) {
+            self.streams -= forget_report(&mut self.agents, id);
+        }
+    }
+
     /// Refuses an agent that is connected to another server with another session.
     pub(super) fn check_elsewhere(&self, introduction: &Introduction) -> Result<(), Status> {
         for (server, agents) in &self.elsewhere {

@@ -154,6 +154,38 @@ fn what_an_agent_said_once_gives_way_to_what_it_says_elsewhere() {
 }
 
 #[test]
+fn what_an_agent_said_gives_way_when_its_stream_ends_after_the_news() {
+    let (one, two) = (server("one"), server("two"));
+    let half_open = one.connect(introduction("a", "1")).unwrap();
+    one.report(report("a", "1", 0..3)).unwrap();
+    let _moved = two.connect(introduction("a", "1")).unwrap();
+    two.report(report("a", "1", 0..1)).unwrap();
+    tell(&two, &one);
+    assert_eq!(one.streams(|streams| streams.count()), 3, "as long as its stream is here");
+    drop(half_open);
+    assert_eq!((one.streams(|streams| streams.count()), one.state().streams), (0, 0));
+}
+
+#[test]
+fn the_older_stream_of_one_process_is_ended() {
+    let is_superseded = |one: &Connected| matches!(one.mailbox.ended(), Some(Ended::Superseded));
+    for (first, second) in [("one", "two"), ("two", "one")] {
+        let (first, second) = (server(first), server(second));
+        let older = first.connect(introduction("a", "1")).unwrap();
+        let younger = second.connect(introduction("a", "1")).unwrap();
+        // As if their clocks had moved on between the two.
+        if let Some(here) = first.state().agents.get_mut(&older.id).and_then(|known| known.here.as_mut()) {
+            here.connect_time.0 -= 1_000_000_000;
+        }
+        tell(&first, &second);
+        tell(&second, &first);
+        assert!(is_superseded(&older) && !is_superseded(&younger));
+        drop(older);
+        assert_eq!((online(&first, "a"), online(&second, "a")), (Some(false), Some(true)));
+    }
+}
+
+#[test]
 fn only_news_are_told_of_sessions() {
     let registry = server("one");
     let mut told = elsewhere::Told::new();
