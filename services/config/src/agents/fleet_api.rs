@@ -43,7 +43,7 @@ impl FleetService for FleetApi {
         let filter = filter::read(&request.filter)?;
         let page = match request.this_server_only {
             true => self.fleet.own_agents(&request.page_token, size, true).into(),
-            false => self.fleet.agents(request.page_token, size, filter.as_ref()).await,
+            false => self.fleet.agents(request.page_token, size, filter.as_ref(), &mut Default::default()).await,
         };
         let Page { items, next_page_token, unreachable } = page;
         Ok(Response::new(ListAgentsResponse { agents: items, next_page_token, unreachable_servers: unreachable }))

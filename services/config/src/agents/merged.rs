@@ -73,8 +73,15 @@ fn stream_id(stream: &AgentStream) -> &str {
 }
 
 impl Fleet {
-    /// A page of the agents behind the one named that the filter selects.
-    pub(crate) async fn agents(&self, after: String, size: usize, filter: Option<&Selector>) -> Page<Agent> {
+    /// A page of the agents behind the one named that the filter selects. Servers in `lost` aren't asked; who doesn't answer
+    /// comes to them.
+    pub(crate) async fn agents(
+        &self,
+        after: String,
+        size: usize,
+        filter: Option<&Selector>,
+        lost: &mut BTreeSet<String>,
+    ) -> Page<Agent> {
         let own = |after: &str, size| self.own_agents(after, size, false);
         let ask = |channel, page_token, page_size| async move {
             let request = ListAgentsRequest { page_size, page_token, this_server_only: true, ..Default::default() };
@@ -83,7 +90,7 @@ impl Fleet {
         };
         let selects = filter.map(|filter| move |agent: &Agent| super::filter::selects(filter, agent));
         let keep = selects.as_ref().map(|selects| selects as &(dyn Fn(&Agent) -> bool + Send + Sync));
-        self.peers.page(after, size, own, ask, keep).await
+        self.peers.page(after, size, own, ask, keep, lost).await
     }
 
     /// This server's part of it; with `only_here` none that was never connected to it.
@@ -128,7 +135,7 @@ impl Fleet {
                 Ok(Part { items: list.streams, next_page_token: list.next_page_token })
             }
         };
-        self.peers.page(wanted.page_token.clone(), size, own, ask, None).await
+        self.peers.page(wanted.page_token.clone(), size, own, ask, None, &mut BTreeSet::new()).await
     }
 
     /// This server's part of it.

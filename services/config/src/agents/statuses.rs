@@ -1,5 +1,6 @@
 //! What became of one rule on all agents that it is for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use logmesh_grpc::{not_found, unavailable};
@@ -35,6 +36,27 @@ impl Listed for AgentRuleStatus {
     }
 }
 
+/// The counts of all agents' statuses as they come, by id, and of the statuses themselves no more than a page needs.
+struct Tally<'a> {
+    request: &'a ListRuleStatusesRequest,
+    size: usize,
+    counts: RuleStatusCounts,
+    /// Those that are wanted, and one more if there is one: it says that this isn't the last page.
+    kept: Vec<AgentRuleStatus>,
+}
+
+impl Tally<'_> {
+    fn take(&mut self, one: AgentRuleStatus) {
+        count(&mut self.counts, &one);
+        let states = &self.request.states;
+        let state = one.status.as_ref().map_or(0, |status| status.state);
+        let is_wanted = one.agent_id > self.request.page_token && (states.is_empty() || states.contains(&state));
+        if is_wanted && self.kept.len() <= self.size {
+            self.kept.push(one);
+        }
+    }
+}
+
 impl Fleet {
     /// A page of what became of a rule, and the counts of all agents.
     pub(crate) async fn rule_statuses(
@@ -48,21 +70,16 @@ impl Fleet {
             let Part { items, next_page_token } = self.own_statuses(&rule, &request.page_token, size, true);
             return Ok(ListRuleStatusesResponse { statuses: items, next_page_token, revision, ..Default::default() });
         }
-        let (all, unreachable) = self.all_statuses(&rule).await;
-        let mut counts = RuleStatusCounts::default();
-        all.iter().for_each(|one| count(&mut counts, one));
-        let wanted = all.into_iter().filter(|one| {
-            let state = one.status.as_ref().map_or(0, |status| status.state);
-            one.agent_id > request.page_token && (request.states.is_empty() || request.states.contains(&state))
-        });
-        let (statuses, next_page_token) = page(wanted.map(|one| (one.token(), one)), size);
-        let unreachable_servers = unreachable;
+        let mut tally = Tally { request, size, counts: RuleStatusCounts::default(), kept: Vec::new() };
+        let unreachable_servers = self.count_all(&rule, &mut tally).await;
+        let Tally { counts, kept, .. } = tally;
+        let (statuses, next_page_token) = page(kept.into_iter().map(|one| (one.token(), one)), size);
         Ok(ListRuleStatusesResponse { statuses, next_page_token, counts: Some(counts), revision, unreachable_servers })
     }
 
-    /// Each agent once, by id, and who didn't answer.
-    async fn all_statuses(&self, rule: &Arc<LiveRule>) -> (Vec<AgentRuleStatus>, Vec<String>) {
-        let (mut all, mut unreachable, mut behind) = (Vec::new(), Vec::new(), String::new());
+    /// Counts each agent once, by id; answers who didn't answer.
+    async fn count_all(&self, rule: &Arc<LiveRule>, tally: &mut Tally<'_>) -> Vec<String> {
+        let (mut lost, mut behind) = (BTreeSet::new(), String::new());
         loop {
             let own = |after: &str, size| self.own_statuses(rule, after, size, false);
             let ask = |channel, page_token, page_size| {
@@ -80,18 +97,14 @@ impl Fleet {
                     Ok(Part { items: list.statuses, next_page_token: list.next_page_token })
                 }
             };
-            let page = self.peers.page(behind, MAX_PAGE, own, ask, None).await;
-            let seen = |one: AgentRuleStatus| {
+            let page = self.peers.page(behind, MAX_PAGE, own, ask, None, &mut lost).await;
+            for one in page.items {
                 let status = Some(as_seen(one.status.unwrap_or_default(), &rule.message));
-                AgentRuleStatus { status, ..one }
-            };
-            all.extend(page.items.into_iter().map(seen));
-            unreachable.extend(page.unreachable);
+                tally.take(AgentRuleStatus { status, ..one });
+            }
             behind = page.next_page_token;
             if behind.is_empty() {
-                unreachable.sort();
-                unreachable.dedup();
-                return (all, unreachable);
+                return lost.into_iter().collect();
             }
         }
     }
@@ -134,4 +147,31 @@ fn count(counts: &mut RuleStatusCounts, one: &AgentRuleStatus) {
         RuleState::Pending | RuleState::Unspecified => &mut counts.offline,
     };
     *place += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use logmesh_proto::fleet::v1::RuleStatus;
+
+    use super::*;
+
+    #[test]
+    fn all_are_counted_and_no_more_than_a_page_is_kept() {
+        let (applied, failed) = (RuleState::Applied.into(), RuleState::Failed.into());
+        let request = ListRuleStatusesRequest {
+            states: vec![failed],
+            page_token: "a02".into(),
+            ..ListRuleStatusesRequest::default()
+        };
+        let mut tally = Tally { request: &request, size: 2, counts: RuleStatusCounts::default(), kept: Vec::new() };
+        for number in 0..20 {
+            let state = if number % 2 == 0 { failed } else { applied };
+            let status = Some(RuleStatus { state, ..RuleStatus::default() });
+            tally.take(AgentRuleStatus { agent_id: format!("a{number:02}"), status, ..AgentRuleStatus::default() });
+        }
+        let expected = RuleStatusCounts { total: 20, applied: 10, failed: 10, ..RuleStatusCounts::default() };
+        assert_eq!(tally.counts, expected);
+        let kept: Vec<&str> = tally.kept.iter().map(|one| one.agent_id.as_str()).collect();
+        assert_eq!(kept, ["a04", "a06", "a08"], "a page, and that it isn't the last");
+    }
 }

@@ -3,7 +3,7 @@
 //! It looks at the whole list once a second and tells what is new in it, whichever server that came from. So a caller
 //! that was slow finds the newest state, and an agent that moves is never told twice.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
 
 use futures::StreamExt;
@@ -81,10 +81,10 @@ impl Watch {
 
     /// Looks at all agents, and leaves what is new in the waiting messages.
     async fn look(&mut self) {
-        let (mut now, mut changed, mut unreachable) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (mut now, mut changed, mut lost) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         let mut after = String::new();
         loop {
-            let page = self.fleet.agents(after, MAX_PAGE, self.filter.as_ref()).await;
+            let page = self.fleet.agents(after, MAX_PAGE, self.filter.as_ref(), &mut lost).await;
             for agent in page.items {
                 let state = state_of(&agent);
                 if self.told.get(&agent.id) != Some(&state) {
@@ -92,15 +92,12 @@ impl Watch {
                 }
                 now.insert(agent.id, state);
             }
-            unreachable.extend(page.unreachable);
             after = page.next_page_token;
             if after.is_empty() {
                 break;
             }
         }
-        unreachable.sort();
-        unreachable.dedup();
-        if !unreachable.is_empty() {
+        if !lost.is_empty() {
             // Who isn't heard of may be connected to a server that didn't answer.
             let kept = self.told.iter().filter(|(id, _)| !now.contains_key(*id));
             let kept: Vec<(String, u64)> = kept.map(|(id, state)| (id.clone(), *state)).collect();
@@ -108,7 +105,7 @@ impl Watch {
         }
         let removed = self.told.keys().filter(|id| !now.contains_key(*id)).cloned().collect();
         self.told = now;
-        self.leave(changed, removed, unreachable);
+        self.leave(changed, removed, lost.into_iter().collect());
     }
 
     /// Puts what is new into messages of a bounded size; none if nothing is.

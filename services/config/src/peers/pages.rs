@@ -53,7 +53,8 @@ impl<T> From<Part<T>> for Page<T> {
 
 impl Peers {
     /// The page of `size` entries behind `after` that `keep` keeps: from `own` and from the other servers, each asked by
-    /// `ask`. Both are given a page token and a size. A server that once didn't answer isn't asked again for this page.
+    /// `ask`. Both are given a page token and a size. A server that is `lost`, since it didn't answer, isn't asked again: who
+    /// reads all pages passes it on, or each page would wait for such a server.
     pub(crate) async fn page<T, F>(
         &self,
         after: String,
@@ -61,6 +62,7 @@ impl Peers {
         own: impl Fn(&str, usize) -> Part<T>,
         ask: impl Fn(Channel, String, i32) -> F,
         keep: Option<&(dyn Fn(&T) -> bool + Send + Sync)>,
+        lost: &mut BTreeSet<String>,
     ) -> Page<T>
     where
         T: Listed,
@@ -68,9 +70,9 @@ impl Peers {
     {
         // With a filter most entries may be left out: larger parts, fewer rounds.
         let part = if keep.is_some() { MAX_PAGE } else { size };
-        let (mut found, mut behind, mut lost) = (Vec::new(), after, BTreeSet::new());
+        let (mut found, mut behind) = (Vec::new(), after);
         loop {
-            let others = self.ask_but(&lost, PEER_TIMEOUT, |channel| ask(channel, behind.clone(), part as i32));
+            let others = self.ask_but(lost, PEER_TIMEOUT, |channel| ask(channel, behind.clone(), part as i32));
             let answers = others.await;
             lost.extend(answers.unreachable);
             let parts = answers.answers.into_iter().map(|(_, part)| part).chain([own(&behind, part)]);
@@ -83,7 +85,7 @@ impl Peers {
         }
         let (items, cut) = page(found.into_iter().map(|item| (item.token(), item)), size);
         let next_page_token = if cut.is_empty() { behind } else { cut };
-        Page { items, next_page_token, unreachable: lost.into_iter().collect() }
+        Page { items, next_page_token, unreachable: lost.iter().cloned().collect() }
     }
 }
 
@@ -105,10 +107,17 @@ pub(crate) fn merge<T: Listed>(parts: Vec<Part<T>>) -> Part<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use logmesh_proto::discovery::v1::Endpoint;
     use logmesh_proto::fleet::v1::Agent;
     use proptest::prelude::*;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::discovery::Endpoints;
+    use crate::peers::KIND;
 
     /// A server's part of the page behind a token: at most `size` of its agents.
     fn part(ids: &[(u8, bool)], after: &str, size: usize) -> Part<Agent> {
@@ -118,6 +127,31 @@ mod tests {
         let all = agents.into_iter().filter(|(id, _)| id.as_str() > after);
         let (items, next_page_token) = page(all, size);
         Part { items, next_page_token }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_did_not_answer_is_not_asked_again_for_the_next_page() {
+        let endpoint = |id: &str| Endpoint { kind: KIND.into(), id: id.into(), address: format!("{id}:1") };
+        let all = [("config/own", endpoint("own")), ("config/hangs", endpoint("hangs"))];
+        let all = all.into_iter().map(|(key, endpoint)| (key.to_owned(), endpoint)).collect();
+        let endpoints = watch::channel(Arc::new(Endpoints { all, ..Endpoints::default() })).1;
+        let peers = Peers::new(Some(endpoint("own")), endpoints);
+        let (asked, mut lost) = (AtomicU32::new(0), BTreeSet::new());
+        let own = |after: &str, size| part(&[(1, true), (2, true), (3, true)], after, size);
+        let mut behind = String::new();
+        for page in 1..=3 {
+            let ask = |_, _, _| {
+                asked.fetch_add(1, Ordering::Relaxed);
+                async { Err(Status::deadline_exceeded("no answer came in time")) }
+            };
+            let found = peers.page(behind, 1, own, ask, None, &mut lost).await;
+            assert_eq!(
+                (found.items[0].id.as_str(), found.unreachable),
+                (&*format!("{page:03}"), vec!["hangs".to_owned()])
+            );
+            behind = found.next_page_token;
+        }
+        assert_eq!((asked.into_inner(), behind.as_str()), (1, ""));
     }
 
     proptest! {
