@@ -28,8 +28,8 @@ pub struct Settings {
     pub max_stream_age: Span,
     /// How long an endpoint, and a leadership, lives without a sign of life.
     pub endpoint_ttl: Span,
-    /// An agent that wasn't seen for this long is forgotten, with the labels that the centre gave it; at least 2 days, since the
-    /// store knows to within a day when it was seen.
+    /// An agent that wasn't seen for this long is forgotten, with the labels that the centre gave it; at least 1 s. The
+    /// store knows when it was seen to within a day, or more closely where this is short.
     pub agent_retention: Span,
     /// The history of a rule that was deleted is kept for this long; at least 1 s.
     pub history_retention: Span,
@@ -70,7 +70,7 @@ impl Settings {
         );
         ensure!(!age.is_zero() && age <= DAY, "max_stream_age must be more than 0 and at most 1d");
         ensure!(ttl >= seconds(1) && ttl <= seconds(3600), "endpoint_ttl must be 1s to 1h");
-        ensure!(self.agent_retention.0 >= 2 * DAY, "agent_retention must be at least 2d");
+        ensure!(self.agent_retention.0 >= seconds(1), "agent_retention must be at least 1s");
         ensure!(self.history_retention.0 >= seconds(1), "history_retention must be at least 1s");
         ensure!(self.max_agents > 0 && self.max_agents <= MAX_WATCHERS, "max_agents must be 1 to {MAX_WATCHERS}");
         ensure!(self.max_streams > 0, "max_streams must be more than 0");
