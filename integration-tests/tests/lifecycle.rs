@@ -50,8 +50,11 @@ fn sigterm_is_as_good_and_a_stop_under_load_loses_nothing() {
 #[test]
 fn readiness_and_metrics_are_there() {
     let mesh = Mesh::started();
-    let ready = http_get(mesh.admin(), "/readyz");
-    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    // The services are; the agent, which a status doesn't ask, may still be connecting to them.
+    wait_for("all components to be ready", PATIENCE, || match http_get(mesh.admin(), "/readyz") {
+        ready if ready.starts_with("HTTP/1.1 200") => Ok(()),
+        other => Err(other),
+    });
     assert!(http_get(mesh.admin(), "/healthz").starts_with("HTTP/1.1 200"));
     let metrics = http_get(mesh.admin(), "/metrics");
     assert!(metrics.contains("# TYPE logmesh_"), "{metrics}");

@@ -171,5 +171,8 @@ fn every_line_is_found_once_whatever_is_killed_frozen_or_cut_off() {
     assert!(written.iter().all(|count| *count > 1_000), "void: too few lines: {written:?}");
     client.audit();
     storm.say("the audit is clean");
-    assert!(storm.cluster.readyz(AGENT).starts_with("HTTP/1.1 200"));
+    wait_for("the agent to be ready", PATIENCE, || match storm.cluster.readyz(AGENT) {
+        ready if ready.starts_with("HTTP/1.1 200") => Ok(()),
+        other => Err(other),
+    });
 }
