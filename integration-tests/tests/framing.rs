@@ -55,7 +55,8 @@ fn apply(mesh: &Mesh, rules: &str) {
     let rules = rules.replace("LOGS/", &logs).replace("\ntopic:", "\npriority: 1\ntopic:");
     let file = mesh.folder.join("rules.yaml");
     std::fs::write(&file, rules).unwrap();
-    mesh.run(&["rules", "apply", "-f", file.to_str().unwrap()]).expect(0);
+    mesh.run(&["rules", "apply", "-f", file.to_str().unwrap(), "--wait", "60s"]).expect(0);
+    // At first the agent may not have been connected, so that nobody was waited for.
     wait_for("the agent to run all rules", Duration::from_secs(30), || {
         let agents = mesh.run(&["agents", "list"]).expect(0).stdout;
         if agents.contains(" 8/8 ") { Ok(()) } else { Err(agents) }
