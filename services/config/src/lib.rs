@@ -15,6 +15,7 @@ mod limits;
 mod paging;
 mod peers;
 mod push;
+mod revision;
 mod rules;
 mod settings;
 

@@ -23,6 +23,7 @@ use crate::error::bad_field;
 use crate::incarnation::Incarnation;
 use crate::limits::{MAX_AGENT_RULES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SESSION_BYTES};
 use crate::push::{Push, Stream};
+use crate::revision::on_wire;
 use crate::rules::RuleView;
 use crate::settings::Settings;
 
@@ -58,7 +59,7 @@ impl AgentConfigService for AgentConfigApi {
             held_from: request.incarnation.into(),
             seen: newest_held.max(request.revision),
             newest_held,
-            known: i64::try_from(self.view.latest().revision.0).unwrap_or(i64::MAX),
+            known: on_wire(self.view.latest().revision),
             began: Instant::now(),
             held: Held::said(request.held),
             wanted: None,

@@ -12,6 +12,7 @@ use logmesh_rules::Labels;
 use logmesh_runtime::Tasks;
 use tokio::sync::watch;
 
+use crate::revision::on_wire;
 use crate::rules::{LiveRule, RuleSet, RuleView};
 
 /// The shortest time between two sets that streams are woken for: a burst of a hundred changes doesn't wake ten thousand
@@ -40,7 +41,7 @@ impl Step {
 
     /// The revision of the set, as messages have it.
     pub(crate) fn revision(&self) -> i64 {
-        i64::try_from(self.set.revision.0).unwrap_or(i64::MAX)
+        on_wire(self.set.revision)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::error::{bad_field, store};
 use crate::keys;
 use crate::limits::{FIRST_MESSAGE, MAX_ENDPOINTS};
 use crate::push::{Push, Stream};
+use crate::revision::on_wire;
 use crate::settings::Settings;
 
 /// The API of discovery.
@@ -98,7 +99,7 @@ impl DiscoveryService for DiscoveryApi {
                 return None;
             }
             shown = Some(wanted.clone());
-            let revision = i64::try_from(endpoints.revision.0).unwrap_or(i64::MAX);
+            let revision = on_wire(endpoints.revision);
             Some(WatchEndpointsResponse { endpoints: wanted, revision })
         };
         Ok(Response::new(self.push.states(self.endpoints.clone(), show)?))
@@ -110,7 +111,7 @@ impl DiscoveryService for DiscoveryApi {
             Some(Leader {
                 name: entry.key.strip_prefix(keys::LEADERS)?.to_owned(),
                 holder: String::from_utf8_lossy(&entry.versioned.value).into_owned(),
-                revision: i64::try_from(entry.versioned.mod_revision.0).unwrap_or(i64::MAX),
+                revision: on_wire(entry.versioned.mod_revision),
             })
         };
         let leaders = held.entries.into_iter().filter_map(leader).collect();

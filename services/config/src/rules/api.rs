@@ -27,6 +27,7 @@ use crate::keys;
 use crate::limits::UPDATE_ATTEMPTS;
 use crate::paging::{page, page_size};
 use crate::push::{Push, Stream};
+use crate::revision::on_wire;
 
 /// The API of rules.
 #[derive(Clone, Debug)]
@@ -153,7 +154,7 @@ impl RuleService for RuleApi {
         let show = |set: &RuleSet| {
             set.is_loaded().then(|| WatchRulesResponse {
                 rules: set.rules.values().map(|rule| rule.message.clone()).collect(),
-                revision: i64::try_from(set.revision.0).unwrap_or(i64::MAX),
+                revision: on_wire(set.revision),
                 problems: set.problems.clone(),
             })
         };

@@ -15,6 +15,7 @@ use tracing::error;
 use super::stored::StoredRule;
 use crate::keys;
 use crate::limits::{MAX_HISTORY, MAX_HISTORY_BYTES};
+use crate::revision::on_wire;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,13 +77,13 @@ impl StoredChange {
         let said = !self.author.is_empty() || !self.reason.is_empty();
         let note = said.then(|| message::ChangeNote { author: self.author.clone(), reason: self.reason.clone() });
         message::RuleRevision {
-            revision: signed(revision.0),
+            revision: on_wire(revision),
             time: self.time.parse::<UnixNanos>().ok().map(timestamp),
             change: change.into(),
             note,
             rule: self.rule.as_ref().map(|rule| rule.message(revision)),
             changed_fields: self.changed_fields.clone(),
-            rolled_back_to: self.rolled_back_to.map_or(0, signed),
+            rolled_back_to: self.rolled_back_to.map_or(0, |to| on_wire(Revision(to))),
         }
     }
 }
@@ -158,7 +159,7 @@ impl History {
     /// The changes before the one of that number, the newest first, each with its number as a page token.
     pub(crate) fn before(&self, number: u64) -> impl Iterator<Item = (String, message::RuleRevision)> {
         self.places.iter().rev().filter(move |place| place.number < number).map(|place| {
-            let unknown = || message::RuleRevision { revision: signed(place.revision.0), ..Default::default() };
+            let unknown = || message::RuleRevision { revision: on_wire(place.revision), ..Default::default() };
             let shown = place.change.as_ref().map_or_else(unknown, |change| change.message(place.revision));
             (place.number.to_string(), shown)
         })
@@ -176,10 +177,6 @@ impl Place {
         let revision = older.unwrap_or(versioned.mod_revision);
         Some(Self { number, bytes: versioned.value.len(), revision, change })
     }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

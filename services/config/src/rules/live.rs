@@ -11,6 +11,7 @@ use super::seed::SeedTree;
 use super::stored::{StoredRule, etag};
 use crate::keys;
 use crate::limits::{MAX_PROBLEM_BYTES, MAX_PROBLEMS, MAX_RULES, MAX_RULES_BYTES};
+use crate::revision::on_wire;
 
 /// A rule that is in force.
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl LiveRule {
     /// A rule of a logagent's tree, read from a key that `revision` wrote.
     pub(super) fn of_tree(origin: &str, rule: Rule, revision: Revision) -> Self {
         let message = message::Rule {
-            revision: i64::try_from(revision.0).unwrap_or(i64::MAX),
+            revision: on_wire(revision),
             etag: etag(revision),
             origin: origin.to_owned(),
             ..message::Rule::from(rule.spec())

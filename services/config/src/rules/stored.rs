@@ -1,5 +1,6 @@
 //! A rule as it lies in the store, and as it's shown.
 
+use crate::revision::on_wire;
 use anyhow::Context;
 use logmesh_proto::config::v1 as message;
 use logmesh_proto::time::timestamp;
@@ -45,7 +46,7 @@ impl StoredRule {
     pub(crate) fn message(&self, revision: Revision) -> message::Rule {
         let time = |text: &str| text.parse::<UnixNanos>().ok().map(timestamp);
         message::Rule {
-            revision: i64::try_from(revision.0).unwrap_or(i64::MAX),
+            revision: on_wire(revision),
             etag: etag(revision),
             create_time: time(&self.create_time),
             update_time: time(&self.update_time),
