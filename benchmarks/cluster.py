@@ -11,122 +11,14 @@ import argparse
 import json
 import os
 import random
-import signal
-import socket
 import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+from mesh import ROOT, Mesh
 from standalone import baseline, generate
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def free_port():
-    """A port with a free one after it."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-                return port
-            except (OSError, OverflowError):
-                continue
-
-
-class Mesh:
-    def __init__(self, folder, binaries, record_format):
-        self.folder, self.binaries, self.processes = folder, binaries, {}
-        self.port = {name: free_port() for name in
-                     ("etcd", "kafka", "elasticsearch", "config", "gateway", "transfer", "console", "agent")}
-        (folder / "logs").mkdir()
-        (folder / "mesh.toml").write_text(
-            f'config_servers = ["127.0.0.1:{self.port["config"]}"]\n'
-            f'[topics.default]\nformat = "{record_format}"\n'
-            f'[etcd]\nendpoints = ["127.0.0.1:{self.port["etcd"]}"]\n'
-            f'[kafka]\nbrokers = ["127.0.0.1:{self.port["kafka"]}"]\n'
-            f'[elasticsearch]\nurls = ["http://127.0.0.1:{self.port["elasticsearch"]}"]\nreplicas = 0\n')
-
-    def spawn(self, name, command, **env):
-        log = open(self.folder / f"{name}.log", "ab")
-        process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                   env={**os.environ, **env}, start_new_session=True)
-        self.processes[name] = process
-
-    def start_servers(self):
-        run = lambda name: [ROOT / "backends" / name / "run"]
-        port = {name: str(self.port[name]) for name in self.port}
-        self.spawn("kafka", run("kafka"), KAFKA_PORT=port["kafka"], KAFKA_DATA=str(self.folder / "kafka"))
-        self.spawn("etcd", run("etcd"), ETCD_PORT=port["etcd"], ETCD_DATA=str(self.folder / "etcd"), ETCD_LOG_LEVEL="info")
-        # The script's own flags suit short tests: a figure wants the full compiler and room.
-        self.spawn("elasticsearch", run("elasticsearch"), ES_PORT=port["elasticsearch"], ES_HEAP="1g",
-                   ES_DATA=str(self.folder / "es"), ES_JAVA_OPTS="-XX:TieredStopAtLevel=4")
-        for name, word in (("kafka", "Kafka Server started"), ("etcd", "ready to serve"), ("elasticsearch", " ready on ")):
-            self.wait(lambda: word in (self.folder / f"{name}.log").read_text(errors="replace"), name)
-
-    def start(self, name):
-        if name == "agent":
-            self.spawn("agent", [self.binaries / "logmesh-agent", "--server", f"127.0.0.1:{self.port['config']}",
-                                 "--state-dir", self.folder / "agent", "--allow", f"{self.folder}/logs/**"],
-                       LOGMESH_LISTEN_ADMIN=f"127.0.0.1:{self.port['agent']}")
-        else:
-            port = self.port[name]
-            self.spawn(name, [self.binaries / "logmesh", name, "--config", self.folder / "mesh.toml",
-                              "--listen", f"127.0.0.1:{port}", "--listen-admin", f"127.0.0.1:{port + 1}"])
-
-    def stop(self, name):
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-    def end(self):
-        for name in reversed(list(self.processes)):
-            self.stop(name)
-
-    def wait(self, condition, what, seconds=600):
-        end = time.monotonic() + seconds
-        while not condition():
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    raise SystemExit(f"{name} ended: {(self.folder / (name + '.log')).read_text()[-2000:]}")
-            if time.monotonic() > end:
-                raise SystemExit(f"waited {seconds} s for {what}")
-            time.sleep(0.05)
-
-    def ctl(self, *args):
-        command = [self.binaries / "logmesh", "--server", f"127.0.0.1:{self.port['console']}", *args]
-        return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-
-    def count(self, query):
-        answer = self.ctl("search", query, "--since", "24h", "--count")
-        return int(answer.stdout) if answer.returncode == 0 else 0
-
-    def acked(self, path):
-        """Bytes of a file that the agent has seen acked."""
-        agents = [json.loads(line) for line in self.ctl("agents", "list", "--json").stdout.splitlines()]
-        if not agents:
-            return 0
-        streams = json.loads(self.ctl("agents", "get", agents[0]["id"], "--json").stdout)["streams"]
-        return max((stream["acked_offset"] for stream in streams if stream["path"] == str(path)), default=0)
-
-    def apply(self, name):
-        rule = self.folder / f"{name}.yaml"
-        rule.write_text(f'name: rules/{name}\npaths: ["{self.folder}/logs/{name}*.log"]\ntopic: {name}\n')
-        done = self.ctl("rules", "apply", "-f", rule)
-        assert done.returncode == 0, done.stderr
-
-    def memory(self):
-        sizes = {}
-        for name, process in self.processes.items():
-            fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-            sizes[name] = {"peak_mb": int(fields["VmHWM"].split()[0]) // 1024, "now_mb": int(fields["VmRSS"].split()[0]) // 1024}
-        return sizes
 
 
 def rate(size, lines, took):
@@ -201,7 +93,7 @@ def main():
         folder = Path(name)
         size, lines = generate(folder / "big", args.megabytes)
         figures = {"format": args.format, "megabytes": size / 1e6, "lines": lines, "machine": baseline(folder / "big", folder)}
-        mesh = Mesh(folder, args.binaries.resolve(), args.format)
+        mesh = Mesh(folder, args.binaries.resolve(), f'[topics.default]\nformat = "{args.format}"\n')
         try:
             mesh.start_servers()
             figures["kafka_producer_tool_500_byte_records"] = kafka_alone(mesh, args.megabytes)
