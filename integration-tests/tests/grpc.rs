@@ -70,6 +70,11 @@ const CALLS: &[(&str, &str, End)] = &[
     ),
     ("logmesh.discovery.v1.DiscoveryService/WatchEndpoints", "{}", Stream("gateway")),
     (
+        "logmesh.discovery.v1.DiscoveryService/Campaign",
+        r#"{"office": "retention", "candidate": "test"}"#,
+        Answer("ttl"),
+    ),
+    (
         "logmesh.fleet.v1.AgentConfigService/WatchConfig",
         r#"{"agent_id": "test-agent", "session": "s1", "labels": {"os": "linux"}}"#,
         Stream("revision"),

@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows what a service does.
 
+mod candidate;
 mod channel;
 mod incoming;
 pub mod limits;
@@ -13,6 +14,7 @@ mod shed;
 mod status;
 mod upstream;
 
+pub use candidate::{Candidate, Term};
 pub use channel::{AddressError, channel, check_address};
 pub use registration::Registration;
 pub use routes::Routes;

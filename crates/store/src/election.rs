@@ -114,6 +114,19 @@ impl Leadership {
         (self.election.key.clone(), Precondition::RevisionIs(self.revision))
     }
 
+    /// How long the office is held after a sign of life.
+    pub fn ttl(&self) -> Duration {
+        self.lease.ttl
+    }
+
+    /// Begins the office's time anew, for a leader who gives signs of life by other ways than [`Leadership::hold`].
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseNotFound`]: the office is lost.
+    pub async fn keep_alive(&self) -> Result<(), StoreError> {
+        self.election.store.keep_alive(self.lease.id).await.map(drop)
+    }
+
     /// Keeps the office; returns when it's lost. The leader's work runs beside it and stops when it returns.
     pub async fn hold(&self) {
         let mut alive = Instant::now();

@@ -1,6 +1,7 @@
 //! Discovery: servers register for as long as they live, and others are told which there are.
 
 mod api;
+mod campaign;
 mod endpoint;
 mod register;
 

@@ -4,13 +4,17 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Server, next, start, start_in, start_with, until};
+use common::{PATIENCE, Server, next, start, start_beside, start_in, start_with, until};
 use logmesh_config::Settings;
+use logmesh_grpc::{Candidate, Term};
 use logmesh_proto::discovery::v1::{
-    Endpoint, RegisterRequest, RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
+    CampaignRequest, CampaignResponse, Endpoint, ListLeadersRequest, RegisterRequest, RegisterResponse,
+    WatchEndpointsRequest, WatchEndpointsResponse,
 };
+use logmesh_runtime::{CancellationToken, Tasks};
 use logmesh_types::Span;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -138,4 +142,94 @@ async fn bad_registrations_are_refused() {
     sender.send(RegisterRequest::default()).await.unwrap();
     let refused = server.discovery().register(ReceiverStream::new(messages)).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+/// Campaigns by hand, and gives what keeps the candidate alive, with the answers.
+async fn campaign(
+    server: &Server,
+    office: &str,
+    candidate: &str,
+) -> Result<(Sender<CampaignRequest>, Streaming<CampaignResponse>), Status> {
+    let (sender, messages) = channel(4);
+    sender.send(CampaignRequest { office: office.into(), candidate: candidate.into() }).await.expect("room");
+    let answers = server.discovery().campaign(ReceiverStream::new(messages)).await?.into_inner();
+    Ok((sender, answers))
+}
+
+/// Who holds the office.
+async fn holder(server: &Server, office: &str) -> Option<(String, i64)> {
+    let leaders = server.discovery().list_leaders(ListLeadersRequest {}).await.expect("leaders").into_inner().leaders;
+    leaders.into_iter().find(|leader| leader.name == office).map(|leader| (leader.holder, leader.revision))
+}
+
+#[tokio::test]
+async fn one_candidate_leads_and_the_next_follows_when_it_resigns() {
+    let server = start().await;
+    let (first, mut of_first) = campaign(&server, "retention", "one").await.unwrap();
+    let elected = until(&mut of_first, |answer| answer.revision > 0).await.revision;
+    assert_eq!(holder(&server, "retention").await, Some(("one".to_owned(), elected)));
+    let beside = start_beside(&server, Settings::default()).await;
+    let (second, mut of_second) = campaign(&beside, "retention", "two").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&mut of_second).await.revision, 0, "another leads");
+        second.send(CampaignRequest::default()).await.unwrap();
+    }
+    first.send(CampaignRequest::default()).await.unwrap();
+    assert_eq!(next(&mut of_first).await.revision, elected, "it still leads");
+    drop(first);
+    let followed = until(&mut of_second, |answer| answer.revision > 0).await.revision;
+    assert!(followed > elected);
+    assert_eq!(holder(&server, "retention").await, Some(("two".to_owned(), followed)));
+}
+
+#[tokio::test]
+async fn a_silent_leader_is_followed_by_another_and_offices_are_bounded() {
+    let server = start_with(short()).await;
+    let (_silent, mut of_silent) = campaign(&server, "retention", "silent").await.unwrap();
+    let elected = until(&mut of_silent, |answer| answer.revision > 0).await.revision;
+    let (term, mut leads) = watch::channel::<Term>(None);
+    let candidate = Candidate {
+        office: "retention".into(),
+        id: "speaking".into(),
+        // The first doesn't answer.
+        config_servers: vec!["127.0.0.1:1".to_owned(), server.id.replace("127.0.0.1-", "127.0.0.1:")],
+    };
+    let tasks = Tasks::new();
+    tasks.spawn("candidate", candidate.campaign(term, tasks.token()));
+    let followed = *leads.wait_for(Option::is_some).await.unwrap();
+    assert!(followed > Some(elected));
+    assert_eq!(holder(&server, "retention").await.map(|(holder, _)| holder), Some("speaking".to_owned()));
+    tasks.shutdown();
+    tasks.finish(PATIENCE).await.unwrap();
+    assert_eq!(*leads.borrow(), None, "it leads no more");
+    assert_eq!(holder(&server, "retention").await, None, "the office is free at once");
+    for (office, candidate) in [("janitor", "me"), ("", "me"), ("retention", ""), ("retention", "a/b")] {
+        assert_eq!(campaign(&server, office, candidate).await.unwrap_err().code(), Code::InvalidArgument, "{office}");
+    }
+}
+
+/// Whoever leads is told before another can lead: its config service is gone.
+#[tokio::test]
+async fn a_leader_whose_config_service_is_gone_leads_no_more() {
+    let server = start_with(short()).await;
+    let beside = start_beside(&server, short()).await;
+    let address = |server: &Server| server.id.replace("127.0.0.1-", "127.0.0.1:");
+    let candidate = |id: &str, at: &Server| Candidate {
+        office: "retention".into(),
+        id: id.into(),
+        config_servers: vec![address(at)],
+    };
+    let (term, mut first) = watch::channel::<Term>(None);
+    let token = CancellationToken::new();
+    let tasks = Tasks::new();
+    tasks.spawn("first", candidate("first", &beside).campaign(term, token.clone()));
+    first.wait_for(Option::is_some).await.unwrap();
+    let (term, mut second) = watch::channel::<Term>(None);
+    tasks.spawn("second", candidate("second", &server).campaign(term, token.clone()));
+    beside.stop().await;
+    second.wait_for(Option::is_some).await.unwrap();
+    assert_eq!(*first.borrow(), None);
+    token.cancel();
+    tasks.shutdown();
+    tasks.finish(PATIENCE).await.unwrap();
 }

@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use logmesh_grpc::Routes;
 use logmesh_proto::discovery::v1::discovery_service_server::{DiscoveryService, DiscoveryServiceServer};
 use logmesh_proto::discovery::v1::{
-    ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse, WatchEndpointsRequest,
-    WatchEndpointsResponse,
+    CampaignRequest, CampaignResponse, ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse,
+    WatchEndpointsRequest, WatchEndpointsResponse,
 };
 use logmesh_proto::time::duration;
 use logmesh_runtime::{CancellationToken, Tasks};
@@ -30,6 +30,7 @@ struct Registry {
 #[tonic::async_trait]
 impl DiscoveryService for Registry {
     type RegisterStream = BoxStream<'static, Result<RegisterResponse, Status>>;
+    type CampaignStream = BoxStream<'static, Result<CampaignResponse, Status>>;
     type WatchEndpointsStream = BoxStream<'static, Result<WatchEndpointsResponse, Status>>;
 
     async fn register(
@@ -62,6 +63,10 @@ impl DiscoveryService for Registry {
 
     async fn list_leaders(&self, _: Request<ListLeadersRequest>) -> Result<Response<ListLeadersResponse>, Status> {
         Err(Status::unimplemented("nobody leads here"))
+    }
+
+    async fn campaign(&self, _: Request<Streaming<CampaignRequest>>) -> Result<Response<Self::CampaignStream>, Status> {
+        Err(Status::unimplemented("there is no office here"))
     }
 }
 

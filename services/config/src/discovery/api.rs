@@ -6,14 +6,15 @@ use std::time::Duration;
 use logmesh_grpc::resource_exhausted;
 use logmesh_proto::discovery::v1::discovery_service_server::DiscoveryService;
 use logmesh_proto::discovery::v1::{
-    Endpoint, Leader, ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse,
-    WatchEndpointsRequest, WatchEndpointsResponse,
+    CampaignRequest, CampaignResponse, Endpoint, Leader, ListLeadersRequest, ListLeadersResponse, RegisterRequest,
+    RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
 };
 use logmesh_runtime::Tasks;
 use logmesh_store::{ConfigStore, ConfigWatcher, Entry, PrefixState, Revision};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::campaign::Campaign;
 use super::endpoint::{Endpoints, entry};
 use super::register::Registration;
 use crate::error::{bad_field, store};
@@ -116,5 +117,20 @@ impl DiscoveryService for DiscoveryApi {
         };
         let leaders = held.entries.into_iter().filter_map(leader).collect();
         Ok(Response::new(ListLeadersResponse { leaders }))
+    }
+
+    type CampaignStream = Stream<CampaignResponse>;
+
+    async fn campaign(
+        &self,
+        request: Request<Streaming<CampaignRequest>>,
+    ) -> Result<Response<Self::CampaignStream>, Status> {
+        let permit = self.push.admit()?;
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, messages.message()).await;
+        let first = first.map_err(|_| bad_field("office", "no first message came in time"))??;
+        let first = first.ok_or_else(|| bad_field("office", "is missing"))?;
+        let campaign = Campaign::begin(self.store.clone(), &first, self.ttl)?;
+        Ok(Response::new(campaign.into_stream(messages, self.push.token.clone(), permit)))
     }
 }
