@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use logmesh_integration_tests::Mesh;
-use logmesh_integration_tests::program::command;
+use logmesh_integration_tests::program::{command, logmesh};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
@@ -14,6 +14,10 @@ const COOKBOOK: &str = include_str!("../../docs/grpcurl.md");
 
 /// Where the cookbook says that the mesh listens.
 const ADDRESS: &str = "127.0.0.1:7400";
+
+/// Seconds that all calls may take, and how `timeout` ends when they took more.
+const TIME: &str = "300";
+const TIMED_OUT: i32 = 124;
 
 /// Packages whose every method has its place in the cookbook.
 const PACKAGES: [&str; 3] = ["logmesh.config.v1", "logmesh.discovery.v1", "logmesh.fleet.v1"];
@@ -91,13 +95,15 @@ fn what_the_cookbook_says_is_printed() {
     mesh.wait_count("one", 1);
     let recipes = recipes();
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
-    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    let programs = logmesh().parent().unwrap();
+    let path = format!("{}:{}:{}", tools.display(), programs.display(), std::env::var("PATH").unwrap());
     let folder = mesh.folder.join("cookbook");
     std::fs::create_dir(&folder).unwrap();
     let script = script(&recipes, mesh.grpc());
-    let status =
-        command(Path::new("bash")).args(["-c", &script]).env("PATH", path).current_dir(&folder).status().unwrap();
-    assert!(status.code().is_some(), "bash was killed");
+    let mut bash = command(Path::new("timeout"));
+    bash.args([TIME, "bash", "-c", &script]).env("PATH", path).current_dir(&folder);
+    let code = bash.status().unwrap().code();
+    assert!(code.is_some_and(|code| code != TIMED_OUT), "it took longer than {TIME} s, or was killed: {code:?}");
     let wrong = recipes.iter().enumerate().filter_map(|(number, recipe)| {
         let printed = std::fs::read_to_string(folder.join(number.to_string())).unwrap().replace(mesh.grpc(), ADDRESS);
         let missing = missing(&recipe.prints, &printed)?;

@@ -35,6 +35,8 @@ enum Command {
     Transfer(service::Args),
     /// Runs the console, the front door of a mesh.
     Console(service::Args),
+    /// Writes the descriptors of every service to stdout: what reflection tells, for tools that can't ask.
+    Descriptors,
     /// The command line: `logmesh ctl search` is `logmesh search`.
     Ctl(ctl::CtlArgs),
     #[command(flatten)]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
             Command::Gateway(args) => service::run(Kind::Gateway, args).await,
             Command::Transfer(args) => service::run(Kind::Transfer, args).await,
             Command::Console(args) => service::run(Kind::Console, args).await,
+            Command::Descriptors => ctl::write(logmesh_proto::FILE_DESCRIPTOR_SET),
             Command::Ctl(args) => ctl::run(args.command, common).await,
             Command::Short(command) => ctl::run(command, common).await,
         }

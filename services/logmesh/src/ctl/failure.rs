@@ -133,6 +133,12 @@ pub(crate) fn print(text: &str) -> ExitCode {
     finish(printed, "", false)
 }
 
+/// Writes bytes that were asked for to stdout, as they are.
+pub(crate) fn write(bytes: &[u8]) -> ExitCode {
+    let mut out = io::stdout().lock();
+    finish(out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::from), "", false)
+}
+
 /// Says something on stderr; where that is closed, nobody wants to know.
 pub(super) fn note(text: &str, raw: bool) {
     let text = if raw { text.into() } else { escape_lines(text) };

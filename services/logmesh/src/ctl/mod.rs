@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use failure::{Failure, Outcome};
 use output::Output;
 
-pub(crate) use failure::{Exit, fail, print, usage};
+pub(crate) use failure::{Exit, fail, print, usage, write};
 
 /// How long one call may take. Servers bound their work well below it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
