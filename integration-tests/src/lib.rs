@@ -5,6 +5,7 @@ pub mod centre;
 pub mod client;
 pub mod cluster;
 pub mod compare;
+pub mod deploy;
 pub mod fleet;
 pub mod grpcurl;
 pub mod mesh;

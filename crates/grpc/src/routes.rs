@@ -82,8 +82,9 @@ impl Routes {
     /// Adds health and reflection, and hands out what the server needs.
     pub(crate) async fn finish(mut self) -> Result<(tonic::service::Routes, Health), ServeError> {
         let (reporter, service) = tonic_health::server::health_reporter();
-        let served = self.names.clone();
         self.add(service);
+        // Health itself is among them: it serves as long as the process does, whatever else is ready.
+        let served = self.names.clone();
         let v1 = self.reflection().build_v1()?;
         let v1alpha = self.reflection().build_v1alpha()?;
         let health = Health { reporter, served, needs: self.needs, readiness: self.readiness };

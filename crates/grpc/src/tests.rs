@@ -71,6 +71,9 @@ async fn health_follows_what_is_ready() {
     for (ready, status) in [(true, ServingStatus::Serving), (false, ServingStatus::NotServing)] {
         readiness.set("log", ready, "");
         while watch.message().await.unwrap().unwrap().status() != status {}
+        // Who only wants to know whether the process lives asks for health itself.
+        let itself = HealthCheckRequest { service: "grpc.health.v1.Health".to_owned() };
+        assert_eq!(client.check(itself).await.unwrap().into_inner().status(), ServingStatus::Serving);
     }
     tasks.shutdown();
     tasks.finish(GRACE).await.unwrap();

@@ -1,6 +1,8 @@
 //! The operator's port of a process: `/metrics`, `/healthz` (it runs) and `/readyz` (it can do its work, or 503 and why
-//! not).
+//! not). [`ask_ready`] is how another process asks the last one.
 
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,14 +11,20 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::listen::reachable;
 use crate::readiness::Readiness;
 use crate::telemetry::MetricsHandle;
 
 /// How long an answer that is under way may hold up the end of the process.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long [`ask_ready`] waits for an answer, and the most bytes that it reads of one.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+const ASK_BYTES: u64 = 64 << 10;
 
 /// Answers on the listener until the token is cancelled.
 pub async fn serve(
@@ -62,11 +70,34 @@ async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
     (code, text)
 }
 
+/// Asks the process on this machine whose operator's port is `address` whether it's ready: yes or no, and what it says of
+/// each component. What containers and init systems without `curl` check health with.
+///
+/// An error: nobody answers there, or not in time.
+pub async fn ask_ready(address: SocketAddr) -> io::Result<(bool, String)> {
+    match tokio::time::timeout(ASK_TIMEOUT, ask(reachable(address))).await {
+        Ok(answer) => answer,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {ASK_TIMEOUT:?}"))),
+    }
+}
+
+async fn ask(address: SocketAddr) -> io::Result<(bool, String)> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ASK_BYTES).read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    match head.split(' ').nth(1) {
+        Some("200") => Ok((true, body.to_owned())),
+        Some("503") => Ok((false, body.to_owned())),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "what answers there isn't logmesh")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-
     use super::*;
     use crate::Tasks;
 
@@ -101,10 +132,17 @@ mod tests {
             answer.starts_with("HTTP/1.1 200") && answer.contains("bus: ready, but the disk is nearly full"),
             "{answer}"
         );
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], addr.port()));
+        let (ready, text) = ask_ready(everywhere).await.unwrap();
+        assert!(ready && text == "bus: ready, but the disk is nearly full\nstore: ready\n", "{text}");
+        readiness.set("store", false, "away");
+        let (ready, text) = ask_ready(addr).await.unwrap();
+        assert!(!ready && text.contains("store: not ready: away"), "{text}");
         assert!(get(addr, "/healthz").await.contains("ok"));
         assert!(get(addr, "/metrics").await.contains("logmesh_test_lines 7"));
 
         tasks.shutdown();
         tasks.finish(Duration::from_secs(30)).await.unwrap();
+        ask_ready(addr).await.unwrap_err();
     }
 }

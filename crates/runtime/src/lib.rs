@@ -13,7 +13,7 @@ pub mod tasks;
 pub mod telemetry;
 pub mod tls;
 
-pub use listen::{ListenError, check_exposure, is_local, listen};
+pub use listen::{ListenError, check_exposure, is_local, listen, reachable};
 pub use readiness::Readiness;
 pub use retry::RetryPolicy;
 pub use settings::SettingsError;

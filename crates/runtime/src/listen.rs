@@ -1,7 +1,7 @@
 //! Opening a port, with errors that say what to do, and the rule that nothing is offered off loopback by accident.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpListener;
 
@@ -56,6 +56,16 @@ pub fn is_local(address: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
+/// The address by which this machine reaches a listener of its own: one on all interfaces is reached over loopback.
+pub fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
 /// Opens a TCP port to offer `what`, after [`check_exposure`]. Port 0 takes a free one; the listener knows which.
 pub async fn listen(what: &'static str, addr: SocketAddr, insecure: bool) -> Result<TcpListener, ListenError> {
     check_exposure(addr, insecure)?;
@@ -78,6 +88,15 @@ mod tests {
             let error = check_exposure(addr.parse().unwrap(), false).unwrap_err().to_string();
             assert!(error.contains(addr) && error.contains("--insecure"), "{error}");
             check_exposure(addr.parse().unwrap(), true).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_is_reached_over_loopback() {
+        for (listen, reached) in
+            [("127.0.0.1:7400", "127.0.0.1:7400"), ("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()).to_string(), reached);
         }
     }
 

@@ -8,10 +8,7 @@ use anyhow::Context;
 use logmesh_runtime::files;
 use logmesh_types::AgentId;
 
-use crate::settings::Settings;
-
-/// The most addresses that are told.
-const MAX_ADDRESSES: usize = 16;
+use crate::settings::{MAX_ADDRESSES, Settings};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -34,8 +31,15 @@ impl Identity {
         Ok(Self {
             id,
             session: random_text()?,
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            ips: addresses(),
+            host: settings
+                .host
+                .clone()
+                .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
+            ips: if settings.ips.is_empty() {
+                addresses()
+            } else {
+                settings.ips.iter().map(IpAddr::to_string).collect()
+            },
         })
     }
 
@@ -120,6 +124,14 @@ mod tests {
         let drawn = derived_id(&none, dir.path()).unwrap();
         assert_eq!(drawn, derived_id(&none, dir.path()).unwrap());
         assert_ne!(drawn, id);
+    }
+
+    #[test]
+    fn a_container_is_told_of_the_host_it_runs_on() {
+        let ips = vec![IpAddr::from([10, 0, 0, 7])];
+        let settings = Settings { host: Some("node-7".into()), ips, ..Settings::default() };
+        let labels = Identity::new(&settings).unwrap().labels(&settings.labels);
+        assert_eq!((labels["host"].as_str(), labels["ip"].as_str()), ("node-7", "10.0.0.7"));
     }
 
     #[test]

@@ -18,6 +18,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Exit codes: bad usage or settings, and an internal failure.
 const USAGE: u8 = 64;
 const INTERNAL: u8 = 70;
+/// Exit codes of `--ready`: not ready, and no answer.
+const WANTING: u8 = 1;
+const UNREACHABLE: u8 = 69;
 
 /// Collects log files as the centre's rules say, and loses none of their lines.
 #[derive(Debug, Parser, Serialize)]
@@ -48,6 +51,10 @@ struct Options {
     #[arg(long)]
     #[serde(skip)]
     print_config: bool,
+    /// Ask the agent that runs with these settings whether it's ready, and end: 0 if it is, 1 if not, 69 if it doesn't answer.
+    #[arg(long)]
+    #[serde(skip)]
+    ready: bool,
 }
 
 fn as_map<S: serde::Serializer>(labels: &Option<Vec<(String, String)>>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -83,6 +90,9 @@ fn main() -> ExitCode {
         Some(Err(_)) => return ExitCode::from(INTERNAL),
         None => {}
     }
+    if options.ready {
+        return ask_ready(&loaded.value);
+    }
     match run(loaded.value, file, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(INTERNAL, &format!("{error:#}")),
@@ -110,6 +120,24 @@ fn run(settings: Settings, file: SettingsFile, options: Options) -> anyhow::Resu
         tasks.spawn("admin", admin::serve(listener, metrics, readiness, tasks.token()));
         tasks.finish(grace).await
     })
+}
+
+/// Shows what the agent that runs says of its readiness; the exit code says it too.
+fn ask_ready(settings: &Settings) -> ExitCode {
+    let asked = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .and_then(|runtime| runtime.block_on(admin::ask_ready(settings.listen_admin)));
+    match asked {
+        Ok((ready, text)) => {
+            // The exit code is the answer; nobody may be reading the text.
+            std::io::stdout().write_all(text.as_bytes()).ok();
+            if ready { ExitCode::SUCCESS } else { ExitCode::from(WANTING) }
+        }
+        Err(error) => {
+            fail(UNREACHABLE, &format!("nothing answers for readiness on {}: {error}", settings.listen_admin))
+        }
+    }
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {

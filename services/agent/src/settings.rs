@@ -1,7 +1,7 @@
 //! The settings of an agent.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ const MAX_LABELS_BYTES: usize = 2 << 10;
 /// The longest key or value of a label, in bytes.
 const MAX_LABEL_BYTES: usize = 1 << 10;
 
+/// The longest name of a host, and the most addresses of one.
+const MAX_HOST_BYTES: usize = 255;
+pub(crate) const MAX_ADDRESSES: usize = 16;
+
 /// Bytes on their way unless told otherwise: 400 MB/s to a gateway that acks within 20 ms, 80 MB/s where that takes 100 ms.
 const IN_FLIGHT_BYTES: u64 = 8 << 20;
 
@@ -28,6 +32,10 @@ const IN_FLIGHT_BYTES: u64 = 8 << 20;
 pub struct Settings {
     /// Its id; unset: derived from the machine's id. Part of the ids of all it collects, so it must not change.
     pub id: Option<AgentId>,
+    /// What the host is called; unset: the system's name, which in a container is the container's.
+    pub host: Option<String>,
+    /// The host's addresses; empty: those of its interfaces, which in a container are the container's.
+    pub ips: Vec<IpAddr>,
     /// Config services or a standalone, `host:port`; one at a time is used.
     pub servers: Vec<String>,
     /// Globs under which files may be read, whatever the centre says. Empty: nothing is.
@@ -80,6 +88,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             id: None,
+            host: None,
+            ips: Vec::new(),
             servers: vec!["127.0.0.1:7400".to_owned()],
             allow: vec!["/var/log/**".to_owned()],
             labels: BTreeMap::new(),
@@ -107,6 +117,9 @@ impl Settings {
             PathGlob::new(glob).with_context(|| format!("allow[{place}] {glob:?}"))?;
         }
         telemetry::level(&self.log.level).context("log.level")?;
+        let host = self.host.as_deref().unwrap_or("unset");
+        ensure!(!host.is_empty() && host.len() <= MAX_HOST_BYTES, "host must have 1 to {MAX_HOST_BYTES} bytes");
+        ensure!(self.ips.len() <= MAX_ADDRESSES, "ips has {} addresses, more than {MAX_ADDRESSES}", self.ips.len());
         for key in self.labels.keys() {
             ensure!(!["host", "os", "ip"].contains(&key.as_str()), "label {key:?} is set by the agent itself");
         }
@@ -129,14 +142,16 @@ impl Settings {
     pub(crate) fn with_fixed_of(self, present: &Self) -> (Self, Vec<&'static str>) {
         let differs = [
             ("id", self.id != present.id),
+            ("host", self.host != present.host),
+            ("ips", self.ips != present.ips),
             ("state_dir", self.state_dir != present.state_dir),
             ("listen_admin", self.listen_admin != present.listen_admin),
             ("log.format", self.log.format != present.log.format),
         ];
-        let Self { id, state_dir, listen_admin, .. } = present.clone();
+        let Self { id, host, ips, state_dir, listen_admin, .. } = present.clone();
         let log = telemetry::Settings { format: present.log.format, ..self.log };
         let fixed = differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect();
-        (Self { id, state_dir, listen_admin, log, ..self }, fixed)
+        (Self { id, host, ips, state_dir, listen_admin, log, ..self }, fixed)
     }
 
     /// Refuses a server on another machine, unless the owner said `--insecure`.
@@ -187,6 +202,10 @@ mod tests {
         let refused = |settings: Settings| format!("{:#}", settings.check().unwrap_err());
         let relative = refused(Settings { allow: vec!["/var/log/**".into(), "rel/*".into()], ..Settings::default() });
         assert!(relative.contains("allow[1] \"rel/*\""), "{relative}");
+        let host = refused(Settings { host: Some("h".repeat(256)), ..Settings::default() });
+        assert!(host.contains("host"), "{host}");
+        let ips = refused(Settings { ips: vec![IpAddr::from([10, 0, 0, 7]); 17], ..Settings::default() });
+        assert!(ips.contains("ips"), "{ips}");
         let log = telemetry::Settings { level: "chatty".into(), ..telemetry::Settings::default() };
         assert!(refused(Settings { log, ..Settings::default() }).contains("chatty"));
     }

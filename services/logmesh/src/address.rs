@@ -1,6 +1,6 @@
 //! Addresses of this process: the one that it listens on isn't always one that others can call.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 /// How far the port of `/metrics` lies above the gRPC port, unless it is set.
 const ADMIN_PORT_OFFSET: u16 = 100;
@@ -9,16 +9,6 @@ const ADMIN_PORT_OFFSET: u16 = 100;
 pub(crate) fn admin(listen: SocketAddr) -> SocketAddr {
     let port = if listen.port() == 0 { 0 } else { listen.port().saturating_add(ADMIN_PORT_OFFSET) };
     SocketAddr::new(listen.ip(), port)
-}
-
-/// The address by which this process reaches itself.
-pub(crate) fn reachable(listen: SocketAddr) -> String {
-    let ip = match listen.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, listen.port()).to_string()
 }
 
 /// The address at which others find a server that listens so, and reaches itself at `server`: on all interfaces, this host's name is what other hosts can reach.
@@ -33,18 +23,4 @@ fn port_of(server: &str) -> &str {
 /// This host's name, as the system has it.
 pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unspecified_address_is_reached_over_loopback() {
-        for (listen, reached) in
-            [("127.0.0.1:7400", "127.0.0.1:7400"), ("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1")]
-        {
-            assert_eq!(reachable(listen.parse().unwrap()), reached);
-        }
-    }
 }

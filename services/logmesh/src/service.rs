@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::info;
 
-use crate::address::{advertised, reachable};
+use crate::address::advertised;
 use crate::ctl::{self, Exit};
 use backends::Backends;
 use settings::Settings;
@@ -75,6 +75,9 @@ pub(crate) struct Args {
     /// Show the settings in force, each with where it came from, and end.
     #[arg(long)]
     print_config: bool,
+    /// Ask the one that runs with these settings whether it's ready, and end: 0 if it is, 1 if not, 69 if it doesn't answer.
+    #[arg(long)]
+    ready: bool,
 }
 
 /// The options that were given, in the shape of the settings.
@@ -100,6 +103,9 @@ pub(crate) async fn run(kind: Kind, args: Args) -> ExitCode {
     };
     if let Some(printed) = printed {
         return printed;
+    }
+    if args.ready {
+        return ctl::ask_ready(settings.admin(kind)).await;
     }
     files::allow_open_files();
     let process = match Process::prepare(kind, settings).await {
@@ -211,7 +217,7 @@ impl Process {
 
     /// What this service is called, and where others reach it.
     fn registration(&self, address: SocketAddr) -> Registration {
-        let found_at = || advertised(address, &reachable(address));
+        let found_at = || advertised(address, &logmesh_runtime::reachable(address).to_string());
         Registration::new(self.kind.name(), &self.settings.advertise.clone().unwrap_or_else(found_at))
     }
 }

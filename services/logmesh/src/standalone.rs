@@ -27,7 +27,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::info;
 
-use crate::address::{advertised, host_name, reachable};
+use crate::address::{advertised, host_name};
 use crate::ctl::{self, Exit};
 use crate::data_dir::DataDir;
 use crate::settings::Settings;
@@ -74,6 +74,9 @@ pub(crate) struct Args {
     /// Show the settings in force, each with where it came from, and end.
     #[arg(long)]
     print_config: bool,
+    /// Ask the one that runs with these settings whether it's ready, and end: 0 if it is, 1 if not, 69 if it doesn't answer.
+    #[arg(long)]
+    ready: bool,
 }
 
 /// The options that were given, in the shape of the settings.
@@ -108,6 +111,9 @@ pub(crate) async fn run(args: Args) -> ExitCode {
         return ctl::print(&loaded.print());
     }
     let settings = loaded.value;
+    if args.ready {
+        return ctl::ask_ready(settings.admin()).await;
+    }
     let ready = match prepare(&settings).await {
         Ok(ready) => ready,
         Err(error) => return ctl::fail(Exit::Usage, &format!("{error:#}")),
@@ -153,7 +159,7 @@ async fn serve(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     tasks.spawn("admin", admin::serve(admin, metrics, readiness.clone(), token.clone()));
 
     let stores = Stores::open(data.path()).await?;
-    let server = reachable(addresses.grpc);
+    let server = logmesh_runtime::reachable(addresses.grpc).to_string();
     let routes = start_services(&settings, stores, &server, &readiness, &tasks).await?;
     tasks.spawn("grpc", async move { Ok(logmesh_grpc::serve(grpc, routes, token).await?) });
     if !settings.collect.is_empty() {

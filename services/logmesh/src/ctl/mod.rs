@@ -13,6 +13,7 @@ mod rules;
 mod search;
 mod status;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -94,6 +95,17 @@ pub(crate) async fn run(command: Command, common: Common) -> ExitCode {
         }
     };
     failure::finish(result, &common.server, common.raw)
+}
+
+/// Shows what the service with this operator's port says of its readiness; the exit code says it too.
+pub(crate) async fn ask_ready(admin: SocketAddr) -> ExitCode {
+    match logmesh_runtime::admin::ask_ready(admin).await {
+        Ok((ready, text)) => {
+            let printed = print(&text);
+            if ready { printed } else { Exit::Wanting.into() }
+        }
+        Err(error) => fail(Exit::Unreachable, &format!("nothing answers for readiness on {admin}: {error}")),
+    }
 }
 
 async fn execute(command: Command, session: &mut Session) -> Outcome {
