@@ -140,7 +140,10 @@ fn mounted(workload: &Value, inside: &Value, manifests: &[Value]) -> Mounted {
             Some(volume) if volume["hostPath"].is_object() => {
                 folders.insert(path, text(&volume["hostPath"]["path"]));
             }
-            Some(_) => {} // a secret
+            Some(volume) => {
+                let items = volume["secret"]["items"].as_array().into_iter().flatten();
+                files.extend(items.map(|item| (format!("{path}/{}", text(&item["path"])), "a secret".to_owned())));
+            }
             None => {
                 let claims = workload["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten();
                 assert!(claims.into_iter().any(|claim| claim["metadata"]["name"] == *name), "no volume {name}");
