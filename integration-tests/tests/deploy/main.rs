@@ -11,7 +11,7 @@ use std::process::Command;
 
 use logmesh_integration_tests::deploy::dockerfile::Image;
 use logmesh_integration_tests::deploy::{Container, Health, Machine, compose, deploy, root, tool};
-use logmesh_integration_tests::{PATIENCE, cluster, grpcurl};
+use logmesh_integration_tests::{PATIENCE, cluster, grpcurl, program};
 use logmesh_testing::{Folder, wait_for};
 use serde_json::Value;
 
@@ -63,6 +63,26 @@ fn images_are_made_as_a_linter_wants() {
         }
     }
     assert_eq!(Image::read("logmesh.Dockerfile").get("USER"), "65532:65532");
+}
+
+/// Every library that a program wants is in the base of its image, or in a package that is put beside it.
+#[test]
+fn images_hold_the_libraries_of_their_programs() {
+    let base = ["linux-vdso", "ld-linux", "libc.", "libm.", "libgcc_s.", "libpthread.", "libdl."];
+    let packages = [("libcrypto.so.3", "libssl3t64"), ("libssl.so.3", "libssl3t64"), ("libz.so.1", "zlib1g")];
+    for (file, path) in [("logmesh.Dockerfile", program::logmesh()), ("agent.Dockerfile", program::logmesh_agent())] {
+        let found = Command::new("ldd").arg(path).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        let image = Image::read(file);
+        for library in found.lines().filter_map(|line| line.split_whitespace().next()?.rsplit('/').next()) {
+            let package = packages.iter().find(|(name, _)| *name == library).map(|(_, package)| *package);
+            let is_there = match package {
+                Some(package) => image.get("RUN").contains(package),
+                None => base.iter().any(|name| library.starts_with(name)),
+            };
+            assert!(is_there, "{file} lacks {library}");
+        }
+    }
 }
 
 /// The source that images are made of is whole: cargo finds every package in what `.dockerignore` lets in.
