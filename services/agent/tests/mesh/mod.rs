@@ -16,8 +16,8 @@ use logmesh_grpc::Routes;
 use logmesh_proto::config::v1::Rule;
 use logmesh_proto::discovery::v1::discovery_service_server::{DiscoveryService, DiscoveryServiceServer};
 use logmesh_proto::discovery::v1::{
-    Endpoint, ListLeadersRequest, ListLeadersResponse, RegisterRequest, RegisterResponse, WatchEndpointsRequest,
-    WatchEndpointsResponse,
+    CampaignRequest, CampaignResponse, Endpoint, ListLeadersRequest, ListLeadersResponse, RegisterRequest,
+    RegisterResponse, WatchEndpointsRequest, WatchEndpointsResponse,
 };
 use logmesh_proto::fleet::v1::agent_config_service_server::{AgentConfigService, AgentConfigServiceServer};
 use logmesh_proto::fleet::v1::watch_config_response::Update;
@@ -344,6 +344,12 @@ impl DiscoveryService for Discovery {
 
     async fn list_leaders(&self, _: Request<ListLeadersRequest>) -> Result<Response<ListLeadersResponse>, Status> {
         Err(Status::unimplemented("nobody leads here"))
+    }
+
+    type CampaignStream = Answers<CampaignResponse>;
+
+    async fn campaign(&self, _: Request<Streaming<CampaignRequest>>) -> Result<Response<Self::CampaignStream>, Status> {
+        Err(Status::unimplemented("agents don't campaign"))
     }
 }
 
