@@ -171,7 +171,7 @@ fn declared() -> (BTreeSet<String>, BTreeSet<String>) {
 
 #[test]
 fn there_is_a_call_of_every_declared_method() {
-    let in_cookbook = |method: &String| COOKBOOK.contains(&format!(" {method}\n"));
+    let in_cookbook = |method: &String| [" |", "\n"].iter().any(|end| COOKBOOK.contains(&format!(" {method}{end}")));
     let is_called = |method: &String| CALLS.iter().any(|(called, ..)| called == method) || in_cookbook(method);
     let left_out: Vec<String> = declared().1.into_iter().filter(|method| !is_called(method)).collect();
     assert!(left_out.is_empty(), "no call of {left_out:?}");
