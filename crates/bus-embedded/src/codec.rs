@@ -44,7 +44,7 @@ pub(crate) fn decode(offset: u64, encoded: &[u8]) -> Option<Record> {
     for _ in 0..count {
         let (name_len, value_len) = (u32_of(&take(4)?)?, u32_of(&take(4)?)?);
         let name = String::from_utf8(take(name_len)?.to_vec()).ok()?;
-        headers.push((name, take(value_len)?));
+        headers.push((name.into(), take(value_len)?));
     }
     let key = take(key_len)?;
     Some(Record { offset: Offset(offset), timestamp: UnixNanos(time), key, value: rest, headers })
@@ -74,7 +74,7 @@ mod tests {
         let record = NewRecord {
             key: Bytes::from_static(b"key"),
             value: Bytes::from_static(b"value"),
-            headers: vec![("h".to_owned(), Bytes::from_static(b"1")), (String::new(), Bytes::new())],
+            headers: vec![("h".into(), Bytes::from_static(b"1")), ("".into(), Bytes::new())],
             timestamp: None,
         };
         let mut buffer = vec![0; encoded_len(&record)];

@@ -27,7 +27,7 @@ use logmesh_types::{TopicName, UnixNanos, limits};
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 
-use context::{Quiet, unknown};
+use context::{Quiet, stopping, unknown};
 use ends::Ends;
 use group::{GroupConsumer, Leaving};
 use producer::Producer;
@@ -94,6 +94,25 @@ impl KafkaBus {
         tokio::time::timeout(PING, self.ends.ping(PING)).await.unwrap_or_else(|_| Err(late()))
     }
 
+    /// See [`Producer::append`].
+    async fn append_some(&self, topic: &TopicName, records: &[NewRecord]) -> (Append, Option<BusError>) {
+        let limit = limits::MAX_RECORD_BYTES;
+        let fitting = records.iter().position(|record| record.size() > limit).unwrap_or(records.len());
+        let too_large = records.get(fitting).map(|record| {
+            let size = record.size();
+            BusError::RecordTooLarge { topic: topic.clone(), size, limit }
+        });
+        let partitions = match self.topics.partitions(topic).await {
+            Ok(Some(partitions)) => partitions,
+            Ok(None) => return nothing(unknown(&TopicPartition { topic: topic.clone(), partition: 0 })),
+            Err(error) => return nothing(error),
+        };
+        let partition = records.first().map_or(0, |record| partition_of(&record.key, partitions));
+        let at = TopicPartition { topic: topic.clone(), partition };
+        let (append, failed) = self.producer.append(at, &records[..fitting]).await;
+        (append, failed.inspect(|error| self.note(error)).or(too_large))
+    }
+
     async fn check(&self, at: &TopicPartition) -> Result<(), BusError> {
         match self.topics.partitions(&at.topic).await? {
             Some(partitions) if at.partition < partitions => Ok(()),
@@ -102,12 +121,20 @@ impl KafkaBus {
     }
 
     /// Forgets the topic if the answer is that there's no such thing: it was removed.
-    fn noted<T>(&self, result: Result<T, BusError>) -> Result<T, BusError> {
-        if let Err(BusError::UnknownPartition { topic, .. }) = &result {
+    fn note(&self, error: &BusError) {
+        if let BusError::UnknownPartition { topic, .. } = error {
             self.topics.forget(topic);
         }
-        result
     }
+
+    fn noted<T>(&self, result: Result<T, BusError>) -> Result<T, BusError> {
+        result.inspect_err(|error| self.note(error))
+    }
+}
+
+/// What wasn't even begun.
+fn nothing(error: BusError) -> (Append, Option<BusError>) {
+    (Box::pin(async { Err(stopping()) }), Some(error))
 }
 
 #[async_trait]
@@ -125,16 +152,18 @@ impl Bus for KafkaBus {
     }
 
     async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError> {
-        let size = record.size();
-        if size > limits::MAX_RECORD_BYTES {
-            return Err(BusError::RecordTooLarge { topic: topic.clone(), size, limit: limits::MAX_RECORD_BYTES });
+        match self.append_some(topic, std::slice::from_ref(&record)).await {
+            (append, None) => Ok(append),
+            (_, Some(error)) => Err(error),
         }
-        let Some(partitions) = self.topics.partitions(topic).await? else {
-            return Err(unknown(&TopicPartition { topic: topic.clone(), partition: 0 }));
-        };
-        let partition = partition_of(&record.key, partitions);
-        let append = self.producer.append(TopicPartition { topic: topic.clone(), partition }, record).await;
-        self.noted(append)
+    }
+
+    async fn append_all(&self, topic: &TopicName, records: &[NewRecord]) -> Append {
+        match self.append_some(topic, records).await {
+            (append, None) => append,
+            // What comes of those before it is waited for.
+            (append, Some(error)) => Box::pin(async { append.await.and(Err(error)) }),
+        }
     }
 
     async fn read(&self, at: &TopicPartition, from: NextOffset, max_bytes: usize) -> Result<Vec<Record>, BusError> {

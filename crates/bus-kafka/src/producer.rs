@@ -7,7 +7,8 @@
 //! had under way has an outcome.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use logmesh_bus::{Append, BusError, NewRecord, Offset, Position, TopicPartition};
@@ -17,7 +18,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
@@ -27,16 +28,51 @@ use crate::settings::Settings;
 
 /// Bytes of records that may still be queued; at 0 appends wait.
 const QUEUE_ROOM: &str = "logmesh_bus_queue_room_bytes";
-/// Records, and their bytes, that became durable.
+/// Records, and the bytes of their keys and values, that became durable.
 const RECORDS_TOTAL: &str = "logmesh_bus_appended_records_total";
 const BYTES_TOTAL: &str = "logmesh_bus_appended_bytes_total";
 /// Records that failed.
 const FAILURES_TOTAL: &str = "logmesh_bus_append_failures_total";
 
+/// The most bytes of records that share an outcome, one record more at most: what they take of the queue is given back at once.
+const GROUP_BYTES: usize = 1 << 20;
+
 /// How long to wait when librdkafka's own queue is full, which ours is there to prevent.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-type Native = ThreadedProducer<Reports>;
+/// How long the thread that takes reports waits for one, and so how long it may outlive its producer.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A client of librdkafka's, with a thread that takes its reports. rdkafka's own `ThreadedProducer` turns idly for a millisecond
+/// of each tenth of a second, a hundredth of a core in every process.
+struct Native {
+    client: Arc<BaseProducer<Reports>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Native {
+    fn new(settings: &Settings) -> Result<Self, KafkaError> {
+        let client: Arc<BaseProducer<Reports>> = Arc::new(settings.producing().create_with_context(Reports)?);
+        let over = Arc::new(AtomicBool::new(false));
+        let (polled, end) = (Arc::clone(&client), Arc::clone(&over));
+        let work = move || {
+            while !end.load(Ordering::Relaxed) {
+                polled.poll(POLL);
+            }
+        };
+        let thread = std::thread::Builder::new().name("kafka-reports".to_owned()).spawn(work);
+        thread.map_err(|error| KafkaError::ClientCreation(format!("no thread for a producer: {error}")))?;
+        Ok(Self { client, over })
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // What isn't durable fails at once, though the thread ends later.
+        self.client.purge(PurgeConfig::default().queue().inflight());
+    }
+}
 
 /// Writes records. Cheap to clone.
 #[derive(Clone)]
@@ -53,11 +89,45 @@ impl fmt::Debug for Producer {
     }
 }
 
-/// Who waits for a record, and the room that it takes.
-struct Delivery {
-    bytes: usize,
-    reply: oneshot::Sender<Result<Position, KafkaError>>,
-    _room: OwnedSemaphorePermit,
+/// Records that share an outcome, the room that they take, and who waits for them. Each record under way holds a share, and gives
+/// it back with its own outcome: the last one ends the group.
+struct Group {
+    outcome: Mutex<Outcome>,
+    reply: Option<oneshot::Sender<Outcome>>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// What became of a group's records.
+#[derive(Default)]
+struct Outcome {
+    /// Where the last one lies.
+    last: Option<Position>,
+    /// The first one's that failed.
+    error: Option<KafkaError>,
+    stored: u64,
+    bytes: u64,
+    failed: u64,
+}
+
+impl Group {
+    fn outcome(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let outcome = std::mem::take(self.outcome.get_mut().unwrap_or_else(PoisonError::into_inner));
+        counter!(RECORDS_TOTAL).increment(outcome.stored);
+        counter!(BYTES_TOTAL).increment(outcome.bytes);
+        if outcome.failed > 0 {
+            counter!(FAILURES_TOTAL).increment(outcome.failed);
+        }
+        drop(self.room.take()); // before anybody hears of the outcome
+        if let Some(reply) = self.reply.take() {
+            drop(reply.send(outcome)); // who has gone away doesn't want it
+        }
+    }
 }
 
 /// Takes the outcomes of records.
@@ -74,32 +144,33 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Delivery>;
+    type DeliveryOpaque = Arc<Group>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        let outcome = match result {
-            Ok(message) => Ok(Position {
-                partition: message.partition() as u32,
-                // Without one it was stored by an attempt whose answer was lost: a later batch's answer, or Kafka's
-                // memory of its number, shows that it's there.
-                offset: u64::try_from(message.offset()).ok().map(Offset),
-            }),
-            Err((error, _)) => Err(error.clone()),
-        };
-        match &outcome {
-            Ok(_) => {
-                counter!(RECORDS_TOTAL).increment(1);
-                counter!(BYTES_TOTAL).increment(delivery.bytes as u64);
+    fn delivery(&self, result: &DeliveryResult<'_>, group: Arc<Group>) {
+        let mut outcome = group.outcome();
+        match result {
+            Ok(message) => {
+                outcome.stored += 1;
+                outcome.bytes += (message.key_len() + message.payload_len()) as u64;
+                let position = Position {
+                    partition: message.partition() as u32,
+                    // Without one it was stored by an attempt whose answer was lost: a later batch's answer, or Kafka's
+                    // memory of its number, shows that it's there.
+                    offset: u64::try_from(message.offset()).ok().map(Offset),
+                };
+                outcome.last = Some(position);
             }
-            Err(_) => counter!(FAILURES_TOTAL).increment(1),
+            Err((error, _)) => {
+                outcome.failed += 1;
+                outcome.error.get_or_insert_with(|| error.clone());
+            }
         }
-        drop(delivery.reply.send(outcome)); // who has gone away doesn't want it
     }
 }
 
 impl Producer {
     pub(crate) fn new(settings: &Arc<Settings>) -> Result<Self, KafkaError> {
-        let native = settings.producing().create_with_context(Reports)?;
+        let native = Native::new(settings)?;
         Ok(Self {
             settings: Arc::clone(settings),
             room: Arc::new(Semaphore::new(settings.queue_bytes.0 as usize)),
@@ -107,43 +178,67 @@ impl Producer {
         })
     }
 
-    /// Queues a record for this partition; waits for room.
-    pub(crate) async fn append(&self, at: TopicPartition, record: NewRecord) -> Result<Append, BusError> {
-        let bytes = record.size();
-        let cost = (bytes + RECORD_COST).min(self.settings.queue_bytes.0 as usize);
-        let room = Arc::clone(&self.room).acquire_many_owned(cost as u32).await.map_err(|_| stopping())?;
-        gauge!(QUEUE_ROOM).set(self.room.available_permits() as f64);
-        let (reply, answer) = oneshot::channel();
-        let mut delivery = Box::new(Delivery { bytes, reply, _room: room });
-        let until = Instant::now() + self.settings.delivery_timeout.0;
-        loop {
-            // Nothing is awaited between the room, which is given in the order of the calls, and the queue.
-            match self.send(&at, &record, delivery) {
-                Ok(()) => break,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) if Instant::now() < until => {
-                    delivery = back;
-                }
-                Err((error, _)) => return Err(to_bus(&error, &at, bytes)),
-            }
-            tokio::time::sleep(FULL_PAUSE).await;
+    /// Queues records for this partition, in their order, up to the first that can't be, whose error comes beside the [`Append`]
+    /// of those before it; waits for room.
+    pub(crate) async fn append(&self, at: TopicPartition, records: &[NewRecord]) -> (Append, Option<BusError>) {
+        let (mut answers, mut failed, mut left) = (Vec::new(), None, records);
+        while !left.is_empty() && failed.is_none() {
+            let (group, rest) = left.split_at(group_len(left));
+            let (reply, answer) = oneshot::channel();
+            answers.push(answer);
+            failed = self.append_group(&at, group, reply).await.err();
+            left = rest;
         }
-        Ok(Box::pin(async move {
-            let outcome = answer.await.map_err(|_| stopping())?;
-            outcome.map_err(|error| to_bus(&error, &at, bytes))
-        }))
+        let largest = records.iter().map(NewRecord::size).max().unwrap_or(0);
+        let append = async move {
+            let mut result = Err(stopping());
+            let mut error = None;
+            for answer in answers {
+                // All are waited for though one fails.
+                let outcome = answer.await.map_err(|_| stopping())?;
+                if let Some(failed) = outcome.error {
+                    error.get_or_insert_with(|| to_bus(&failed, &at, largest));
+                }
+                if let Some(last) = outcome.last {
+                    result = Ok(last);
+                }
+            }
+            error.map_or(result, Err)
+        };
+        (Box::pin(append), failed)
     }
 
-    fn send(
+    /// Queues records that share an outcome, which the reply gets whether all could be queued or not.
+    async fn append_group(
         &self,
         at: &TopicPartition,
-        record: &NewRecord,
-        delivery: Box<Delivery>,
-    ) -> Result<(), (KafkaError, Box<Delivery>)> {
+        records: &[NewRecord],
+        reply: oneshot::Sender<Outcome>,
+    ) -> Result<(), BusError> {
+        let cost = cost(records).min(self.settings.queue_bytes.0 as usize);
+        let room = Arc::clone(&self.room).acquire_many_owned(cost as u32).await.map_err(|_| stopping())?;
+        gauge!(QUEUE_ROOM).set(self.room.available_permits() as f64);
+        let group = Arc::new(Group { outcome: Mutex::default(), reply: Some(reply), room: Some(room) });
+        let until = Instant::now() + self.settings.delivery_timeout.0;
+        for record in records {
+            // Nothing is awaited between the room, which is given in the order of the calls, and the queue.
+            while let Err(error) = self.send(at, record, Arc::clone(&group)) {
+                let is_full = matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+                if !is_full || Instant::now() >= until {
+                    return Err(to_bus(&error, at, record.size()));
+                }
+                tokio::time::sleep(FULL_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, at: &TopicPartition, record: &NewRecord, group: Arc<Group>) -> Result<(), KafkaError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(native) = current.as_ref() else {
-            return Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), delivery));
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal));
         };
-        let mut out = BaseRecord::with_opaque_to(at.topic.as_str(), delivery)
+        let mut out = BaseRecord::with_opaque_to(at.topic.as_str(), group)
             .partition(at.partition as i32)
             .key(record.key.as_ref());
         if !record.value.is_empty() {
@@ -155,13 +250,13 @@ impl Producer {
         if !record.headers.is_empty() {
             out = out.headers(headers(record));
         }
-        native.send(out).map_err(|(error, out)| {
+        native.client.send(out).map_err(|(error, _)| {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
                 && let Some(failed) = current.take()
             {
                 self.replace(failed);
             }
-            (error, out.delivery_opaque)
+            error
         })
     }
 
@@ -169,14 +264,14 @@ impl Producer {
     fn replace(&self, failed: Arc<Native>) {
         let this = self.clone();
         let work = move || {
-            warn!(error = ?failed.client().fatal_error(), "the kafka producer failed and is replaced");
-            failed.purge(PurgeConfig::default().queue());
-            if let Err(error) = failed.flush(this.settings.delivery_timeout.0) {
+            warn!(error = ?failed.client.client().fatal_error(), "the kafka producer failed and is replaced");
+            failed.client.purge(PurgeConfig::default().queue());
+            if let Err(error) = failed.client.flush(this.settings.delivery_timeout.0) {
                 warn!(%error, "the failed kafka producer leaves records without an outcome");
             }
             drop(failed);
             loop {
-                match this.settings.producing().create_with_context(Reports) {
+                match Native::new(&this.settings) {
                     Ok(native) => {
                         *this.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(native));
                         return;
@@ -190,6 +285,21 @@ impl Producer {
             error!(%error, "cannot replace the kafka producer: no thread");
         }
     }
+}
+
+/// What records take of the queue.
+fn cost(records: &[NewRecord]) -> usize {
+    records.iter().map(|record| record.size() + RECORD_COST).sum()
+}
+
+/// How many of the records, which are some, make the next group: one at least, else no more than have room in it.
+fn group_len(records: &[NewRecord]) -> usize {
+    let mut bytes = 0;
+    let full = records.iter().position(|record| {
+        bytes += record.size() + RECORD_COST;
+        bytes > GROUP_BYTES
+    });
+    full.map_or(records.len(), |at| at.max(1))
 }
 
 fn headers(record: &NewRecord) -> OwnedHeaders {
@@ -241,14 +351,46 @@ mod tests {
         (cluster, producer, TopicPartition { topic: "t".parse().unwrap(), partition: 0 })
     }
 
+    async fn append(producer: &Producer, at: &TopicPartition, value: &str) -> Result<Position, BusError> {
+        match producer.append(at.clone(), &[record(value)]).await {
+            (append, None) => append.await,
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// Many records fall into groups, and their one outcome is that of all of them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn records_that_are_appended_together_have_one_outcome() {
+        let (cluster, producer, at) = simulated();
+        let room = producer.room.available_permits();
+        let records = vec![record(&"x".repeat(300_000)); 10];
+        assert_eq!((group_len(&records), group_len(&records[..2])), (3, 2));
+        assert_eq!(group_len(&[record(&"x".repeat(2 << 20)), record("y")]), 1);
+        let (stored, failed) = producer.append(at.clone(), &records).await;
+        assert!(failed.is_none());
+        assert_eq!(stored.await.unwrap(), Position { partition: 0, offset: Some(Offset(9)) });
+        assert_eq!(producer.room.available_permits(), room, "the room is given back");
+
+        // One that can never be stored, among others: they are stored, and it's the outcome of all.
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let (outcome, failed) = producer.append(at.clone(), &records).await;
+        assert!(failed.is_none());
+        let error = outcome.await.unwrap_err();
+        assert!(matches!(error, BusError::Refused { .. }), "{error}");
+        assert_eq!(producer.room.available_permits(), room);
+        let nothing = producer.append(at.clone(), &[]).await.0.await;
+        assert!(nothing.unwrap_err().retryable());
+    }
+
     /// Kafka stored a record by an attempt whose answer was lost, and has forgotten where: that is no failure.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_record_that_is_there_already_is_stored() {
         let (cluster, producer, at) = simulated();
-        let stored = producer.append(at.clone(), record("0")).await.unwrap().await.unwrap();
+        let stored = append(&producer, &at, "0").await.unwrap();
         assert_eq!(stored, Position { partition: 0, offset: Some(Offset(0)) });
         cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
-        let stored = producer.append(at.clone(), record("1")).await.unwrap().await.unwrap();
+        let stored = append(&producer, &at, "1").await.unwrap();
         assert_eq!(stored, Position { partition: 0, offset: None });
     }
 
@@ -256,20 +398,16 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_failed_producer_is_replaced() {
         let (cluster, producer, at) = simulated();
-        producer.append(at.clone(), record("0")).await.unwrap().await.unwrap();
+        append(&producer, &at, "0").await.unwrap();
 
         let failed = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
         cluster.request_errors(RDKafkaApiKey::Produce, &[failed]);
-        let error = producer.append(at.clone(), record("1")).await.unwrap().await.unwrap_err();
+        let error = append(&producer, &at, "1").await.unwrap_err();
         assert!(error.retryable(), "{error}");
         let end = Instant::now() + Duration::from_secs(60);
         let mut refused = 0;
         loop {
-            let outcome = match producer.append(at.clone(), record("1")).await {
-                Ok(append) => append.await,
-                Err(error) => Err(error),
-            };
-            match outcome {
+            match append(&producer, &at, "1").await {
                 Ok(_) => break,
                 Err(error) if Instant::now() < end => {
                     assert!(error.retryable(), "{error}");

@@ -149,7 +149,7 @@ pub(crate) fn to_record(message: &BorrowedMessage<'_>) -> Record {
     let bytes = |part: Option<&[u8]>| part.map_or_else(Bytes::new, Bytes::copy_from_slice);
     let headers = message
         .headers()
-        .map(|headers| headers.iter().map(|header| (header.key.to_owned(), bytes(header.value))).collect());
+        .map(|headers| headers.iter().map(|header| (header.key.to_owned().into(), bytes(header.value))).collect());
     Record {
         offset: Offset(message.offset() as u64),
         timestamp: UnixNanos(message.timestamp().to_millis().unwrap_or(0).saturating_mul(1_000_000)),

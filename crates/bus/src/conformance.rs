@@ -44,8 +44,8 @@ pub trait Fixture: Send + Sync {
 macro_rules! conformance_tests {
     ($fixture:expr) => {
         $crate::conformance_tests!(@each $fixture;
-            keeps_the_order_of_a_key, chooses_the_partition_by_key, keeps_records_whole, reads_by_size,
-            waits_for_a_record, seeks_by_time, refuses_what_is_too_large, makes_a_topic_once, knows_only_its_topics,
+            keeps_the_order_of_a_key, appends_many_as_one, chooses_the_partition_by_key, keeps_records_whole,
+            reads_by_size, waits_for_a_record, seeks_by_time, refuses_what_is_too_large, makes_a_topic_once, knows_only_its_topics,
             compacts_by_key, keeps_everything_over_a_restart, goes_on_from_the_commit, commits_only_forwards,
             refuses_commits_of_others, groups_do_not_disturb_each_other, seeks_back_within_a_group,
             takes_up_a_topic_made_later, shares_partitions_and_rebalances, moves_partitions_of_a_dropped_consumer

@@ -8,12 +8,14 @@
 pub mod conformance;
 mod partition;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
 use logmesh_types::{TopicName, UnixNanos};
 
 pub use partition::partition_of;
@@ -80,6 +82,9 @@ pub struct Position {
     pub offset: Option<Offset>,
 }
 
+/// Names and values. The names of those that are written by the million are constants.
+pub type Headers = Vec<(Cow<'static, str>, Bytes)>;
+
 /// A record on its way to the bus. Key, value and headers together are at most
 /// [`MAX_RECORD_BYTES`](logmesh_types::limits::MAX_RECORD_BYTES).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -89,7 +94,7 @@ pub struct NewRecord {
     /// The content. In a compacted topic an empty value removes the key.
     pub value: Bytes,
     /// Names and values that a reader needs without opening the value.
-    pub headers: Vec<(String, Bytes)>,
+    pub headers: Headers,
     /// The time that seeks and retention go by; `None`: when it is stored.
     pub timestamp: Option<UnixNanos>,
 }
@@ -106,7 +111,7 @@ pub struct Record {
     /// See [`NewRecord::value`].
     pub value: Bytes,
     /// See [`NewRecord::headers`].
-    pub headers: Vec<(String, Bytes)>,
+    pub headers: Headers,
 }
 
 impl Record {
@@ -128,7 +133,7 @@ impl NewRecord {
     }
 }
 
-fn record_size(key: &Bytes, value: &Bytes, headers: &[(String, Bytes)]) -> usize {
+fn record_size(key: &Bytes, value: &Bytes, headers: &Headers) -> usize {
     key.len() + value.len() + headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
 }
 
@@ -238,6 +243,23 @@ pub trait Bus: Debug + Send + Sync + 'static {
     /// resolves when the record is durable.
     async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError>;
 
+    /// Takes records of one key in their order, as [`Bus::append`] called for one after the other would, up to the first that it
+    /// can't take; waits while the queue is full. The returned [`Append`] resolves when each that was taken has an outcome: to the
+    /// last one's place if all are durable, else to the first error. Of no records it's [`BusError::Unavailable`].
+    async fn append_all(&self, topic: &TopicName, records: &[NewRecord]) -> Append {
+        let mut appends = Vec::with_capacity(records.len());
+        for record in records {
+            match self.append(topic, record.clone()).await {
+                Ok(append) => appends.push(append),
+                Err(error) => {
+                    appends.push(async { Err(error) }.boxed());
+                    break;
+                }
+            }
+        }
+        join_all(appends).map(last_position).boxed()
+    }
+
     /// Reads records of a partition from `from` on, without a group: at most `max_bytes` of them, but at least one if
     /// there is any. Empty at the end; it doesn't wait. An offset below the low watermark reads from there.
     async fn read(&self, at: &TopicPartition, from: NextOffset, max_bytes: usize) -> Result<Vec<Record>, BusError>;
@@ -257,6 +279,12 @@ pub trait Bus: Debug + Send + Sync + 'static {
     /// Joins the group as a consumer of these topics. Each partition is held by one consumer of the group at a time; a
     /// partition without a commit is read from its beginning. A topic that isn't there yet is taken up when it is made.
     async fn subscribe(&self, group: &str, topics: &[TopicName]) -> Result<Box<dyn Consumer>, BusError>;
+}
+
+/// The outcome of several appends: see [`Bus::append_all`].
+fn last_position(outcomes: Vec<Result<Position, BusError>>) -> Result<Position, BusError> {
+    let nothing = Err(BusError::Unavailable { reason: "there was nothing to append".to_owned() });
+    outcomes.into_iter().try_fold(None, |_, outcome| outcome.map(Some)).transpose().unwrap_or(nothing)
 }
 
 /// What a consumer is told, in one order: a change of its partitions can't race with their records.

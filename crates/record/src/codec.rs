@@ -3,6 +3,8 @@
 //! A record says in its header [`FORMAT`] what it is, so a topic can hold both: a topic of format `chunks` holds the
 //! events of clients as `event` records. The key is the stream id as text, so that a stream keeps its order.
 
+use std::io::Write;
+
 use bytes::Bytes;
 use logmesh_bus::{NewRecord, Record};
 use logmesh_proto::ingest::v1::Chunk;
@@ -75,31 +77,67 @@ pub fn encode_chunk(chunk: &Chunk) -> NewRecord {
     NewRecord {
         key: Bytes::copy_from_slice(chunk.stream_id.as_bytes()),
         value: Bytes::from(chunk.encode_to_vec()),
-        headers: vec![(FORMAT.to_owned(), Bytes::from_static(b"chunk"))],
+        headers: vec![(FORMAT.into(), Bytes::from_static(b"chunk"))],
         timestamp: None,
     }
 }
 
 /// The record of one document. Its time is that of its arrival, as a chunk's is.
 pub fn encode_event(document: &Document) -> NewRecord {
-    let mut headers = vec![
-        (FORMAT.to_owned(), Bytes::from_static(b"event")),
-        (DATE.to_owned(), Bytes::copy_from_slice(document.date.as_bytes())),
-    ];
-    if let Some(id) = document.id {
-        headers.push((ID.to_owned(), Bytes::from(id.to_string())));
-    }
-    let mut key = document.id.map_or_else(String::new, |id| id.to_string());
-    if let Some((stream, range)) = document.stream {
-        headers.push((RANGE.to_owned(), Bytes::from(format!("{}-{}", range.start, range.end))));
-        key = stream.to_string();
-    }
-    NewRecord { key: Bytes::from(key), value: document.body.clone(), headers, timestamp: None }
+    encode_events(std::slice::from_ref(document)).remove(0)
+}
+
+/// The records of documents, one for each. What consecutive ones have in common, and all short texts, lie in shared buffers.
+pub fn encode_events(documents: &[Document]) -> Vec<NewRecord> {
+    let mut texts = Vec::with_capacity(documents.len() * 64);
+    let ends: Vec<(usize, usize, usize)> = documents.iter().map(|document| write_texts(document, &mut texts)).collect();
+    let texts = Bytes::from(texts);
+    let (mut start, mut stream_key, mut date) = (0, (None, Bytes::new()), Bytes::new());
+    let encode = |(document, (id_end, range_end, date_end)): (&Document, (usize, usize, usize))| {
+        let (id, range) = (texts.slice(start..id_end), texts.slice(id_end..range_end));
+        if date != document.date.as_bytes() {
+            date = texts.slice(range_end..date_end);
+        }
+        start = date_end;
+        let mut headers = Vec::with_capacity(5);
+        headers.push((FORMAT.into(), Bytes::from_static(b"event")));
+        headers.push((DATE.into(), date.clone()));
+        if document.id.is_some() {
+            headers.push((ID.into(), id.clone()));
+        }
+        let key = match document.stream.map(|(stream, _)| stream) {
+            None => id,
+            Some(stream) => {
+                headers.push((RANGE.into(), range));
+                if stream_key.0 != Some(stream) {
+                    stream_key = (Some(stream), Bytes::from(stream.to_string()));
+                }
+                stream_key.1.clone()
+            }
+        };
+        NewRecord { key, value: document.body.clone(), headers, timestamp: None }
+    };
+    documents.iter().zip(ends).map(encode).collect()
+}
+
+/// Appends a document's id, range and date; where each ends.
+fn write_texts(document: &Document, out: &mut Vec<u8>) -> (usize, usize, usize) {
+    let mut put = |text: std::fmt::Arguments<'_>| {
+        let written = out.write_fmt(text); // to a vector it can't fail
+        debug_assert!(written.is_ok());
+        out.len()
+    };
+    let id = match document.id {
+        Some(id) => put(format_args!("{id}")),
+        None => put(format_args!("")),
+    };
+    let range = document.stream.map_or(id, |(_, range)| put(format_args!("{}-{}", range.start, range.end)));
+    (id, range, put(format_args!("{}", document.date)))
 }
 
 /// Marks a record as one that was on the bus before.
 pub fn repeated(mut record: NewRecord) -> NewRecord {
-    record.headers.push((REPEATED.to_owned(), Bytes::from_static(b"repair")));
+    record.headers.push((REPEATED.into(), Bytes::from_static(b"repair")));
     record
 }
 
@@ -177,7 +215,7 @@ impl DeadLetter {
         document.body.truncate(MAX_RECORD_BYTES - 16_384);
         let mut record = encode_event(&document);
         record.timestamp = Some(self.time);
-        record.headers.push((REASON.to_owned(), Bytes::copy_from_slice(short_reason(&self.reason).as_bytes())));
+        record.headers.push((REASON.into(), Bytes::copy_from_slice(short_reason(&self.reason).as_bytes())));
         record
     }
 
@@ -187,7 +225,7 @@ impl DeadLetter {
         let mut record = self.encode();
         record.timestamp = None; // it arrives now: the bus mustn't remove it for the age of its letter
         let text = format!("{}/{}/{}", mark.operation, mark.partition, mark.offset);
-        record.headers.push((REDRIVE.to_owned(), Bytes::from(text)));
+        record.headers.push((REDRIVE.into(), Bytes::from(text)));
         record
     }
 

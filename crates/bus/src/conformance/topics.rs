@@ -23,6 +23,26 @@ pub async fn keeps_the_order_of_a_key(fixture: &dyn Fixture) {
     }
 }
 
+/// Records that are appended together lie one after the other, and the outcome is the last one's. What can't be taken ends
+/// them: its error is that of all, though those before it are stored.
+pub async fn appends_many_as_one(fixture: &dyn Fixture) {
+    let bus = fixture.open().await;
+    let topic = make_topic(fixture, &*bus, 1, KEEP).await;
+    let records: Vec<_> = (0..3_000).map(|n| record("k", &format!("{n:04}{}", "x".repeat(1_000)))).collect();
+    let last = soon("an append", bus.append_all(&topic, &records).await).await.unwrap();
+    assert_eq!(last, Position { partition: 0, offset: Some(Offset(2_999)) });
+    let all = read_all(&*bus, &at(&topic, 0), NextOffset(0)).await;
+    assert!(all.iter().map(|record| &record.value).eq(records.iter().map(|record| &record.value)));
+
+    let too_large = NewRecord { value: vec![0; limits::MAX_RECORD_BYTES + 1].into(), ..record("k", "") };
+    let records = [record("k", "before"), too_large, record("k", "after")];
+    let error = soon("an append", bus.append_all(&topic, &records).await).await.unwrap_err();
+    assert!(matches!(error, BusError::RecordTooLarge { .. }), "{error}");
+    let rest = read_all(&*bus, &at(&topic, 0), NextOffset(3_000)).await;
+    assert_eq!(values(&rest), ["before"]);
+    assert!(bus.append_all(&topic, &[]).await.await.unwrap_err().retryable());
+}
+
 /// The partition is the one that [`partition_of`] names, and offsets begin at 0 without holes.
 pub async fn chooses_the_partition_by_key(fixture: &dyn Fixture) {
     let bus = fixture.open().await;
@@ -45,7 +65,7 @@ pub async fn chooses_the_partition_by_key(fixture: &dyn Fixture) {
 pub async fn keeps_records_whole(fixture: &dyn Fixture) {
     let bus = fixture.open().await;
     let topic = make_topic(fixture, &*bus, 1, KEEP).await;
-    let headers = vec![("a".to_owned(), Bytes::from_static(b"\x00\xff")), ("b".to_owned(), Bytes::new())];
+    let headers = vec![("a".into(), Bytes::from_static(b"\x00\xff")), ("b".into(), Bytes::new())];
     let time = UnixNanos(1_700_000_000_123_000_000);
     let full = NewRecord {
         key: Bytes::from_static(b"\x01key"),

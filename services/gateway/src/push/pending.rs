@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
-use logmesh_bus::{Bus, BusError, NewRecord, Position};
+use logmesh_bus::{Append, Bus, BusError, NewRecord, Position};
 use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk, Reject};
 use logmesh_record::{Format, codec, document};
 use logmesh_types::TopicName;
@@ -52,7 +50,7 @@ pub(crate) struct Pending {
     /// Its records, which share their bytes with the bus.
     records: Vec<NewRecord>,
     /// The append under way; `None` before it and after its end.
-    appending: Option<BoxFuture<'static, Result<Position, BusError>>>,
+    appending: Option<Append>,
     _in_flight: InFlight,
 }
 
@@ -60,7 +58,7 @@ impl Pending {
     pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
         let records = match format {
             Format::Chunks => vec![codec::encode_chunk(chunk)],
-            Format::Events => document::of_chunk(chunk).iter().map(codec::encode_event).collect(),
+            Format::Events => codec::encode_events(&document::of_chunk(chunk)),
         };
         Self {
             stream_id: chunk.stream_id.clone(),
@@ -82,18 +80,8 @@ impl Pending {
 
     /// Appends all its records, from the first; waits only for room on the bus.
     pub(crate) async fn append(&mut self, bus: &dyn Bus) {
-        let mut appends = Vec::with_capacity(self.records.len());
-        for record in &self.records {
-            match bus.append(&self.topic, record.clone()).await {
-                Ok(append) => appends.push(append),
-                Err(error) => {
-                    appends.push(async { Err(error) }.boxed());
-                    break;
-                }
-            }
-        }
-        // All are awaited though one fails: nothing of this chunk may still be under way when it is tried again.
-        self.appending = Some(join_all(appends).map(last_position).boxed());
+        // All have an outcome before it is tried again: nothing of this chunk may still be under way then.
+        self.appending = Some(bus.append_all(&self.topic, &self.records).await);
     }
 
     /// The end of the append: the place of the last record.
@@ -127,9 +115,4 @@ pub(crate) fn bus_position(topic: &TopicName, position: &Position) -> BusPositio
         offset: position.offset.map_or(0, |offset| offset.0),
         offset_unknown: position.offset.is_none(),
     }
-}
-
-fn last_position(results: Vec<Result<Position, BusError>>) -> Result<Position, BusError> {
-    let nothing = Err(BusError::Unavailable { reason: "the chunk holds no event".to_owned() });
-    results.into_iter().try_fold(None, |_, result| result.map(Some)).transpose().unwrap_or(nothing)
 }
