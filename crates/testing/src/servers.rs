@@ -123,13 +123,20 @@ pub fn elasticsearch() -> &'static Server {
 /// A loopback port with a free one after it, not given to another test of this process before. Below those that the system
 /// gives to connections and to port 0, so that nobody takes it by chance before its server does.
 pub fn free_port() -> u16 {
+    free_port_with(1)
+}
+
+/// The same with one more free port, this far above it.
+pub fn free_port_with(above: u16) -> u16 {
     static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let port = LOWEST + (random() % u64::from(HIGHEST - LOWEST)) as u16;
-        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if is_free(port) && is_free(port + 1) && !given.iter().any(|other| other.abs_diff(port) <= 1) {
-            given.push(port);
+        let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        let ports = [port, port + 1, port + above];
+        let is_given = |port: &u16| given.iter().any(|other| other.abs_diff(*port) <= 1);
+        if ports.iter().all(is_free) && !ports.iter().any(is_given) {
+            given.extend(ports);
             return port;
         }
     }

@@ -2,10 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use logmesh_testing::servers::free_port;
+use logmesh_testing::servers::free_port_with;
 use regex::{Captures, Regex};
 
 use super::{Alias, Container};
@@ -40,12 +39,7 @@ impl Places {
                 return known + step;
             }
         }
-        let fresh = loop {
-            let fresh = free_port();
-            if TcpListener::bind((Ipv4Addr::LOCALHOST, fresh + 100)).is_ok() {
-                break fresh;
-            }
-        };
+        let fresh = free_port_with(100);
         ports.insert((instance.to_owned(), port), fresh);
         fresh
     }
