@@ -27,6 +27,8 @@ pub struct Mesh {
     pub program: PathBuf,
     /// The user to run as, if it isn't this one.
     pub uid: Option<u32>,
+    /// Settings that it is given by its environment.
+    pub env: Vec<(&'static str, String)>,
     /// Whether its log may hold errors.
     pub errors_expected: bool,
     child: Option<Child>,
@@ -51,6 +53,7 @@ impl Mesh {
             listen: "127.0.0.1:0".to_owned(),
             program: logmesh().to_owned(),
             uid: None,
+            env: Vec::new(),
             errors_expected: false,
             child: None,
             grpc: String::new(),
@@ -95,6 +98,7 @@ impl Mesh {
         let mut command = command(&self.program);
         command.arg("standalone").arg("--data-dir").arg(&self.data).args(["--listen", &self.listen]);
         command.args(self.collect.iter().flat_map(|glob| ["--collect", glob]));
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdout(Stdio::null()).stderr(self.output());
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);

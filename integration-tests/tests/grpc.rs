@@ -121,6 +121,10 @@ const CALLS: &[(&str, &str, End)] = &[
         Error("InvalidArgument", "field"),
     ),
     ("logmesh.search.v1.SearchService/Tail", r#"{"query": "*"}"#, Stream("")),
+    ("logmesh.transfer.v1.TransferService/Pause", r#"{"topic": "none"}"#, Error("NotFound", "none")),
+    ("logmesh.transfer.v1.TransferService/Pause", "{}", Answer(r#""all": true"#)),
+    ("logmesh.transfer.v1.TransferService/Resume", r#"{"topic": "events"}"#, Error("FailedPrecondition", "all")),
+    ("logmesh.transfer.v1.TransferService/Resume", "{}", Answer("{}")),
     ("logmesh.audit.v1.AuditService/AuditFleet", "{}", Answer("{")),
     (
         "logmesh.audit.v1.AuditService/GetStreamAudit",

@@ -61,7 +61,8 @@ impl Inner {
             Err(forgotten) => forgotten,
         };
         let at = Instant::now();
-        let (indices, templates) = tokio::try_join!(self.index_names(), self.templates())?;
+        let all = format!("{}?", self.names.all_indices());
+        let (indices, templates) = tokio::try_join!(self.index_names(&all), self.templates())?;
         let mut catalog: Catalog = indices
             .iter()
             .filter_map(|name| self.names.topic_of(name))
@@ -73,8 +74,9 @@ impl Inner {
         Ok(catalog)
     }
 
-    async fn index_names(&self) -> Result<Vec<String>, IndexError> {
-        let path = format!("_resolve/index/{}?filter_path=indices.name", self.names.all_indices());
+    /// The indices of a pattern, which may have parameters.
+    pub(crate) async fn index_names(&self, pattern: &str) -> Result<Vec<String>, IndexError> {
+        let path = format!("_resolve/index/{pattern}filter_path=indices.name");
         let answer = self.client.call(Method::GET, &path, Body::None).await?;
         if answer.status == 404 {
             return Ok(Vec::new());

@@ -127,6 +127,10 @@ impl IndexWriter for ElasticIndex {
         self.inner.contains(topic, ids).await
     }
 
+    async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError> {
+        self.inner.slices(topic).await
+    }
+
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         self.inner.delete_slice(slice).await
     }

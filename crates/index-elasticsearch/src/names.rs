@@ -69,6 +69,13 @@ impl Names {
         let (topic, _date) = index.strip_prefix(&self.prefix)?.split_once('@')?;
         topic.parse().ok()
     }
+
+    /// The date of an index of this topic.
+    pub(crate) fn date_of(&self, topic: &TopicName, index: &str) -> Option<String> {
+        let date = index.strip_prefix(&self.of_topic(topic))?.replace('.', "-");
+        let slice = Slice { topic: topic.clone(), date };
+        (self.index(&slice)? == index).then_some(slice.date)
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +89,12 @@ mod tests {
         let slice_a = slice("nginx-access.2", "2026-01-31");
         let index = names.index(&slice_a).unwrap();
         assert_eq!(index, "logmesh-nginx-access.2@2026.01.31");
+        assert_eq!(names.date_of(&slice_a.topic, &index).as_deref(), Some("2026-01-31"));
+        for other in
+            ["logmesh-nginx-access.2@2026-01-31", "logmesh-nginx-access.2@2026.01.31.1", "logmesh-nginx@2026.01.31"]
+        {
+            assert_eq!(names.date_of(&slice_a.topic, other), None);
+        }
         assert_eq!(names.topic_of(&index), Some(slice_a.topic));
         for date in ["2026-1-31", "", "../../etc/x", "2026-01-3*"] {
             assert_eq!(names.index(&slice("a", date)), None);

@@ -79,6 +79,15 @@ impl Inner {
         })
     }
 
+    pub(crate) async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError> {
+        // An index that was closed takes room all the same.
+        let pattern = format!("{}?expand_wildcards=open,closed&", self.names.indices(topic));
+        let indices = self.index_names(&pattern).await?;
+        let mut dates: Vec<String> = indices.iter().filter_map(|index| self.names.date_of(topic, index)).collect();
+        dates.sort_unstable();
+        Ok(dates)
+    }
+
     pub(crate) async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         let Some(index) = self.names.index(slice) else { return Ok(()) };
         let answer = self.client.call(Method::DELETE, &index, Body::None).await?;

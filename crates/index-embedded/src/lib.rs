@@ -157,6 +157,15 @@ impl IndexWriter for EmbeddedIndex {
         self.read_with(move |catalog| catalog.contains(&topic, &ids)).await
     }
 
+    async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError> {
+        let topic = topic.clone();
+        self.read_with(move |catalog| {
+            let newest_first = catalog.names(std::slice::from_ref(&topic));
+            Ok(newest_first.into_iter().rev().map(|slice| slice.date).collect())
+        })
+        .await
+    }
+
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         let slice = slice.clone();
         self.write_with(move |catalog| catalog.delete(&slice)).await

@@ -140,6 +140,9 @@ pub trait IndexWriter: Debug + Send + Sync + 'static {
     /// included.
     async fn contains(&self, topic: &TopicName, ids: &[DocId]) -> Result<Vec<bool>, IndexError>;
 
+    /// The dates of the topic's slices, oldest first, whatever wrote them.
+    async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError>;
+
     /// Removes the slice with all its documents. No slice of that name is success.
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError>;
 }

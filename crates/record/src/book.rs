@@ -7,13 +7,15 @@ use bytes::Bytes;
 use logmesh_bus::NewRecord;
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 
+use crate::slices::Slices;
+
 /// The most ranges of rejected bytes that one book lists. Beyond, they are only counted, and the audit shows them as
 /// gaps: never the other way round.
 const MAX_REJECTED: usize = 4_096;
 
 /// The most ranges of bytes that are done. Beyond, a range that touches none is left out, and the audit shows it as a gap.
-/// With the rejected ones a book stays below 2 MiB: a range takes at most 59 bytes as JSON.
-const MAX_DONE: usize = 30_000;
+/// With the rejected ones and the slices a book stays below 2 MiB: a range takes at most 59 bytes as JSON, one of a slice 77.
+const MAX_DONE: usize = 28_000;
 
 /// The book of one stream.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,6 +42,9 @@ pub struct Book {
     /// with more of them says what is rejected.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corrections: u64,
+    /// In which slices of the index the bytes lie. Nothing of what was booked before books knew it.
+    #[serde(default, skip_serializing_if = "Slices::is_empty")]
+    pub slices: Slices,
 }
 
 /// How a range stands to what is done.
@@ -65,6 +70,7 @@ impl Book {
             rejected_events: 0,
             left_out: 0,
             corrections: 0,
+            slices: Slices::default(),
         }
     }
 
@@ -147,6 +153,7 @@ impl Book {
             }
         }
         self.left_out = self.left_out.max(other.left_out);
+        self.slices.merge(&other.slices);
     }
 
     /// The record of this book, for the topic [`TopicName::books`].
@@ -263,10 +270,31 @@ mod tests {
             (book.done.as_slice().len(), book.rejected.as_slice().len(), book.left_out),
             (MAX_DONE, MAX_REJECTED, 1)
         );
+        let today: logmesh_types::Day = "2026-01-31".parse().unwrap();
+        for n in 0..10_000 {
+            book.slices.place(ByteRange::new(far + 10 * n, far + 10 * n + 5), today.plus(n % 2));
+            book.slices.place(ByteRange::new(far - 10 * n - 10, far - 10 * n - 5), today.minus(10));
+            book.slices.retire(today);
+        }
         assert!(book.encode().value.len() < 2 << 20, "{}", book.encode().value.len());
         assert!(book.add(ByteRange::new(far + 5, far + 10)), "what fills a hole is booked");
         assert_eq!(book.done.as_slice().len(), MAX_DONE - 1);
         assert!(book.add(ByteRange::new(0, 5)));
+    }
+
+    #[test]
+    fn a_book_of_before_slices_is_read_and_stays_as_it_is() {
+        let topic: TopicName = "logs.books".parse().unwrap();
+        let old =
+            br#"{"stream":"01010101010101010101010101010101","agent":"a","path":"/p","done":[{"start":0,"end":9}]}"#;
+        let mut book = Book::decode(&topic, old).unwrap();
+        assert!(book.slices.is_empty() && !String::from_utf8_lossy(&book.encode().value).contains("slices"));
+        let mut newer = book.clone();
+        newer.add(ByteRange::new(9, 12));
+        newer.slices.place(ByteRange::new(9, 12), "2026-01-31".parse().unwrap());
+        book.merge(&newer);
+        assert_eq!(book, newer);
+        assert_eq!(Book::decode(&topic, &book.encode().value).unwrap(), book);
     }
 
     proptest! {

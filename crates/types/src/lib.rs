@@ -3,6 +3,7 @@
 //! Nothing here does I/O or knows of a service. A value of one of these types is valid by construction, so that a
 //! check is made once, at the edge where text comes in.
 
+pub mod day;
 pub mod id;
 pub mod limits;
 pub mod name;
@@ -10,6 +11,7 @@ pub mod ranges;
 pub mod time;
 pub mod unit;
 
+pub use day::{Day, DayError};
 pub use id::{AgentId, DocId, StreamId};
 pub use name::{NameError, RuleName, TopicName};
 pub use ranges::Ranges;

@@ -51,7 +51,7 @@ impl UnixNanos {
         self.timestamp().strftime("%Y-%m-%d").to_string()
     }
 
-    fn timestamp(self) -> Timestamp {
+    pub(crate) fn timestamp(self) -> Timestamp {
         // Every i64 of nanoseconds lies in the years 1677 to 2262, well inside jiff's range.
         Timestamp::from_nanosecond(i128::from(self.0)).unwrap_or(Timestamp::UNIX_EPOCH)
     }

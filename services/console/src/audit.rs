@@ -10,6 +10,7 @@
 
 mod coverage;
 mod ledger;
+mod marks;
 mod page;
 mod repair;
 mod service;

@@ -79,6 +79,7 @@ impl Settings {
             ensure!(settings.partitions > 0, "topic {topic} must have at least 1 partition");
             ensure!(!topic.is_internal(), "topic {topic} belongs to logmesh itself and can't be set");
         }
+        self.topics.check().map_err(anyhow::Error::msg)?;
         ensure!(self.topics.default.partitions > 0, "a topic must have at least 1 partition");
         Ok(())
     }

@@ -31,8 +31,8 @@ enum Command {
     Config(service::Args),
     /// Runs a gateway, on Kafka.
     Gateway(service::Args),
-    /// Runs a transfer worker, from Kafka to Elasticsearch.
-    Transfer(service::Args),
+    /// Runs a transfer worker, from Kafka to Elasticsearch; or pauses and resumes the workers of a mesh.
+    Transfer(TransferArgs),
     /// Runs the console, the front door of a mesh.
     Console(service::Args),
     /// Writes the descriptors of every service to stdout: what reflection tells, for tools that can't ask.
@@ -41,6 +41,15 @@ enum Command {
     Ctl(ctl::CtlArgs),
     #[command(flatten)]
     Short(ctl::Command),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct TransferArgs {
+    #[command(subcommand)]
+    command: Option<ctl::TransferCommand>,
+    #[command(flatten)]
+    service: service::Args,
 }
 
 fn main() -> ExitCode {
@@ -58,7 +67,8 @@ fn main() -> ExitCode {
             Command::Standalone(args) => standalone::run(args).await,
             Command::Config(args) => service::run(Kind::Config, args).await,
             Command::Gateway(args) => service::run(Kind::Gateway, args).await,
-            Command::Transfer(args) => service::run(Kind::Transfer, args).await,
+            Command::Transfer(TransferArgs { command: Some(command), .. }) => ctl::run_transfer(command, common).await,
+            Command::Transfer(args) => service::run(Kind::Transfer, args.service).await,
             Command::Console(args) => service::run(Kind::Console, args).await,
             Command::Descriptors => ctl::write(logmesh_proto::FILE_DESCRIPTOR_SET),
             Command::Ctl(args) => ctl::run(args.command, common).await,

@@ -12,9 +12,9 @@ use std::time::Duration;
 use logmesh_config::ConfigService;
 use logmesh_console::Console;
 use logmesh_gateway::Gateway;
-use logmesh_grpc::{Registration, Routes};
+use logmesh_grpc::{Candidate, Registration, Routes};
 use logmesh_runtime::{Readiness, Tasks, admin, files, settings as loader, telemetry};
-use logmesh_transfer::Transfer;
+use logmesh_transfer::{RETENTION, Transfer};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tracing::info;
@@ -148,7 +148,7 @@ impl Process {
         match self.kind {
             Kind::Config => self.config(address)?,
             Kind::Gateway => self.gateway()?,
-            Kind::Transfer => self.transfer()?,
+            Kind::Transfer => self.transfer(address)?,
             Kind::Console => self.console()?,
         }
         self.register(address);
@@ -187,9 +187,14 @@ impl Process {
         Ok(())
     }
 
-    fn transfer(&mut self) -> anyhow::Result<()> {
+    fn transfer(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         let (bus, index) = (self.backends().bus()?, self.backends().index()?);
-        let settings = self.settings.transfer.clone();
+        let candidate = Candidate {
+            office: RETENTION.to_owned(),
+            id: self.registration(address).endpoint().id.clone(),
+            config_servers: self.settings.config_servers.clone(),
+        };
+        let settings = logmesh_transfer::Settings { candidate: Some(candidate), ..self.settings.transfer.clone() };
         Transfer::start(bus, index, settings, self.readiness.clone(), &self.tasks).add_to(&mut self.routes);
         Ok(())
     }

@@ -14,14 +14,14 @@ use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_config::ConfigService;
 use logmesh_console::Console;
 use logmesh_gateway::Gateway;
-use logmesh_grpc::{Registration, Routes};
+use logmesh_grpc::{Candidate, Registration, Routes};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{Rule, UpdateRuleRequest};
 use logmesh_record::Format;
 use logmesh_runtime::{Readiness, Tasks, admin, settings as loader, telemetry};
 use logmesh_store_embedded::EmbeddedStore;
-use logmesh_transfer::Transfer;
+use logmesh_transfer::{RETENTION, Transfer};
 use logmesh_types::ByteSize;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -215,8 +215,14 @@ async fn start_services(
     Gateway::start(bus.clone(), gateway, tasks)?.add_to(&mut routes);
     tasks.spawn("registration", registration("gateway").keep(vec![server.to_owned()], tasks.token()));
     // The embedded index writes one bulk at a time: parts would only be more commits.
-    let transfer =
-        logmesh_transfer::Settings { topics: settings.topics.clone(), bulk_requests: 1, ..Default::default() };
+    let config_servers = vec![server.to_owned()];
+    let candidate = Candidate { office: RETENTION.to_owned(), id: "standalone".to_owned(), config_servers };
+    let transfer = logmesh_transfer::Settings {
+        topics: settings.topics.clone(),
+        bulk_requests: 1,
+        candidate: Some(candidate),
+        ..Default::default()
+    };
     Transfer::start(bus.clone(), index.clone(), transfer, readiness.clone(), tasks).add_to(&mut routes);
     let console = logmesh_console::Settings { config_servers: vec![server.to_owned()], ..Default::default() };
     Console::start(bus, index, &console, tasks)?.add_to(&mut routes);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use logmesh_bus::{Bus, BusError, NewRecord, TopicPartition};
-use logmesh_record::Book;
-use logmesh_types::{ByteRange, StreamId, TopicName};
+use logmesh_record::{Book, Document};
+use logmesh_types::{ByteRange, Day, StreamId, TopicName};
 use tracing::warn;
 
 use crate::jobs::Jobs;
@@ -89,6 +89,19 @@ impl Books {
         self.changed.insert(stream);
     }
 
+    /// Notes in which slice an event's bytes lie, to be written.
+    pub(crate) fn place(&mut self, document: &Document) {
+        if let (Some((stream, range)), Ok(day)) = (document.stream, document.date.parse()) {
+            self.book(stream).slices.place(range, day);
+            self.changed.insert(stream);
+        }
+    }
+
+    /// The book of a stream, if there is one.
+    pub(crate) fn get(&self, stream: StreamId) -> Option<&Book> {
+        self.books.get(&stream)
+    }
+
     /// Books a range as rejected, to be written.
     pub(crate) fn reject(&mut self, stream: StreamId, range: ByteRange) {
         self.book(stream).reject(range);
@@ -120,10 +133,15 @@ impl Books {
         std::mem::take(&mut self.redriven_changed).then_some(&self.redriven)
     }
 
-    /// The records of the books that have changed.
-    pub(crate) fn take_changed(&mut self) -> Vec<NewRecord> {
-        let changed = std::mem::take(&mut self.changed);
-        changed.iter().filter_map(|stream| self.books.get(stream)).map(Book::encode).collect()
+    /// The records of the books that have changed. They keep of slices dated before this day only that they are retired.
+    pub(crate) fn take_changed(&mut self, retired: Option<Day>) -> Vec<NewRecord> {
+        let mut records = Vec::with_capacity(self.changed.len());
+        for stream in std::mem::take(&mut self.changed) {
+            let Some(book) = self.books.get_mut(&stream) else { continue };
+            retired.map(|before| book.slices.retire(before));
+            records.push(book.encode());
+        }
+        records
     }
 
     /// How many streams there are.
@@ -150,8 +168,8 @@ mod tests {
             books.take(&topic, &record(end));
         }
         assert_eq!(books.book(stream).watermark(), 30);
-        assert_eq!(books.take_changed().len(), 1);
+        assert_eq!(books.take_changed(None).len(), 1);
         books.take(&topic, &record(40));
-        assert!(books.take_changed().is_empty(), "the last record says all");
+        assert!(books.take_changed(None).is_empty(), "the last record says all");
     }
 }

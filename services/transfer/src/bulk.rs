@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use logmesh_bus::{NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
-use logmesh_record::{Content, Coverage, DeadLetter, Document, codec, document};
+use logmesh_record::{Content, Coverage, DeadLetter, Document, Marks, codec, document};
 use logmesh_types::{DocId, UnixNanos};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::books::Books;
 use crate::redrive::{Attempt, Redriven};
+use crate::retired::{is_late, is_retired};
 use crate::store::{Backends, Entry, Stop, Stored, append_all, create, create_missing};
 
 /// Documents waiting to be written, and the offsets that may be committed once they are.
@@ -30,9 +31,22 @@ pub(crate) struct Bulk {
     offsets: BTreeMap<TopicPartition, (NextOffset, UnixNanos)>,
     bytes: usize,
     counts: Counts,
+    /// The earliest date of all documents.
+    oldest: Option<String>,
 }
 
 impl Bulk {
+    /// The earliest date of all documents: that of the slice that is retired first.
+    pub(crate) fn oldest(&self) -> Option<&str> {
+        self.oldest.as_deref()
+    }
+
+    fn note_date(&mut self, date: &str) {
+        if self.oldest.as_deref().is_none_or(|oldest| date < oldest) {
+            self.oldest = Some(date.to_owned());
+        }
+    }
+
     /// Bytes of the documents.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -76,18 +90,23 @@ impl Bulk {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
+        self.note_date(&document.date);
         let certain = match document.stream {
             // Without an id of its own the event is what lies at this place of the bus.
             None => document.id.is_none(),
             Some((stream, range)) => {
                 let book = books.book(stream);
                 let coverage = book.coverage(range);
-                let complete = book.left_out == 0;
+                let certain = coverage == Coverage::New && book.left_out == 0;
+                // Of others it's noted where they lie once they are written.
+                if certain && let Ok(day) = document.date.parse() {
+                    book.slices.place(range, day);
+                }
                 if coverage == Coverage::Overlap {
                     self.counts.overlaps += 1;
                 }
                 books.add(stream, range);
-                coverage == Coverage::New && complete
+                certain
             }
         };
         let entry = Entry { at: at.clone(), document, id };
@@ -99,6 +118,7 @@ impl Bulk {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, attempt.offset, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
+        self.note_date(&document.date);
         self.redriven.push((Entry { at: at.clone(), document, id }, attempt));
     }
 
@@ -120,14 +140,23 @@ impl Bulk {
     pub(crate) async fn write(
         self,
         books: &mut HashMap<TopicPartition, Books>,
+        marks: &Marks,
         to: &Backends,
     ) -> Result<BTreeMap<TopicPartition, (NextOffset, UnixNanos)>, Stop> {
-        let Self { certain, doubtful, redriven, unreadable, offsets, mut counts, .. } = self;
+        let Self { mut certain, mut doubtful, redriven, unreadable, offsets, mut counts, .. } = self;
         let mut letters = unreadable;
+        let events = certain.len() + doubtful.len();
+        certain.retain(|entry| !is_late(entry, marks));
+        doubtful.retain(|entry| !is_retired(entry, marks, books));
+        counts.retired = (events - certain.len() - doubtful.len()) as u64;
+        if counts.retired > 0 {
+            warn!(events = counts.retired, "events of days that are retired are not stored");
+        }
         for (entry, stored) in create(certain, to).await? {
             take(entry, stored, &mut counts.duplicates, &mut counts.created, &mut letters);
         }
         for (entry, stored) in create_missing(doubtful, to).await? {
+            note_place(&entry, &stored, books);
             take(entry, stored, &mut counts.repeats, &mut counts.created, &mut letters);
         }
         for (at, letter) in &letters {
@@ -136,7 +165,7 @@ impl Bulk {
             }
         }
         // After all others, so that one that came again by itself is found.
-        redrive(redriven, books, to, &mut counts, &mut letters).await?;
+        redrive(redriven, books, marks, to, &mut counts, &mut letters).await?;
         counts.dead_letters += letters.len() as u64;
         // Once for each bulk: what is logged must not grow with the lines.
         if let Some((at, letter)) = letters.first() {
@@ -148,7 +177,7 @@ impl Bulk {
         }
         let records = letters.into_iter().map(|(at, letter)| (at.topic.dead_letters(), letter.encode())).collect();
         append_all(records, to).await?;
-        write_books(books, to).await?;
+        write_books(books, marks, to).await?;
         to.shared.count(&counts);
         to.going();
         Ok(offsets)
@@ -156,10 +185,15 @@ impl Bulk {
 }
 
 /// Writes the books that have changed, and then what became of letters.
-pub(crate) async fn write_books(books: &mut HashMap<TopicPartition, Books>, to: &Backends) -> Result<(), Stop> {
+pub(crate) async fn write_books(
+    books: &mut HashMap<TopicPartition, Books>,
+    marks: &Marks,
+    to: &Backends,
+) -> Result<(), Stop> {
     let mut records = Vec::new();
     for (at, books) in books.iter_mut() {
-        records.extend(books.take_changed().into_iter().map(|record| (at.topic.books(), record)));
+        let retired = marks.before(&at.topic);
+        records.extend(books.take_changed(retired).into_iter().map(|record| (at.topic.books(), record)));
     }
     append_all(records, to).await?;
     for (at, books) in books.iter_mut() {
@@ -168,6 +202,13 @@ pub(crate) async fn write_books(books: &mut HashMap<TopicPartition, Books>, to: 
         }
     }
     Ok(())
+}
+
+/// Notes where a document lies that was written just now, though its bytes may have been booked before.
+pub(crate) fn note_place(entry: &Entry, stored: &Stored, books: &mut HashMap<TopicPartition, Books>) {
+    if let (Stored::Created, Some(books)) = (stored, books.get_mut(&*entry.at)) {
+        books.place(&entry.document);
+    }
 }
 
 /// Counts what became of a document, and makes a letter of one that is refused.
@@ -189,6 +230,7 @@ fn take(
 async fn redrive(
     letters: Vec<(Entry, Attempt)>,
     books: &mut HashMap<TopicPartition, Books>,
+    marks: &Marks,
     to: &Backends,
     counts: &mut Counts,
     refused: &mut Vec<(TopicPartition, DeadLetter)>,
@@ -202,11 +244,18 @@ async fn redrive(
         of_place.entry((TopicPartition::clone(&entry.at), entry.id)).or_default().push(attempt);
     }
     let mut noted = Vec::new();
-    for (entry, stored) in create_missing(entries, to).await? {
+    let (retired, entries): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().partition(|entry| is_retired(entry, marks, books));
+    counts.retired += retired.len() as u64;
+    // A letter of a day that is retired is done with: nothing is to be stored of it any more.
+    let retired = retired.into_iter().map(|entry| (entry, Stored::There));
+    let stored = create_missing(entries, to).await?;
+    counts.repeats += stored.iter().filter(|(_, stored)| *stored == Stored::There).count() as u64;
+    for (entry, stored) in stored.into_iter().chain(retired) {
+        note_place(&entry, &stored, books);
         match &stored {
             Stored::Created => counts.created += 1,
-            Stored::There => counts.repeats += 1,
-            Stored::Rejected(_) => {}
+            Stored::There | Stored::Rejected(_) => {}
         }
         let Some(attempt) = of_place.get_mut(&(TopicPartition::clone(&entry.at), entry.id)).and_then(Vec::pop) else {
             continue; // not reached: each entry has its attempt

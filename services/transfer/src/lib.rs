@@ -3,7 +3,8 @@
 //! The way of a record, in [`worker`]: read in a consumer group, opened into documents, written to the index in bulks
 //! ([`bulk`]), booked ([`books`]), and only then is its offset committed. Killed between any two of these steps, the next
 //! worker reads the record again and finds its documents by their ids. [`service`] shows all this over gRPC. Dead letters go
-//! the same way once more ([`redrive`]); what the bus still holds is written again by a [`replay`].
+//! the same way once more ([`redrive`]); what the bus still holds is written again by a [`replay`]. One worker of all takes days of
+//! the index away that are old enough ([`retention`]); topics that are [`paused`] aren't read.
 
 mod books;
 mod bulk;
@@ -11,8 +12,11 @@ mod jobs;
 mod letters;
 mod operate;
 mod pace;
+mod paused;
 mod redrive;
 mod replay;
+mod retention;
+mod retired;
 mod service;
 mod status;
 mod store;
@@ -22,23 +26,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Bus;
-use logmesh_grpc::Routes;
+use logmesh_grpc::{Candidate, Routes, Term};
 use logmesh_index::IndexWriter;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferServiceServer;
 use logmesh_record::Topics;
 use logmesh_runtime::{Readiness, RetryPolicy, Tasks};
 use logmesh_types::unit::{ByteSize, Span};
+use tokio::sync::watch;
 
 use crate::jobs::Jobs;
 use crate::letters::Letters;
 use crate::pace::Pace;
 use crate::replay::api::Api;
+use crate::retention::Retention;
 use crate::service::Service;
 use crate::status::Shared;
 use crate::store::Backends;
 use crate::worker::Worker;
 
 pub use logmesh_record::TRANSFER_GROUP as GROUP;
+
+/// The office of the worker that takes old days of the index away.
+pub const RETENTION: &str = "retention";
 
 /// How transfer works.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -57,8 +66,14 @@ pub struct Settings {
     pub bulk_requests: usize,
     /// An answer that takes longer says that less is to be asked at a time.
     pub bulk_slow: Span,
-    /// How often to look for new topics.
+    /// How often to look for new topics, and for those that are paused.
     pub topic_refresh: Span,
+    /// How often the leader looks for days of the index that are older than their topic's `index_retention`.
+    pub retention_interval: Span,
+    /// This worker as a candidate for the office of the one that does it; unset: it's the only worker. The process's own: never part of
+    /// this section.
+    #[serde(skip)]
+    pub candidate: Option<Candidate>,
 }
 
 impl Default for Settings {
@@ -71,6 +86,8 @@ impl Default for Settings {
             bulk_requests: 2,
             bulk_slow: Span(Duration::from_secs(10)),
             topic_refresh: Span(Duration::from_millis(500)),
+            retention_interval: Span(Duration::from_secs(60)),
+            candidate: None,
         }
     }
 }
@@ -93,8 +110,30 @@ impl Transfer {
         tasks: &Tasks,
     ) -> Self {
         let shared = Arc::new(Shared::default());
+        let (alone, candidate) = (Term::Some(1), settings.candidate.clone());
+        let (term, elected) = watch::channel(if candidate.is_none() { alone } else { None });
         let jobs = Arc::new(Jobs::new(bus.clone()));
         let topics = settings.topics.clone();
+        let retention = Retention {
+            bus: bus.clone(),
+            index: index.clone(),
+            jobs: jobs.clone(),
+            topics: topics.clone(),
+            interval: settings.retention_interval.0,
+            term: elected,
+        };
+        let token = tasks.token();
+        tasks.spawn("transfer-candidate", async move {
+            match candidate {
+                Some(candidate) => candidate.campaign(term, token).await,
+                None => {
+                    token.cancelled().await;
+                    drop(term);
+                    Ok(())
+                }
+            }
+        });
+        tasks.spawn("transfer-retention", retention.run(tasks.token()));
         let replays = Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics };
         let to = Backends {
             bus: bus.clone(),

@@ -13,8 +13,10 @@ use logmesh_types::TopicName;
 use tonic::{Request, Response, Status};
 
 use crate::letters::{self, Cursor, Groups, Letters, pattern};
+use crate::paused::{self, Paused};
 use crate::replay::Wanted;
 use crate::replay::api::Api;
+use crate::retired::marks;
 use crate::status::Shared;
 use crate::{GROUP, operate};
 
@@ -80,8 +82,19 @@ impl TransferService for Service {
             let state = self.shared.state();
             (state.counts, state.error.clone())
         };
-        let mut answer = proto::GetStatusResponse { partitions: Vec::new(), counts: Some(counts), error };
+        let paused = Paused::read(&self.letters.jobs).await.map_err(bus_status)?;
+        let marks = marks(&self.letters.jobs).await.map_err(bus_status)?;
+        let mut answer =
+            proto::GetStatusResponse { counts: Some(counts), error, paused: paused.all, ..Default::default() };
         for topic in with_books(self.letters.bus.topics().await.map_err(bus_status)?) {
+            let retired = marks.before(&topic.name);
+            if paused.topics.contains(topic.name.as_str()) || retired.is_some() {
+                answer.topics.push(proto::TopicState {
+                    topic: topic.name.to_string(),
+                    paused: paused.holds(&topic.name),
+                    retired_before: retired.map_or_else(String::new, String::from),
+                });
+            }
             for partition in 0..topic.partitions {
                 let at = TopicPartition { topic: topic.name.clone(), partition };
                 answer.partitions.push(self.partition(at).await.map_err(bus_status)?);
@@ -184,6 +197,16 @@ impl TransferService for Service {
         request: Request<proto::CancelReplayRequest>,
     ) -> Result<Response<proto::Replay>, Status> {
         self.replays.want(&request.get_ref().id, Wanted::Cancelled).await.map(Response::new)
+    }
+
+    async fn pause(&self, request: Request<proto::PauseRequest>) -> Result<Response<proto::PauseResponse>, Status> {
+        let Paused { all, topics } = paused::pause(&self.letters, &request.get_ref().topic).await?;
+        Ok(Response::new(proto::PauseResponse { all, topics: topics.into_iter().collect() }))
+    }
+
+    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
+        let Paused { all, topics } = paused::resume(&self.letters, &request.get_ref().topic).await?;
+        Ok(Response::new(proto::ResumeResponse { all, topics: topics.into_iter().collect() }))
     }
 }
 

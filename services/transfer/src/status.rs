@@ -48,6 +48,7 @@ impl Shared {
             ("dead_letter", &mut counts.dead_letters, add.dead_letters),
             ("overlap", &mut counts.overlaps, add.overlaps),
             ("lost_record", &mut counts.lost_records, add.lost_records),
+            ("retired", &mut counts.retired, add.retired),
         ];
         for (outcome, total, more) in pairs {
             *total += more;

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use logmesh_bus::{BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
-use logmesh_record::with_books;
-use logmesh_types::TopicName;
+use logmesh_record::{Marks, with_books};
+use logmesh_types::{Day, TopicName, UnixNanos};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::books::Books;
 use crate::bulk::Bulk;
+use crate::paused::Paused;
 use crate::replay::run::Replays;
+use crate::retired::marks;
 use crate::status::Partition;
 use crate::store::{Backends, Stop};
 use crate::{GROUP, Settings};
@@ -112,8 +114,11 @@ impl Worker {
         }
     }
 
+    /// The topics that are to be read: those that aren't paused.
     async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
-        Ok(with_books(self.to.bus.topics().await?).into_iter().map(|spec| spec.name).collect())
+        let paused = Paused::read(&self.to.jobs).await?;
+        let names = with_books(self.to.bus.topics().await?).into_iter().map(|spec| spec.name);
+        Ok(names.filter(|topic| !paused.holds(topic)).collect())
     }
 
     async fn work(
@@ -138,10 +143,14 @@ impl Worker {
                     if holding.flush_at.is_some_and(|at| at <= Instant::now()) {
                         self.flush(consumer, holding).await?;
                     }
-                    holding.replays.step(&mut holding.books, &self.to).await?;
+                    holding.replays.step(&mut holding.books, &holding.marks, &self.to).await?;
                     if look_for_topics <= Instant::now() {
                         look_for_topics = Instant::now() + self.settings.topic_refresh.0;
                         holding.replays.look(&holding.books, &self.to).await?;
+                        match marks(&self.to.jobs).await {
+                            Ok(marks) => holding.marks = marks,
+                            Err(error) => debug!(%error, "can't look for retired slices now"),
+                        }
                         match self.topics().await {
                             Ok(now) if now == topics => {}
                             Ok(_) => {
@@ -169,6 +178,7 @@ impl Worker {
     }
 
     async fn assigned(&self, partitions: &[TopicPartition], holding: &mut Holding) -> Result<(), Stop> {
+        holding.marks = marks(&self.to.jobs).await?;
         for at in partitions {
             let books = Books::load(self.to.bus.as_ref(), &self.to.jobs, at).await?;
             let committed = self.to.bus.committed(GROUP, at).await?;
@@ -219,6 +229,23 @@ impl Worker {
         Ok(())
     }
 
+    /// Reads the marks once more before something is written that may be retired since: what was read before yesterday.
+    async fn know_marks(&self, bulk: &Bulk, holding: &mut Holding) -> Result<(), Stop> {
+        let yesterday = Day::of(UnixNanos::now()).minus(1).to_string();
+        let mut attempt = 0;
+        while bulk.oldest().is_some_and(|oldest| oldest < yesterday.as_str()) {
+            match marks(&self.to.jobs).await {
+                Ok(marks) => {
+                    holding.marks = marks;
+                    break;
+                }
+                Err(error) if error.retryable() => self.to.wait(&error, &mut attempt).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the bulk and commits its offsets.
     async fn flush(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
         holding.flush_at = None;
@@ -228,7 +255,8 @@ impl Worker {
         }
         let begin = Instant::now();
         let (documents, bytes) = (bulk.len(), bulk.bytes());
-        let done = bulk.write(&mut holding.books, &self.to).await?;
+        self.know_marks(&bulk, holding).await?;
+        let done = bulk.write(&mut holding.books, &holding.marks, &self.to).await?;
         let offsets: Vec<(TopicPartition, NextOffset)> =
             done.iter().map(|(at, (next, _))| (at.clone(), *next)).collect();
         consumer.commit(&offsets).await?;
@@ -253,6 +281,8 @@ struct Holding {
     /// The next offset that each of its partitions will give.
     next: HashMap<TopicPartition, NextOffset>,
     bulk: Bulk,
+    /// Which slices are retired.
+    marks: Marks,
     /// Its parts of replays.
     replays: Replays,
     /// When the bulk is written at the latest; `None` while it is empty.

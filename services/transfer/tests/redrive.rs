@@ -72,6 +72,10 @@ impl IndexWriter for Picky {
         self.index.contains(topic, ids).await
     }
 
+    async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError> {
+        self.index.slices(topic).await
+    }
+
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         self.index.delete_slice(slice).await
     }

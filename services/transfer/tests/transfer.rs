@@ -47,6 +47,10 @@ impl IndexWriter for Forgetful {
         Ok(held)
     }
 
+    async fn slices(&self, topic: &TopicName) -> Result<Vec<String>, IndexError> {
+        self.index.slices(topic).await
+    }
+
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         self.index.delete_slice(slice).await
     }

@@ -111,9 +111,14 @@ pub async fn a_slice_is_deleted(fixture: &impl Fixture) {
     let other = Doc::new(2, "b").in_slice(slice("logs", "2026-02-01"));
     opened.create([Doc::new(1, "a").build(), other.build()]).await;
     let first = slice("logs", "2026-01-31");
+    opened.create([Doc::new(3, "of another topic").in_slice(slice("logs.other", "2026-01-01")).build()]).await;
+    assert_eq!(opened.index.slices(&topic("logs")).await.unwrap(), ["2026-01-31", "2026-02-01"]);
+    assert!(opened.index.slices(&topic("none")).await.unwrap().is_empty());
     opened.index.delete_slice(&first).await.unwrap();
     opened.index.delete_slice(&first).await.unwrap();
     opened.index.delete_slice(&slice("none", "2026-01-31")).await.unwrap();
+    opened.index.delete_slice(&slice("logs.other", "2026-01-01")).await.unwrap();
+    assert_eq!(opened.index.slices(&topic("logs")).await.unwrap(), ["2026-02-01"]);
     assert_eq!(opened.find("*").await, [2]);
     assert_eq!(opened.index.contains(&topic("logs"), &[Doc::new(1, "").id()]).await.unwrap(), [false]);
 
@@ -121,6 +126,7 @@ pub async fn a_slice_is_deleted(fixture: &impl Fixture) {
     assert_eq!(opened.find("*").await, [2]);
     opened.create([Doc::new(1, "again").build()]).await;
     assert_eq!(opened.find("again").await, [1]);
+    assert_eq!(opened.index.slices(&topic("logs")).await.unwrap(), ["2026-01-31", "2026-02-01"]);
 }
 
 /// A topic's types are kept; they can be added to but not changed.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use logmesh_bus::{Bus, NextOffset, Offset, Record, TopicPartition, partition_of};
 use logmesh_record::codec::{self, Content};
-use logmesh_record::{Book, TRANSFER_GROUP, with_books};
+use logmesh_record::{Book, Marks, TRANSFER_GROUP, with_books};
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
 
 use super::AuditError;
@@ -47,6 +47,8 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     topics: Vec<Topic>,
+    /// Which days of the index are retired.
+    pub(super) marks: Marks,
     entries: HashMap<StreamId, Vec<(TopicName, Entry)>>,
 }
 
@@ -54,7 +56,7 @@ impl Ledger {
     /// Reads what the bus knows of these streams: first what waits, then the books, so that what transfer finishes
     /// meanwhile is found in one of them at least.
     pub(super) async fn read(bus: &dyn Bus, shelf: &Shelf, streams: &HashSet<StreamId>) -> Result<Self, AuditError> {
-        let mut ledger = Self::default();
+        let mut ledger = Self { marks: shelf.marks.read(bus).await?, ..Self::default() };
         let topics = topics(bus).await?;
         for topic in &topics {
             let partitions: BTreeSet<u32> = streams.iter().map(|stream| partition(*stream, topic)).collect();

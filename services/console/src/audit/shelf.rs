@@ -14,6 +14,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::marks::Followed;
+
 /// Bytes that all books together may take in memory: those of about 800,000 whole files.
 const MAX_BYTES: usize = 256 << 20;
 
@@ -27,6 +29,8 @@ const KEEP: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
     partitions: Mutex<HashMap<TopicPartition, Kept>>,
+    /// Which days of the index are retired.
+    pub(super) marks: Followed,
     /// [`MAX_BYTES`], or less in a test.
     max_bytes: Option<usize>,
 }
@@ -119,7 +123,7 @@ impl Kept {
 
 /// About the bytes that a book takes in memory.
 fn size(book: &Book) -> usize {
-    let ranges = book.done.as_slice().len() + book.rejected.as_slice().len();
+    let ranges = book.done.as_slice().len() + book.rejected.as_slice().len() + 2 * book.slices.len();
     2 * size_of::<Book>() + book.agent.len() + book.path.len() + ranges * size_of::<ByteRange>()
 }
 

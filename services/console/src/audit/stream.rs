@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use logmesh_index::sum::hold;
 use logmesh_index::{IndexReader, StreamSum};
-use logmesh_proto::audit::v1::{Finding, FindingCause, StreamAudit};
+use logmesh_proto::audit::v1::{Finding, FindingCause, StreamAudit, StreamRange};
 use logmesh_proto::fleet::v1::StreamStatus;
 use logmesh_record::Book;
-use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
+use logmesh_types::{ByteRange, Day, Ranges, StreamId, TopicName};
 
 use super::AuditError;
 use super::coverage::{Coverage, Findings};
@@ -17,6 +17,9 @@ use super::source::{self, Arrived};
 
 /// Documents that are asked of the index at a time.
 const SPANS: usize = 10_000;
+
+/// The most retired ranges that are listed for a stream.
+const MAX_RETIRED: usize = 100;
 
 /// A stream, with all that is known of it but what the index holds.
 pub(super) struct Look<'a> {
@@ -28,6 +31,8 @@ pub(super) struct Look<'a> {
     flow: Flow,
     /// What documents should hold.
     indexed: Ranges,
+    /// What isn't in the index any more, since the days are retired on which it was read.
+    retired: Ranges,
 }
 
 /// What came of a stream's audit.
@@ -48,9 +53,11 @@ impl<'a> Look<'a> {
         let entry = known.iter().find(|(topic, _)| *topic == candidate.topic).map_or(&NOTHING, |(_, entry)| entry);
         let status = candidate.reported.as_ref().and_then(|reported| reported.status.as_ref());
         let flow = Flow::new(status, entry, known);
-        let indexed = flow.done.without(&flow.rejected);
+        let stored = flow.done.without(&flow.rejected);
+        let retired = retired(entry, ledger.marks.before(&candidate.topic)).and(&stored);
+        let indexed = stored.without(&retired);
         let partition = ledger.partition(&candidate.topic, candidate.stream).unwrap_or_default();
-        Self { candidate, known, entry, partition, flow, indexed }
+        Self { candidate, known, entry, partition, flow, indexed, retired }
     }
 
     /// Documents that begin before this offset should be as the books say. Others may be there, and aren't booked yet.
@@ -115,8 +122,22 @@ impl<'a> Look<'a> {
             indexed_bytes: self.indexed.bytes(),
             dead_letter_events: book.map_or(0, |book| book.rejected_events),
             waiting_offset: self.entry.waits_at.map(|offset| offset.0),
+            retired_bytes: self.retired.bytes(),
+            retired: self.retired.as_slice().iter().take(MAX_RETIRED).map(stream_range).collect(),
         }
     }
+}
+
+fn stream_range(range: &ByteRange) -> StreamRange {
+    StreamRange { start_offset: range.start, end_offset: range.end }
+}
+
+/// What of a stream isn't expected in the index, of whose topic the days before this one are retired. Of bytes that were booked before
+/// books knew slices it isn't known; they aren't called missing.
+fn retired(entry: &Entry, before: Option<Day>) -> Ranges {
+    let (Some(book), Some(_)) = (&entry.book, before) else { return Ranges::EMPTY };
+    let unknown = book.done.without(&book.slices.known());
+    book.slices.retired(before).as_slice().iter().chain(unknown.as_slice()).copied().collect()
 }
 
 /// What the documents of the streams come to: a few calls for each topic, whatever the number of documents.

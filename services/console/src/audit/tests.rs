@@ -1,6 +1,7 @@
 //! The audit against a real bus and index, with agents' words given.
 
 mod repairing;
+mod retired;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -89,6 +89,7 @@ struct Sum {
     documents: u64,
     on_its_way: u64,
     dead_letters: u64,
+    retired: u64,
     /// Config services that didn't answer.
     silent: BTreeSet<String>,
     repaired_events: u64,
@@ -227,6 +228,7 @@ impl Sum {
         self.documents += audit.documents;
         self.on_its_way += audit.on_its_way_bytes;
         self.dead_letters += audit.dead_letter_bytes;
+        self.retired += audit.retired_bytes;
         self.repaired_events += one.events;
         self.repaired_bytes += one.bytes;
         Shown { audit, faulty, known, repaired_events: one.events, repaired_bytes: one.bytes }
@@ -250,7 +252,12 @@ impl Sum {
             let size = bytes(self.repaired_bytes);
             line.push_str(&format!("; {} events, {size}, were sent through the bus again", self.repaired_events));
         }
-        for (count, what) in [(self.on_its_way, "on their way"), (self.dead_letters, "in the dead letters")] {
+        let apart = [
+            (self.on_its_way, "on their way"),
+            (self.dead_letters, "in the dead letters"),
+            (self.retired, "retired with their days"),
+        ];
+        for (count, what) in apart {
             if count > 0 {
                 line.push_str(&format!("; {} {what}", bytes(count)));
             }
@@ -301,8 +308,9 @@ mod tests {
     #[test]
     fn streams_without_their_agents_word_are_counted() {
         let told = StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() };
-        let untold = StreamAudit { agent_reported: false, ..told.clone() };
+        let untold = StreamAudit { agent_reported: false, retired_bytes: 30, ..told.clone() };
         let (outcome, text) = conclusion(&[told.clone(), untold], "", "");
+        assert!(text.contains("; 30 B retired with their days;"), "{text}");
         assert!(outcome.is_ok() && text.contains("; 1 streams not reported by a connected agent"), "{text}");
         assert!(!conclusion(&[told], "", "").1.contains("not reported"));
     }

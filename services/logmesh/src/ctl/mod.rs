@@ -12,6 +12,7 @@ mod replay;
 mod rules;
 mod search;
 mod status;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ use failure::{Failure, Outcome};
 use output::Output;
 
 pub(crate) use failure::{Exit, fail, print, usage, write};
+pub(crate) use transfer::TransferCommand;
 
 /// How long one call may take. Servers bound their work well below it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -84,11 +86,20 @@ struct Session {
 
 /// Runs a command to its end and says how it went.
 pub(crate) async fn run(command: Command, common: Common) -> ExitCode {
+    run_with(common, async |session| execute(command, session).await).await
+}
+
+/// The same for what is said to the transfer workers.
+pub(crate) async fn run_transfer(command: TransferCommand, common: Common) -> ExitCode {
+    run_with(common, async |session| transfer::run(command, session).await).await
+}
+
+async fn run_with(common: Common, command: impl AsyncFnOnce(&mut Session) -> Outcome) -> ExitCode {
     let result = match logmesh_grpc::channel(&common.server) {
         Err(error) => Err(Failure::Usage(format!("--server: {error}"))),
         Ok(channel) => {
             let mut session = Session { channel, out: Output::stdout(common.json, common.raw) };
-            let done = execute(command, &mut session).await;
+            let done = command(&mut session).await;
             // What was found before a failure is still worth showing.
             let flushed = session.out.flush();
             done.and_then(|done| flushed.map(|()| done))

@@ -7,7 +7,7 @@ use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
 use logmesh_proto::transfer::v1::{GetStatusRequest, GetStatusResponse};
 use logmesh_types::UnixNanos;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -131,8 +131,21 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
     if lost > 0 {
         detail.push_str(&format!(", {lost} records were removed by retention before they were indexed (see `audit`)"));
     }
+    let paused: Vec<&str> =
+        status.topics.iter().filter(|topic| topic.paused).map(|topic| topic.topic.as_str()).collect();
+    if status.paused {
+        detail.push_str(", all topics are paused");
+    } else if !paused.is_empty() {
+        detail.push_str(&format!(", paused: {}", paused.join(" ")));
+    }
+    let retired = status.topics.iter().filter(|topic| !topic.retired_before.is_empty());
+    let retired: Map<String, Value> =
+        retired.map(|topic| (topic.topic.clone(), topic.retired_before.clone().into())).collect();
     let oldest = oldest(&status);
     let facts = json!({
+        "paused": status.paused,
+        "paused_topics": paused,
+        "retired_before": retired,
         "partitions": status.partitions.len(),
         "lag_records": lag,
         "fresh_time": time(oldest.as_ref()),

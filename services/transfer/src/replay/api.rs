@@ -216,6 +216,7 @@ fn to_proto(status: &Status) -> proto::Replay {
         indexed: sum(|progress| progress.indexed),
         already_there: sum(|progress| progress.there),
         refused: sum(|progress| progress.refused),
+        retired: sum(|progress| progress.retired),
         refused_reason: refused.map_or_else(String::new, |progress| progress.reason.clone()),
         done_partitions: (replay.parts.len() - left) as u32,
         partitions: replay.parts.len() as u32,

@@ -64,6 +64,8 @@ pub(crate) struct Progress {
     pub(crate) indexed: u64,
     pub(crate) there: u64,
     pub(crate) refused: u64,
+    #[serde(default)]
+    pub(crate) retired: u64,
     /// The last one's reason.
     pub(crate) reason: String,
     pub(crate) updated: Option<UnixNanos>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::{NextOffset, Record, TopicPartition};
-use logmesh_record::codec;
+use logmesh_record::{Marks, codec};
 use logmesh_types::{DocId, UnixNanos};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -13,7 +13,8 @@ use tracing::{info, warn};
 use super::{Progress, Replay, Wanted};
 use crate::GROUP;
 use crate::books::Books;
-use crate::bulk::write_books;
+use crate::bulk::{note_place, write_books};
+use crate::retired::is_retired;
 use crate::store::{Backends, Entry, Stop, Stored, create_missing};
 
 /// Bytes that one step reads; with a rate less, so that the rate holds over short times too.
@@ -83,11 +84,16 @@ impl Replays {
     }
 
     /// Does the step that is due, if one is.
-    pub(crate) async fn step(&mut self, books: &mut HashMap<TopicPartition, Books>, to: &Backends) -> Result<(), Stop> {
+    pub(crate) async fn step(
+        &mut self,
+        books: &mut HashMap<TopicPartition, Books>,
+        marks: &Marks,
+        to: &Backends,
+    ) -> Result<(), Stop> {
         let begin = Instant::now();
         let next = self.0.iter().enumerate().filter(|(_, task)| task.due <= begin).min_by_key(|(_, task)| task.due);
         let Some((index, _)) = next else { return Ok(()) };
-        let events = match self.0[index].step(books, to).await {
+        let events = match self.0[index].step(books, marks, to).await {
             Ok(Some(events)) => events,
             Ok(None) => {
                 self.0[index].due = Instant::now() + NOT_COMMITTED;
@@ -119,7 +125,12 @@ impl Replays {
 
 impl Task {
     /// Reads, writes, and notes how far it is: the events that were done; `None` if the records aren't committed yet.
-    async fn step(&mut self, books: &mut HashMap<TopicPartition, Books>, to: &Backends) -> Result<Option<u64>, Stop> {
+    async fn step(
+        &mut self,
+        books: &mut HashMap<TopicPartition, Books>,
+        marks: &Marks,
+        to: &Backends,
+    ) -> Result<Option<u64>, Stop> {
         let end = self.replay.parts.get(&self.at.partition).map_or(0, |part| part.end);
         // Beyond the commit transfer itself is at work, and takes what it has never seen for new.
         let committed = to.bus.committed(GROUP, &self.at).await?.map_or(0, |next| next.0);
@@ -132,12 +143,16 @@ impl Task {
         let records: Vec<Record> = read.into_iter().take_while(|record| record.offset.0 < end_now).collect();
         // None: the bus has removed them all.
         let next = records.last().map_or(end_now, |last| last.offset.next().0);
-        let entries: Vec<Entry> = records.iter().flat_map(|record| self.entries(record)).collect();
+        let mut entries: Vec<Entry> = records.iter().flat_map(|record| self.entries(record)).collect();
         let events = entries.len() as u64;
+        // Of the index of another name no slice is retired.
+        entries.retain(|entry| !is_retired(entry, marks, books));
+        self.progress.retired += events - entries.len() as u64;
         for (entry, stored) in create_missing(entries, to).await? {
+            note_place(&entry, &stored, books);
             self.count(&entry, stored, books);
         }
-        write_books(books, to).await?;
+        write_books(books, marks, to).await?;
         self.progress.next = next;
         self.progress.events += events;
         self.progress.updated = Some(UnixNanos::now());

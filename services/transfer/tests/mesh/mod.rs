@@ -31,6 +31,8 @@ pub(crate) struct Mesh {
     pub(crate) tasks: Tasks,
     /// Where the newest worker serves gRPC.
     pub(crate) server: String,
+    /// Of the workers that are started from now on.
+    pub(crate) settings: Settings,
     _folder: tempfile::TempDir,
 }
 
@@ -43,7 +45,15 @@ impl Mesh {
         for spec in Topics::default().specs(&topic) {
             bus.ensure_topic(&spec).await.unwrap();
         }
-        let mut mesh = Self { bus, index, topic, tasks: Tasks::new(), server: String::new(), _folder: folder };
+        let mut mesh = Self {
+            bus,
+            index,
+            topic,
+            tasks: Tasks::new(),
+            server: String::new(),
+            settings: Settings::default(),
+            _folder: folder,
+        };
         mesh.start_transfer().await;
         mesh
     }
@@ -59,8 +69,7 @@ impl Mesh {
     /// One more worker, with its tasks and its address.
     pub(crate) async fn worker(&self, index: Arc<dyn IndexWriter>) -> (Tasks, String) {
         let tasks = Tasks::new();
-        let settings = Settings { topics: Topics::default(), ..Settings::default() };
-        let transfer = Transfer::start(self.bus.clone(), index, settings, Readiness::new(), &tasks);
+        let transfer = Transfer::start(self.bus.clone(), index, self.settings.clone(), Readiness::new(), &tasks);
         let mut routes = Routes::new();
         transfer.add_to(&mut routes);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -107,6 +107,8 @@ pub(super) fn to_json(shown: &Shown, sum: &Sum) -> Value {
         "waiting_offset": stream.waiting_offset,
         "dead_letter_bytes": stream.dead_letter_bytes,
         "dead_letter_events": stream.dead_letter_events,
+        "retired_bytes": stream.retired_bytes,
+        "retired": stream.retired.iter().map(|range| json!([range.start_offset, range.end_offset])).collect::<Vec<_>>(),
         "gaps": stream.gaps.iter().map(finding).collect::<Vec<_>>(),
         "doubles": stream.doubles.iter().map(finding).collect::<Vec<_>>(),
         "clean": stream.clean,

@@ -1,0 +1,179 @@
+//! Days of the index that are old enough go, and nothing brings them back: no late line, no agent without its state, no repair, no
+//! kill. What is paused waits, and comes once.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use data_encoding::BASE64;
+use logmesh_integration_tests::client::json_lines;
+use logmesh_integration_tests::cluster::{self, http};
+use logmesh_integration_tests::program::Done;
+use logmesh_integration_tests::{Client, Cluster, Mesh, PATIENCE, grpcurl};
+use logmesh_testing::wait_for;
+use logmesh_types::UnixNanos;
+use serde_json::{Value, json};
+
+/// A stream that no agent knows.
+const STREAM: &str = "217a55e0e277d86e24b960c80282a1c5";
+
+const DAY: i64 = 86_400_000_000_000;
+
+fn ago(days: i64) -> UnixNanos {
+    UnixNanos(UnixNanos::now().0 - days * DAY)
+}
+
+/// Sends lines that were read so many days ago, as an agent would.
+fn push(address: &str, start: usize, text: &str, days: i64) {
+    let chunk = json!({"chunk": {
+        "stream_id": STREAM, "topic": "logs", "rule": "rules/old", "rule_revision": 1,
+        "start_offset": start, "end_offset": start + text.len(),
+        "data": BASE64.encode(text.as_bytes()), "crc32c": crc32c::crc32c(text.as_bytes()),
+        "read_time": ago(days).to_string(), "source": {"agent_id": "web-1", "path": "/var/log/old.log"},
+    }});
+    let done = grpcurl::call(address, "logmesh.ingest.v1.IngestService/Push", &chunk.to_string(), 30).expect(0);
+    assert!(done.stdout.contains("\"ack\""), "{done:?}");
+}
+
+#[track_caller]
+fn prints(done: &Done, text: &str) {
+    assert!(done.stdout.contains(text), "{text:?} is not in {done:?}");
+}
+
+/// The status of one service, as JSON.
+fn status(client: &Client, service: &str) -> Value {
+    let lines = json_lines(&client.run(&["status", "--json"]).stdout);
+    lines.into_iter().find(|line| line["service"] == service).unwrap_or_default()
+}
+
+/// The bytes that the audit calls retired, of all streams; it must be clean.
+fn retired_bytes(client: &Client) -> u64 {
+    let audits = json_lines(&client.run(&["audit", "--repair", "--json"]).expect(0).stdout);
+    assert!(audits.iter().all(|audit| audit["repaired_events"] == 0), "{audits:?}");
+    audits.iter().map(|audit| audit["retired_bytes"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn an_old_day_goes_and_stays_away() {
+    let mut mesh = Mesh::new();
+    std::fs::write(mesh.log("new.log"), "new\nnewer\n").unwrap();
+    mesh.start();
+    push(mesh.grpc(), 0, "old\nolder\n", 10);
+    mesh.wait_count("*", 4);
+    mesh.audit();
+    assert!(mesh.stop().success());
+
+    mesh.env = vec![("LOGMESH_TOPICS__DEFAULT__INDEX_RETENTION", "3d".to_owned())];
+    mesh.start();
+    mesh.wait_count("*", 2);
+    prints(&mesh.audit(), "10 B retired with their days");
+    assert_eq!(retired_bytes(&mesh.client()), 10);
+    assert_eq!(status(&mesh.client(), "transfer")["retired_before"]["logs"], ago(3).date());
+    let leaders = status(&mesh.client(), "config")["leaders"].clone();
+    let holds = |leader: &Value| leader["name"] == "retention" && leader["holder"] == "standalone";
+    assert!(leaders.as_array().unwrap().iter().any(holds), "{leaders}");
+
+    // A line of that day that comes late; the whole file from an agent without its state; and all of it again after a kill.
+    for _ in 0..2 {
+        push(mesh.grpc(), 10, "late\n", 9);
+        push(mesh.grpc(), 0, "old\nolder\n", 0);
+        push(mesh.grpc(), 15, "in time\n", 0);
+        mesh.wait_count("\"in time\"", 1);
+        prints(&mesh.audit(), "15 B retired with their days");
+        assert_eq!(mesh.count("*"), 3);
+        mesh.kill();
+        mesh.start();
+    }
+    assert_eq!((mesh.count("*"), retired_bytes(&mesh.client())), (3, 15));
+}
+
+/// The indices of topic `logs` in Elasticsearch.
+fn indices(cluster: &mut Cluster) -> Vec<String> {
+    let address = cluster.backend("elasticsearch").address();
+    let answer = http(&address, "GET", "/_cat/indices/logmesh-logs@*?h=index&format=txt", "").unwrap();
+    let mut names: Vec<String> =
+        answer.lines().map(str::trim).filter(|line| line.starts_with("logmesh-logs@")).map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+fn until_indices(cluster: &mut Cluster, wanted: &[String]) {
+    wait_for("old indices to go", PATIENCE, || match indices(cluster) {
+        found if found == wanted => Ok(()),
+        found => Err(format!("{found:?} and not {wanted:?}")),
+    });
+}
+
+/// The transfer worker that leads.
+fn leader(cluster: &Cluster, but: &str) -> &'static str {
+    wait_for("a leader", PATIENCE, || {
+        let leaders = status(&cluster.client(), "config")["leaders"].clone();
+        let led = |name: &&str| {
+            let id = cluster.grpc(name).replace(':', "-");
+            leaders.as_array().into_iter().flatten().any(|one| one["name"] == "retention" && one["holder"] == id)
+        };
+        ["transfer-1", "transfer-2"].into_iter().find(led).filter(|name| *name != but).ok_or(leaders.to_string())
+    })
+}
+
+#[test]
+fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
+    let mut cluster = Cluster::new(
+        "[topics.default]\nindex_retention = \"3d\"\n[transfer]\nretention_interval = \"1s\"\n[config]\nendpoint_ttl = \"3s\"\n",
+    );
+    cluster.start();
+    let file = cluster.folder.join("rule.yaml");
+    std::fs::write(&file, cluster::rule("all", &[&cluster.log("*.log")])).unwrap();
+    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap(), "--wait"]).expect(0);
+    let lines = |from: usize| (from..from + 100).map(|line| format!("line {line}\n")).collect::<String>();
+    std::fs::write(cluster.log("app.log"), lines(0)).unwrap();
+    cluster.client().wait_count("*", 100);
+    let today = indices(&mut cluster);
+    assert_eq!(today.len(), 1, "{today:?}");
+
+    // The next leader knows what is retired, and takes away what comes back.
+    let first = leader(&cluster, "");
+    let old = format!("/logmesh-logs@{}", ago(10).date().replace('-', "."));
+    let elasticsearch = cluster.backend("elasticsearch").address();
+    http(&elasticsearch, "PUT", &old, "{}").unwrap();
+    until_indices(&mut cluster, &today);
+    cluster.kill(first);
+    let second = leader(&cluster, first);
+    http(&elasticsearch, "PUT", &old, "{}").unwrap();
+    until_indices(&mut cluster, &today);
+    println!("{first} was followed by {second}");
+    cluster.spawn(first);
+    push(&cluster.grpc("gateway-1"), 0, "late\n", 9);
+    wait_for("the late line to be booked", PATIENCE, || match retired_bytes(&cluster.client()) {
+        5 => Ok(()),
+        other => Err(other.to_string()),
+    });
+    assert_eq!(indices(&mut cluster), today);
+
+    prints(&cluster.client().run(&["transfer", "pause"]).expect(0), "all topics are paused");
+    let none_held = |cluster: &Cluster| {
+        let held = ["transfer-1", "transfer-2"].map(|name| {
+            let method = "logmesh.transfer.v1.TransferService/GetStatus";
+            grpcurl::call(&cluster.grpc(name), method, "{}", 30).stdout.contains("\"held\": true")
+        });
+        if held == [false, false] { Ok(()) } else { Err(format!("{held:?}")) }
+    };
+    wait_for("the workers to pause", PATIENCE, || none_held(&cluster));
+    std::fs::write(cluster.log("app.log"), lines(0) + &lines(100)).unwrap();
+    wait_for("lines to wait on the bus", PATIENCE, || {
+        let said = cluster.client().run(&["audit"]);
+        if said.code == Some(0) && said.stdout.contains("on their way") { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    for name in ["transfer-1", "transfer-2"] {
+        cluster.kill(name);
+        cluster.spawn(name);
+    }
+    cluster.client().wait_ready();
+    assert!(cluster.client().run(&["status"]).stdout.contains("all topics are paused"));
+    assert_eq!(cluster.client().count("*"), 100);
+    prints(&cluster.client().run(&["transfer", "resume"]).expect(0), "nothing is paused");
+    cluster.kill("transfer-2");
+    cluster.client().wait_count("*", 200);
+    cluster.spawn("transfer-2");
+    cluster.client().audit();
+    assert_eq!(cluster.client().count("*"), 200);
+    cluster.assert_alive();
+}

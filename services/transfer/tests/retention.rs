@@ -1,0 +1,184 @@
+//! Days of the index that are retired, and topics that are paused: what isn't stored any more, and what waits.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::time::Duration;
+
+use logmesh_bus::{Bus, TopicPartition};
+use logmesh_index::{IndexWriter, NewDoc, Slice};
+use logmesh_proto::ingest::v1::Chunk;
+use logmesh_proto::transfer::v1::{
+    GetReplayRequest, GetStatusRequest, GetStatusResponse, ListDeadLettersRequest, PauseRequest, ReplayState,
+    ResumeRequest, StartReplayRequest, TopicState,
+};
+use logmesh_record::{Topics, codec, document};
+use logmesh_testing::wait_for_async;
+use logmesh_transfer::{GROUP, Settings};
+use logmesh_types::{ByteRange, Day, Span, UnixNanos};
+use mesh::{DAY, Mesh, chunk};
+use tonic::Code;
+
+mod mesh;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lines that were read so many days ago.
+fn aged(start: u64, text: &str, days: u64) -> Chunk {
+    let seconds = UnixNanos::now().0 / 1_000_000_000 - days as i64 * DAY;
+    Chunk { read_time: Some(prost_types::Timestamp { seconds, nanos: 0 }), ..chunk(start, text, 0) }
+}
+
+fn day(ago: u64) -> Day {
+    Day::of(UnixNanos::now()).minus(ago)
+}
+
+async fn status(mesh: &Mesh) -> GetStatusResponse {
+    mesh.client().get_status(GetStatusRequest {}).await.unwrap().into_inner()
+}
+
+async fn retired(mesh: &Mesh) -> u64 {
+    status(mesh).await.counts.unwrap().retired
+}
+
+/// Waits until the index holds these days of the topic.
+async fn until_days(mesh: &Mesh, wanted: &[u64]) {
+    wait_for_async("old days go", PATIENCE, || async {
+        let days = mesh.index.slices(&mesh.topic).await.unwrap();
+        let wanted: Vec<String> = wanted.iter().map(|ago| day(*ago).to_string()).collect();
+        if days == wanted { Ok(()) } else { Err(format!("{days:?}")) }
+    })
+    .await;
+}
+
+/// A mesh with two lines of ten days ago and two of today, and then a retention of three days.
+async fn with_retention() -> Mesh {
+    let mut mesh = Mesh::start().await;
+    mesh.append(codec::encode_chunk(&aged(0, "old\nolder\n", 10))).await;
+    let at = mesh.append(codec::encode_chunk(&aged(10, "new\nnewer\n", 0))).await;
+    mesh.done(&at).await;
+    until_days(&mesh, &[10, 0]).await;
+    mesh.stop_transfer().await;
+    let mut topics = Topics::default();
+    topics.default.index_retention = Some(Span(Duration::from_secs(3 * 86_400)));
+    mesh.settings = Settings { topics, retention_interval: Span(Duration::from_millis(100)), ..Settings::default() };
+    mesh.start_transfer().await;
+    until_days(&mesh, &[0]).await;
+    mesh
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_days_go_and_nothing_that_comes_late_brings_them_back() {
+    let mut mesh = with_retention().await;
+    let kept = ["new", "newer"];
+    assert_eq!(mesh.messages().await, kept);
+    let told = status(&mesh).await;
+    let before = day(3).to_string();
+    assert_eq!(told.topics, [TopicState { topic: "logs".to_owned(), paused: false, retired_before: before }]);
+
+    // Another stream's lines of that day, late; then the whole file once more, from an agent that lost its state.
+    let late = Chunk { stream_id: "0".repeat(32), ..aged(0, "late\n", 4) };
+    let at = mesh.append(codec::encode_chunk(&late)).await;
+    mesh.done(&at).await;
+    assert_eq!(retired(&mesh).await, 1);
+    let at = mesh.append(codec::encode_chunk(&aged(0, "old\nolder\nnew\nnewer\n", 0))).await;
+    mesh.done(&at).await;
+    assert_eq!((retired(&mesh).await, mesh.messages().await), (3, kept.map(str::to_owned).to_vec()));
+    let letters = mesh.client().list_dead_letters(ListDeadLettersRequest::default()).await.unwrap().into_inner();
+    assert!(letters.dead_letters.is_empty());
+    until_days(&mesh, &[0]).await;
+
+    // A write that was under way when the day was retired.
+    let document = document::of_chunk(&aged(0, "old\n", 10)).remove(0);
+    let slice = Slice { topic: mesh.topic.clone(), date: document.date.clone() };
+    mesh.index.write(vec![NewDoc { slice, id: document.id.unwrap(), body: document.body }]).await.unwrap();
+    until_days(&mesh, &[0]).await;
+
+    // Another worker knows it too, and so does its replay.
+    mesh.stop_transfer().await;
+    mesh.start_transfer().await;
+    let at = mesh.append(codec::encode_chunk(&aged(0, "old\nolder\n", 0))).await;
+    mesh.done(&at).await;
+    assert_eq!(retired(&mesh).await, 2);
+    let all = StartReplayRequest { topic: "logs".to_owned(), id: "all".to_owned(), ..Default::default() };
+    mesh.client().start_replay(all).await.unwrap();
+    wait_for_async("the replay ends", PATIENCE, || async {
+        let replay = mesh.client().get_replay(GetReplayRequest { id: "all".to_owned() }).await.unwrap().into_inner();
+        if replay.state() == ReplayState::Done && (replay.retired, replay.indexed) == (7, 0) {
+            return Ok(());
+        }
+        Err(format!("{replay:?}"))
+    })
+    .await;
+    assert_eq!(mesh.messages().await, kept);
+    mesh.stop_transfer().await;
+    let book =
+        mesh.books(at.partition).await.into_iter().rfind(|book| book.stream.to_string() == mesh::STREAM).unwrap();
+    assert_eq!(book.slices.retired(Some(day(3))).as_slice(), [ByteRange::new(0, 10)]);
+    assert_eq!((book.watermark(), book.slices.known().bytes()), (20, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_retention_everything_stays_and_what_was_retired_stays_retired() {
+    let mut mesh = with_retention().await;
+    mesh.stop_transfer().await;
+    mesh.settings.topics = Topics::default();
+    mesh.start_transfer().await;
+    let at = mesh.append(codec::encode_chunk(&aged(20, "late\n", 5))).await;
+    mesh.done(&at).await;
+    assert_eq!((retired(&mesh).await, mesh.messages().await.len()), (1, 2));
+    let at = mesh.append(codec::encode_chunk(&aged(25, "in time\n", 2))).await;
+    mesh.done(&at).await;
+    until_days(&mesh, &[2, 0]).await;
+    mesh.stop_transfer().await;
+}
+
+/// Waits until no partition is held, or all are.
+async fn until_held(mesh: &Mesh, held: bool) {
+    wait_for_async("the worker pauses or goes on", PATIENCE, || async {
+        let status = status(mesh).await;
+        if status.partitions.iter().all(|one| one.held == held) { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_paused_waits_on_the_bus_and_goes_on_once() {
+    let mut mesh = Mesh::start().await;
+    let at = mesh.append(codec::encode_chunk(&chunk(0, "one\n", 0))).await;
+    mesh.done(&at).await;
+    let none = PauseRequest { topic: "none".to_owned() };
+    assert_eq!(mesh.client().pause(none).await.unwrap_err().code(), Code::NotFound);
+    for topic in ["logs", ""] {
+        let (pause, resume) = (PauseRequest { topic: topic.to_owned() }, ResumeRequest { topic: topic.to_owned() });
+        for _ in 0..2 {
+            let paused = mesh.client().pause(pause.clone()).await.unwrap().into_inner();
+            assert_eq!((paused.all, paused.topics.len()), (topic.is_empty(), topic.len() / 4), "twice is once");
+        }
+        until_held(&mesh, false).await;
+        let held = status(&mesh).await;
+        assert!(held.paused == topic.is_empty() && held.error.is_empty(), "{held:?}");
+        // Another worker pauses too.
+        mesh.stop_transfer().await;
+        mesh.start_transfer().await;
+        let before = mesh.messages().await.len();
+        let text = format!("while {topic:?} was paused\n");
+        let end = mesh.books(at.partition).await.last().unwrap().watermark();
+        let waiting = mesh.append(codec::encode_chunk(&chunk(end, &text, 0))).await;
+        let partition = TopicPartition { topic: mesh.topic.clone(), partition: waiting.partition };
+        let committed = mesh.bus.committed(GROUP, &partition).await.unwrap().unwrap();
+        assert!(committed <= logmesh_bus::NextOffset(waiting.offset.unwrap().0), "it waits");
+        if topic.is_empty() {
+            let one = ResumeRequest { topic: "logs".to_owned() };
+            assert_eq!(mesh.client().resume(one).await.unwrap_err().code(), Code::FailedPrecondition);
+        }
+        let resumed = mesh.client().resume(resume.clone()).await.unwrap().into_inner();
+        assert_eq!((resumed.all, resumed.topics.len()), (false, 0));
+        mesh.client().resume(resume).await.unwrap();
+        mesh.done(&waiting).await;
+        until_held(&mesh, true).await;
+        assert_eq!(mesh.messages().await.len(), before + 1);
+        let counts = status(&mesh).await.counts.unwrap();
+        assert_eq!((counts.created, counts.duplicates, counts.repeats), (1, 0, 0));
+    }
+    mesh.stop_transfer().await;
+}
