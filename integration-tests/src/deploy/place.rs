@@ -94,7 +94,8 @@ fn replace_path(text: &str, path: &str, by: &Path) -> String {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     while let Some(at) = rest.find(path) {
         let (before, after) = (&rest[..at], &rest[at + path.len()..]);
-        let begins = !before.ends_with(is_part) && !(before.is_empty() && result.ends_with(is_part));
+        let preceding = if before.is_empty() { result.as_str() } else { before };
+        let begins = !preceding.ends_with(is_part);
         let ends = !after.starts_with(|c: char| c != '/' && is_part(c));
         result.push_str(before);
         if begins && ends {
@@ -118,7 +119,8 @@ mod tests {
             ..Container::default()
         };
         let alias = Alias { container: "etcd".into(), ports: BTreeMap::from([(80, 2379)]) };
-        let places = Places::new(Path::new("/t"), &[container.clone()], BTreeMap::from([("store".into(), alias)]));
+        let places =
+            Places::new(Path::new("/t"), std::slice::from_ref(&container), BTreeMap::from([("store".into(), alias)]));
         let here = |text: &str| places.here("me-1", &container, text);
         assert_eq!(
             here("--dir=/data /data/x /database /x/data /var/log/**"),
