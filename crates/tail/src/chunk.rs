@@ -32,6 +32,8 @@ pub struct Chunk {
     pub read_time: UnixNanos,
     /// The rule and the file.
     pub source: Arc<Source>,
+    /// It was acked before, and is read once more: see [`crate::Again`].
+    pub again: bool,
 }
 
 impl Chunk {

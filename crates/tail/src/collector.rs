@@ -23,6 +23,8 @@ mod risk;
 mod turns;
 
 #[cfg(test)]
+mod again_tests;
+#[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
 mod discover_tests;
@@ -292,6 +294,7 @@ impl Collector {
         for record in loaded.records {
             let seen = UnixNanos(record.seen.0.max(seen_at_least));
             let mut record = Record { seen, ..record };
+            record.past();
             collector.count_former(&mut record);
             collector.put_to_sleep(record);
         }

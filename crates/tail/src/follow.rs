@@ -3,8 +3,10 @@
 //! Invariants: `start <= acked <= read`; `flight` holds exactly the chunks of `[acked, read)`, in order, unless the
 //! process was started anew; `tail` is what lay before `read` when it was read.
 
+mod again;
 mod read;
 
+pub use again::{Again, NotAgain, NotAgainCause, Recall};
 pub(crate) use read::{HEAD_BYTES, packer_of};
 
 use std::collections::VecDeque;
@@ -23,7 +25,7 @@ use crate::chunk::{Chunk, Source};
 use crate::framing::Framing;
 use crate::pace::Rate;
 use crate::pool::BUFFERS;
-use crate::state::{Assignment, Guard, Record};
+use crate::state::{Assignment, Guard, Past, Record};
 
 /// How far back the start of the last line is sought when a file is read from its end.
 const LAST_LINE_BYTES: u64 = 64 * 1024;
@@ -284,6 +286,46 @@ impl Trace {
 }
 
 impl Followed {
+    /// A file that stands at its record's checkpoint, and isn't open.
+    pub(crate) fn new(stream: StreamId, record: Record, framing: Framing) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            source: Self::source_of(&record),
+            framing,
+            charset: None,
+            skimmed: 0,
+            next: None,
+            rule: 0,
+            file: None,
+            real: record.path.clone(),
+            read: record.acked,
+            checked: record.size,
+            framed_to: record.acked,
+            tail: Tail::EMPTY,
+            back_to: None,
+            flight: Flight::default(),
+            grown: now,
+            unread_since: None,
+            stalled_at: None,
+            queued: false,
+            durable: true,
+            deleted: false,
+            away: false,
+            binary: false,
+            packed: None,
+            error: None,
+            last_turn: 0,
+            timer: None,
+            names: Vec::new(),
+            rate: Rate::new(now),
+            born: None,
+            marks: VecDeque::new(),
+            listed_head: Guard::of(&[]),
+            record,
+        }
+    }
+
     /// The id of the stream that a record stands for.
     pub(crate) fn stream_of(agent: &AgentId, record: &Record) -> StreamId {
         let inode = record.stream_inode.unwrap_or(record.key.inode);
@@ -397,6 +439,7 @@ impl Followed {
         (self.read, self.framed_to, self.stalled_at) = (offset, offset, None);
         self.checked = offset;
         (self.record.start, self.record.acked, self.record.size) = (offset, offset, offset);
+        self.record.past = Some(Past::since(offset));
         Ok(self.tail.guard())
     }
 
@@ -476,6 +519,7 @@ impl Followed {
         self.record.sent_to = Some(0);
         (self.record.guard, self.record.head) = (Guard::of(&[]), Guard::of(&[]));
         self.record.cuts.clear();
+        self.record.past = Some(Past::since(0));
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
         self.checked = 0;
         (self.charset, self.skimmed) = (None, 0);
@@ -501,7 +545,7 @@ impl Followed {
             return false;
         }
         if let Some((assignment, framing)) = self.next.take().map(|next| *next) {
-            self.record.assignment = assignment;
+            self.record.reassign(self.read, assignment);
             self.framing = framing;
             (self.charset, self.skimmed) = (None, 0);
             self.source = Self::source_of(&self.record);
@@ -521,9 +565,7 @@ impl Followed {
 
     /// Notes that everything up to `offset` is durable at the centre.
     pub(crate) fn acked(&mut self, offset: u64, guard: Guard) {
-        self.record.acked = offset;
-        self.record.guard = guard;
-        self.record.cuts.retain(|cut| *cut > offset);
+        self.record.advance(offset, guard);
     }
 }
 

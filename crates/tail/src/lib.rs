@@ -20,6 +20,7 @@ mod watch;
 
 pub use chunk::{Chunk, Source};
 pub use collector::{Collector, OpenError, Settings};
+pub use follow::{Again, NotAgain, NotAgainCause, Recall};
 pub use framing::{FramingSpec, Pattern};
 pub use logmesh_glob::{GlobError, PathGlob};
 pub use preview::{FilePreview, MAX_CHANGES, MAX_SAMPLE, Preview, preview};

@@ -4,6 +4,8 @@
 //! name, with a message, and the tailer begins anew: files are then read again from where their rules say, and the
 //! mesh finds the repeated lines by their ids. Only a state that is in use, or that the disk refuses, stops the start.
 
+mod past;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -15,6 +17,8 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 use crate::framing::FramingSpec;
 use crate::pathguard::FileKey;
 use crate::status::Loss;
+
+pub(crate) use past::Past;
 
 /// The version of the tables and records below.
 const VERSION: u64 = 1;
@@ -132,6 +136,9 @@ pub(crate) struct Record {
     pub head: Guard,
     /// Offsets after `acked` where time ended an event.
     pub cuts: Vec<u64>,
+    /// How what lies before `acked` was cut. `None`: an earlier version wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub past: Option<Past>,
     pub assignment: Assignment,
     /// Bytes that were gone before they could be collected, of all generations.
     pub lost_bytes: u64,
@@ -392,6 +399,7 @@ mod tests {
             guard: Guard::of(b"abc"),
             head: Guard::of(b"a"),
             cuts: vec![10],
+            past: Some(Past::since(2)),
             assignment: Assignment {
                 rule: "a".parse().unwrap(),
                 revision: 7,

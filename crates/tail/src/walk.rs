@@ -1,7 +1,9 @@
 //! Finds the files that a glob matches, listing only folders in which a match can lie.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -132,6 +134,18 @@ impl Walk {
             self.problems.push(FileProblem { path: folder.to_owned(), reason, detail: error.to_string() });
         }
     }
+}
+
+/// What lies in a folder, by inode; `None` if that can't be told.
+pub(crate) fn inodes_in(folder: &Path) -> Option<HashMap<u64, PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Some(HashMap::new());
+        }
+        Err(_) => return None,
+    };
+    Some(entries.flatten().take(MAX_ENTRIES).map(|entry| (entry.ino(), entry.path())).collect())
 }
 
 #[cfg(test)]

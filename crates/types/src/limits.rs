@@ -55,3 +55,8 @@ pub const MAX_QUERY_DEPTH: usize = 64;
 
 /// Watch streams and live tails that one server serves at a time.
 pub const MAX_WATCHERS: usize = 20_000;
+
+/// What one command has an agent read again at most: an answer's worth of ranges, and as many bytes as are sent in some seconds.
+pub const MAX_READ_AGAIN_RANGES: usize = 1_000;
+/// See [`MAX_READ_AGAIN_RANGES`].
+pub const MAX_READ_AGAIN_BYTES: usize = 64 << 20;

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use logmesh_runtime::{CancellationToken, Tasks};
-use logmesh_tail::{Chunk, Collector, FileStatus, GlobError, RuleError, RuleStatus, TailRule, Totals, Waker};
+use logmesh_tail::{Chunk, Collector, FileStatus, GlobError, Recall, RuleError, RuleStatus, TailRule, Totals, Waker};
 use logmesh_types::{ByteRange, RuleName, StreamId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::repeats::{Fate, Repeats};
 use crate::settings::Settings;
 
 /// Commands that may wait for the thread.
@@ -53,6 +54,8 @@ enum Command {
     Disconnected,
     Snapshot(oneshot::Sender<Snapshot>),
     Reconfigure(Arc<Settings>, oneshot::Sender<Result<(), GlobError>>),
+    Recall(StreamId, oneshot::Sender<Option<Recall>>),
+    Repeat(Chunk, oneshot::Sender<Fate>),
     Stop,
 }
 
@@ -70,7 +73,8 @@ pub(crate) fn start(collector: Collector, tasks: &Tasks, token: CancellationToke
     let (activity, seen) = watch::channel(0);
     let handle = Handle { commands, waker: collector.waker(), activity: seen };
     let (ended, end) = oneshot::channel();
-    let driver = Driver { collector, commands: receiver, connection: None, activity, stop: false };
+    let repeats = Repeats::default();
+    let driver = Driver { collector, commands: receiver, connection: None, repeats, activity, stop: false };
     std::thread::Builder::new()
         .name("collector".into())
         .spawn(move || {
@@ -140,6 +144,20 @@ impl Handle {
         outcome.await.map_err(|_| ended())?.context("allow")
     }
 
+    /// What is needed to read what was acked of a stream again; `None`: there's no file of it.
+    pub(crate) async fn recall(&self, stream: StreamId) -> anyhow::Result<Option<Recall>> {
+        let (answer, recall) = oneshot::channel();
+        self.send(Command::Recall(stream, answer)).await?;
+        recall.await.map_err(|_| ended())
+    }
+
+    /// Sends a chunk once more when nothing new can be sent; gives what becomes of it. Dropped, it may not be sent.
+    pub(crate) async fn repeat(&self, chunk: Chunk) -> anyhow::Result<oneshot::Receiver<Fate>> {
+        let (fate, told) = oneshot::channel();
+        self.send(Command::Repeat(chunk, fate)).await?;
+        Ok(told)
+    }
+
     /// A chunk was taken out of the connection's queue: there's room for another.
     pub(crate) fn chunk_taken(&self) {
         self.waker.wake();
@@ -170,6 +188,7 @@ struct Driver {
     collector: Collector,
     commands: mpsc::Receiver<Command>,
     connection: Option<Connection>,
+    repeats: Repeats,
     activity: watch::Sender<u64>,
     stop: bool,
 }
@@ -211,6 +230,7 @@ impl Driver {
             }
             Command::Connected(chunks) => {
                 self.collector.reconnect();
+                self.repeats.lost();
                 self.connection = Some(Connection { chunks, credit: 0 });
             }
             Command::Credit(bytes) => {
@@ -218,8 +238,14 @@ impl Driver {
                     connection.credit = connection.credit.saturating_add(bytes);
                 }
             }
-            Command::Ack(stream, end) => self.collector.ack(stream, end, now),
-            Command::Reject(stream, range, reason) => self.collector.reject(stream, range, &reason, now),
+            Command::Ack(stream, end) => {
+                self.repeats.acked(stream, end);
+                self.collector.ack(stream, end, now);
+            }
+            Command::Reject(stream, range, reason) => {
+                self.repeats.refused(stream, range, &reason);
+                self.collector.reject(stream, range, &reason, now);
+            }
             Command::Disconnected => self.connection = None,
             Command::Snapshot(answer) => {
                 answer.send(self.snapshot()).ok();
@@ -228,6 +254,10 @@ impl Driver {
                 let Settings { allow, own_dirs, max_in_flight, .. } = &*settings;
                 answer.send(self.collector.reconfigure(allow.clone(), own_dirs.clone(), max_in_flight.0)).ok();
             }
+            Command::Recall(stream, answer) => {
+                answer.send(self.collector.recall(stream)).ok();
+            }
+            Command::Repeat(chunk, fate) => self.repeats.add(chunk, fate),
             Command::Stop => self.stop = true,
         }
     }
@@ -257,7 +287,8 @@ impl Driver {
                 self.collector.poll(now, 0);
                 return false;
             };
-            let Some(chunk) = self.collector.poll(now, *credit) else { return false };
+            let chunk = self.collector.poll(now, *credit).or_else(|| self.repeats.next(*credit));
+            let Some(chunk) = chunk else { return false };
             *credit -= chunk.data.len() as u64;
             room.send(chunk);
         }

@@ -1,7 +1,8 @@
-//! Answers what the centre asks of this host: which files a rule would match, before it is applied.
+//! Answers what the centre asks of this host: which files a rule would match, before it is applied; and to read again what
+//! was lost behind the gateway ([`reread`](crate::reread)).
 //!
-//! A look takes a thread of its own, with the host's own limits on what may be read, and neither waits for the collector nor
-//! makes it wait. It is bounded in time and in what it answers, and there is one at a time.
+//! Each takes a thread of its own, with the host's own limits on what may be read, and neither waits for the collector nor
+//! makes it wait. Each is bounded in time and in what it answers; there is one of a kind at a time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use logmesh_tail::{FilePreview, Preview, TailRule};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
 
+use crate::collect::Handle;
 use crate::host::Identity;
+use crate::reread::read_again;
 use crate::rules::asked_about;
 use crate::settings::Settings;
 
@@ -50,34 +53,48 @@ pub(crate) struct Asked {
 pub(crate) struct Commands {
     settings: watch::Receiver<Arc<Settings>>,
     identity: Arc<Identity>,
-    asked: mpsc::Receiver<Asked>,
+    collector: Handle,
     /// A look is under way, perhaps one that was given up.
     looks: Arc<AtomicBool>,
+    /// A file is read again; likewise.
+    reads: Arc<AtomicBool>,
+    asked: Option<mpsc::Receiver<Asked>>,
 }
 
 impl Commands {
     pub(crate) fn new(
         settings: watch::Receiver<Arc<Settings>>,
         identity: Arc<Identity>,
+        collector: Handle,
     ) -> (Self, mpsc::Sender<Asked>) {
         let (sender, asked) = mpsc::channel(WAITING);
-        (Self { settings, identity, asked, looks: Arc::default() }, sender)
+        let (looks, reads) = Default::default();
+        (Self { settings, identity, collector, looks, reads, asked: Some(asked) }, sender)
     }
 
     /// Answers until the token is cancelled.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            let asked = tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                asked = self.asked.recv() => asked,
-            };
-            let Some(asked) = asked else { return Ok(()) };
-            if asked.at.elapsed() > TOO_OLD {
-                continue;
+        let Some(mut asked) = self.asked.take() else { return Ok(()) };
+        let ((look, looks), (read, reads)) = (mpsc::channel(WAITING), mpsc::channel(WAITING));
+        // A look needn't wait for what is read again, nor that for a look.
+        let sort = async move {
+            while let Some(one) = asked.recv().await {
+                let queue = if matches!(one.command.kind, Some(Kind::ReadRanges(_))) { &read } else { &look };
+                // One too many goes unanswered.
+                queue.try_send(one).ok();
             }
-            tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                () = self.answer(asked) => {}
+        };
+        tokio::select! {
+            () = token.cancelled() => {}
+            _ = futures::future::join3(sort, self.serve(looks), self.serve(reads)) => {}
+        }
+        Ok(())
+    }
+
+    async fn serve(&self, mut asked: mpsc::Receiver<Asked>) {
+        while let Some(asked) = asked.recv().await {
+            if asked.at.elapsed() <= TOO_OLD {
+                self.answer(asked).await;
             }
         }
     }
@@ -86,6 +103,10 @@ impl Commands {
         let answer = match command.kind {
             Some(Kind::PreviewFiles(PreviewFiles { rule: Some(rule) })) => {
                 self.look(rule, running, at + LOOK).await.map(Answer::FilesPreview)
+            }
+            Some(Kind::ReadRanges(command)) => {
+                let settings = self.settings.borrow().clone();
+                read_again(command, &self.collector, settings, &self.reads, at).await.map(Answer::RangesRead)
             }
             Some(Kind::PreviewFiles(_)) => Err("the command names no rule".to_owned()),
             None => Err("this agent's version doesn't know the command".to_owned()),
@@ -115,11 +136,8 @@ impl Commands {
     async fn look(&self, rule: rules::Rule, running: Vec<TailRule>, until: Instant) -> Result<FilesPreview, String> {
         let rule = asked_about(&rule).map_err(|error| in_words(&error))?;
         let settings = self.settings.borrow().clone();
-        if self.looks.swap(true, Ordering::AcqRel) {
-            return Err("an earlier look has not ended: a disk does not answer".to_owned());
-        }
+        let busy = Busy::begin(&self.looks)?;
         let (sender, found) = oneshot::channel();
-        let busy = Busy(self.looks.clone());
         // Not a task of the runtime's: one that a disk holds up must not hold up the end of the process.
         let thread = std::thread::Builder::new().name("preview".into()).spawn(move || {
             let _busy = busy;
@@ -134,8 +152,18 @@ impl Commands {
     }
 }
 
-/// A look is under way as long as this lives.
-struct Busy(Arc<AtomicBool>);
+/// A thread is at work as long as this lives.
+pub(crate) struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    /// Fails while another one of its kind lives.
+    pub(crate) fn begin(one: &Arc<AtomicBool>) -> Result<Self, String> {
+        match one.swap(true, Ordering::AcqRel) {
+            true => Err("an earlier command of this kind has not ended".to_owned()),
+            false => Ok(Self(one.clone())),
+        }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -143,9 +171,14 @@ impl Drop for Busy {
     }
 }
 
-fn look_now(rule: TailRule, running: Vec<TailRule>, settings: &Settings, until: Instant) -> Result<Preview, String> {
+/// What these settings allow to be read.
+pub(crate) fn guard_of(settings: &Settings) -> Result<PathGuard, String> {
     let own: Vec<PathBuf> = settings.own_dirs.iter().chain([&settings.state_dir]).cloned().collect();
-    let guard = PathGuard::new(&settings.allow, &own).map_err(|error| format!("allow: {error}"))?;
+    PathGuard::new(&settings.allow, &own).map_err(|error| format!("allow: {error}"))
+}
+
+fn look_now(rule: TailRule, running: Vec<TailRule>, settings: &Settings, until: Instant) -> Result<Preview, String> {
+    let guard = guard_of(settings)?;
     logmesh_tail::preview(rule, running, &guard, until).map_err(|error| {
         let logmesh_tail::RuleError { reason, field, message } = error;
         in_words(&RuleError { reason: reason.to_owned(), field, message })

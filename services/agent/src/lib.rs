@@ -12,7 +12,9 @@ mod gateways;
 mod host;
 mod push;
 mod reload;
+mod repeats;
 mod report;
+mod reread;
 mod rules;
 mod settings;
 
@@ -67,7 +69,7 @@ impl Agent {
         let gateways_file = gateways::file_in(&settings.state_dir);
         let rules = Rules::load(&settings.state_dir);
         let (settings, settings_seen) = watch::channel(settings);
-        let (commands, asked) = Commands::new(settings_seen.clone(), identity.clone());
+        let (commands, asked) = Commands::new(settings_seen.clone(), identity.clone(), collector.clone());
         let (centre, view) = Centre::new(settings_seen.clone(), identity.clone(), collector.clone(), rules, asked);
         let (gateways, gateways_seen) = watch::channel(gateways::load(&gateways_file));
         let (connected, gateway) = watch::channel(false);

@@ -243,6 +243,7 @@ fn to_message(chunk: Chunk, identity: &Identity, labels: &BTreeMap<String, Strin
         encoding: if chunk.charset.is_utf8() { String::new() } else { chunk.charset.name().to_owned() },
         format: if chunk.container { DataFormat::Container } else { DataFormat::Unspecified }.into(),
         omitted_bytes: chunk.omitted(),
+        repeated: chunk.again,
         data: chunk.data,
     }
 }

@@ -27,7 +27,7 @@ async fn ask(centre: &Centre, id: &str, rule: Rule) -> AnswerCommandRequest {
 fn found(answer: AnswerCommandRequest) -> FilesPreview {
     match answer.answer {
         Some(Answer::FilesPreview(found)) => found,
-        None => panic!("{}", answer.error),
+        other => panic!("{other:?}: {}", answer.error),
     }
 }
 

@@ -12,6 +12,7 @@ mod merged;
 mod preview;
 mod registry;
 mod report;
+mod reread;
 mod session;
 mod statuses;
 mod stored;

@@ -83,13 +83,13 @@ impl ConfigService {
             rules: rules::RuleApi::new(store, rule_view.clone(), previews, push.clone()),
             agents: agents::AgentConfigApi::new(
                 registry,
-                commands,
+                commands.clone(),
                 rule_view.clone(),
                 incarnations,
                 settings,
                 push.clone(),
             ),
-            fleet: agents::FleetApi::new(fleet, push),
+            fleet: agents::FleetApi::new(fleet, commands, push),
             discovery,
             rule_view,
         })

@@ -72,6 +72,9 @@ pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const COMMANDS_AT_A_TIME: usize = 256;
 pub(crate) const PREVIEW_TIME: Duration = Duration::from_secs(5);
 
+/// How long an agent has for what it reads again: 20 s until the last of it is acked, and the way there and back.
+pub(crate) const READ_AGAIN_TIME: Duration = Duration::from_secs(25);
+
 /// Files that an agent shows of what a rule would match, and pairs of rules between which files would move.
 pub(crate) const MAX_PREVIEW_FILES: usize = 20;
 

@@ -6,9 +6,10 @@
 //!
 //! Books are read once and followed from then on ([`shelf`]). The index is asked for sums first, all streams of a page in one
 //! call ([`stream::sums`]); only of a stream that doesn't come to what its book says are the documents listed. What is missing
-//! and still on the bus, [`repair`] puts back.
+//! [`repair`] puts back: from the bus, and what that no longer holds from the [`file`].
 
 mod coverage;
+mod file;
 mod ledger;
 mod marks;
 mod page;

@@ -123,7 +123,10 @@ impl Session {
                 counter!(CLAMPED).increment(1);
             }
             let in_flight = InFlight::new(&self.shared.room, chunk.encoded_len() + CHUNK_COST).await;
-            match self.take(&chunk, &rejected, in_flight).await {
+            // What is sent once more stands apart from the order of what is new.
+            let mut apart = Rejected::default();
+            let rejected = if chunk.repeated { &mut apart } else { &mut rejected };
+            match self.take(&chunk, rejected, in_flight).await {
                 Ok(mut item) => {
                     rejected.forget(&chunk.stream_id);
                     // A place first: waiting for one with the lock held would be for ever, since a retry wants the lock.
@@ -134,7 +137,7 @@ impl Session {
                 }
                 Err(refusal) => {
                     let reject = refusal.of(&chunk.stream_id, chunk.start_offset..chunk.end_offset);
-                    self.reject(reject, chunk.data.len() as u64, &mut rejected).await?;
+                    self.reject(reject, chunk.data.len() as u64, rejected).await?;
                 }
             }
         }

@@ -192,6 +192,36 @@ async fn one_append_that_fails_is_not_overtaken_for_good() {
     assert_eq!(starts[again..], (4..20).map(|n| n * 5).collect::<Vec<_>>());
 }
 
+/// What was acked before and is sent once more neither holds up what is new, nor vouches for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_repeated_stands_apart_from_the_order() {
+    let server = Server::start(Settings::default()).await;
+    let mut push = server.push().await;
+    push.send(chunk(1, 0, "a\n"));
+    push.ack().await;
+    let repeated = |crc| Chunk { repeated: true, crc32c: crc, ..chunk(1, 0, "a\n") };
+    let good = chunk(1, 0, "a\n").crc32c;
+    push.send(repeated(7));
+    push.send(chunk(1, 2, "b\n"));
+    push.send(Chunk { crc32c: 7, ..chunk(1, 4, "c\n") });
+    push.send(repeated(good));
+    push.send(chunk(1, 6, "d\n"));
+    let (mut acks, mut rejects) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        match push.answer().await.unwrap().unwrap() {
+            Response::Ack(ack) => acks.push(ack.end_offset),
+            Response::Reject(reject) => rejects.push((reject.start_offset, reject.reason)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(acks, [4, 2]);
+    let expected = [(0, "BAD_CHECKSUM"), (4, "BAD_CHECKSUM"), (6, "AFTER_REJECTED")];
+    assert_eq!(rejects, expected.map(|(start, reason)| (start, reason.to_owned())));
+    let records = server.records("logs").await;
+    let marked = records.iter().filter(|(_, record)| record.header("logmesh-repeated").is_some());
+    assert_eq!((records.len(), marked.count()), (3, 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_bus_refuses_for_good_is_rejected_and_holds_up_no_other() {
     let server = Server::start(Settings::default()).await;

@@ -1,6 +1,5 @@
 //! How a file begins to be followed: with which record, from where, and for which rule.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,11 +7,11 @@ use logmesh_types::{ByteRange, UnixNanos};
 
 use super::discover::Refused;
 use super::{Collector, Running};
-use crate::follow::{Flight, Followed, Tail};
+use crate::follow::Followed;
 use crate::framing::Framing;
 use crate::pace::Rate;
 use crate::pathguard::Opened;
-use crate::state::{Assignment, Guard, Record};
+use crate::state::{Assignment, Guard, Past, Record};
 
 impl Collector {
     /// Begins to follow an open file: from where its record stands, or anew.
@@ -50,40 +49,19 @@ impl Collector {
         let bound = record.sent_to.map_or(opened.meta.size, |bound| bound.min(end));
         let framed_to = record.framed_to.take().unwrap_or(if is_new { record.acked } else { bound });
         let size_before = std::mem::replace(&mut record.size, opened.meta.size);
+        let stream = Followed::stream_of(&self.settings.agent, &record);
+        let born = (is_new || record.fresh).then_some(now);
         let file = Followed {
-            stream: Followed::stream_of(&self.settings.agent, &record),
-            source: Followed::source_of(&record),
-            framing,
-            charset: None,
-            skimmed: 0,
-            next: None,
             rule: owner,
-            file: None,
             real: opened.real.clone(),
-            read: record.acked,
             checked: size_before,
             framed_to,
-            tail: Tail::EMPTY,
-            back_to: None,
-            flight: Flight::default(),
             grown: now,
-            unread_since: None,
-            stalled_at: None,
-            queued: false,
             durable: !is_new,
-            deleted: false,
-            away: false,
-            binary: false,
-            packed: None,
-            error: None,
             last_turn: self.next_turn(),
-            timer: None,
-            names: Vec::new(),
             rate: Rate::new(now),
-            born: (is_new || record.fresh).then_some(now),
-            marks: VecDeque::new(),
-            listed_head: Guard::of(&[]),
-            record,
+            born,
+            ..Followed::new(stream, record, framing)
         };
         self.changes += 1;
         self.by_key.insert(opened.meta.key, number);
@@ -164,6 +142,7 @@ impl Collector {
             guard: Guard::of(&[]),
             head: Guard::of(&[]),
             cuts: Vec::new(),
+            past: Some(Past::since(start)),
             assignment: self.rules[rule].assignment(),
             lost_bytes: 0,
             losses: Vec::new(),

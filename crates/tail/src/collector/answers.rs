@@ -69,8 +69,7 @@ impl Collector {
 
     fn ack_dormant(&mut self, number: u64, offset: u64, guard: Guard) {
         if let Some(record) = self.dormant.get_mut(&number) {
-            (record.acked, record.guard) = (offset, guard);
-            record.cuts.retain(|cut| *cut > offset);
+            record.advance(offset, guard);
             self.dirty.insert(number);
         }
     }

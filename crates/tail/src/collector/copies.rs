@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use logmesh_types::{ByteRange, StreamId, UnixNanos};
 
 use super::Collector;
-use super::discover::inodes_in;
 use crate::follow::{Followed, Former, Likeness, Trace};
 use crate::pathguard::{FileKey, meta_at};
 use crate::state::Guard;
 use crate::status::LossCause;
+use crate::walk::inodes_in;
 
 /// The most new files that are compared in one file's turn; the others have turns of their own.
 const MAX_AT_ONCE: usize = 256;
@@ -379,6 +379,7 @@ impl Collector {
         (record.stream_birth, record.epoch) = (old.stream_birth, old.epoch);
         (record.start, record.acked, record.guard) = (old.start, old.acked, old.guard);
         (record.cuts, record.assignment, record.sent_to) = (old.cuts, old.assignment, old.sent_to);
+        record.past = old.past;
         (record.fresh, record.size) = (false, meta.size);
         let lost = old.size.saturating_sub(meta.size);
         record.lose(&self.settings.agent, ByteRange::new(meta.size, meta.size + lost), LossCause::Truncated);

@@ -1,7 +1,6 @@
 //! Finding files: by scans and hints, by name and by identity.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use crate::follow::Followed;
 use crate::pathguard::{FileKey, Meta, Opened, Refusal, meta_at, meta_of, real_path};
 use crate::rule::StartAt;
 use crate::status::{FileProblem, MAX_PROBLEMS};
-use crate::walk::Walk;
+use crate::walk::{Walk, inodes_in};
 
 /// The time between scans while some folder can't be watched.
 const SCAN_UNWATCHED: Duration = Duration::from_secs(1);
@@ -308,17 +307,4 @@ impl Refused {
 fn in_folder_of(path: &Path, key: FileKey) -> Option<PathBuf> {
     let found = inodes_in(path.parent()?)?.remove(&key.inode)?;
     meta_at(&found).is_ok_and(|meta| meta.key == key).then_some(found)
-}
-
-/// What lies in a folder, by inode; `None` if that can't be told.
-pub(super) fn inodes_in(folder: &Path) -> Option<HashMap<u64, PathBuf>> {
-    use std::os::unix::fs::DirEntryExt;
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Some(HashMap::new());
-        }
-        Err(_) => return None,
-    };
-    Some(entries.flatten().take(crate::walk::MAX_ENTRIES).map(|entry| (entry.ino(), entry.path())).collect())
 }

@@ -2,7 +2,9 @@
 //!
 //! Invariants, over any sequence of actions: of each generation of a file, what was delivered is exactly what was
 //! written, from its first byte to its last; a range that is delivered again is cut into the same events; what was
-//! acked isn't told to be lost.
+//! acked isn't told to be lost; what was acked and still lies in its file becomes the same events when it's read again.
+
+mod again;
 
 use std::collections::BTreeMap;
 
@@ -298,6 +300,7 @@ impl World {
             self.bench.pass(Duration::from_secs(6));
         }
         self.deliver_all();
+        self.check_again();
         let mut contents = self.contents();
         for generation in self.finished.iter().chain(self.live.values()).filter(|g| !g.bytes.is_empty()) {
             let least = generation.bytes.len() - generation.may_miss;

@@ -6,18 +6,27 @@ use std::time::Instant;
 
 use logmesh_types::{StreamId, UnixNanos};
 
-use super::discover::inodes_in;
 use super::packed::Packed;
 use super::{Collector, Draining};
-use crate::follow::{Flight, Followed};
+use crate::follow::{Flight, Followed, Recall};
 use crate::pathguard::{FileKey, meta_at};
 use crate::state::Record;
+use crate::walk::inodes_in;
 
 impl Collector {
     /// Takes the record of a file out of those that aren't followed.
     pub(super) fn wake_up(&mut self, key: FileKey) -> Option<Record> {
         let number = self.dormant_of(key)?.number;
         self.take_dormant(number)
+    }
+
+    /// What is needed to read a stream's acked bytes again; `None`: no file of it is known.
+    pub fn recall(&self, stream: StreamId) -> Option<Recall> {
+        let followed = self.by_stream.get(&stream).and_then(|number| self.files.get(number));
+        let is_its = |record: &&Record| Followed::stream_of(&self.settings.agent, record) == stream;
+        let asleep = || self.dormant.values().find(is_its).cloned();
+        let record = followed.map(|file| file.to_keep()).or_else(asleep)?;
+        Some(Recall { stream, record })
     }
 
     /// The record of a file that isn't followed.

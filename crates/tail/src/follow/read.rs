@@ -172,6 +172,7 @@ impl Followed {
             container: self.framing.container,
             read_time: UnixNanos::now(),
             source: self.source.clone(),
+            again: false,
         }
     }
 

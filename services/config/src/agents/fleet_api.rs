@@ -6,15 +6,17 @@ use logmesh_grpc::{not_found, resource_exhausted};
 use logmesh_proto::fleet::v1::fleet_service_server::FleetService;
 use logmesh_proto::fleet::v1::{
     Agent, ForgetAgentRequest, ForgetAgentResponse, GetAgentRequest, ListAgentsRequest, ListAgentsResponse,
-    ListRuleStatusesRequest, ListRuleStatusesResponse, ListStreamsRequest, ListStreamsResponse, UpdateAgentRequest,
-    WatchAgentsRequest, WatchAgentsResponse, WatchSessionsRequest, WatchSessionsResponse,
+    ListRuleStatusesRequest, ListRuleStatusesResponse, ListStreamsRequest, ListStreamsResponse, ReadAgainRequest,
+    ReadAgainResponse, UpdateAgentRequest, WatchAgentsRequest, WatchAgentsResponse, WatchSessionsRequest,
+    WatchSessionsResponse,
 };
 use logmesh_types::{AgentId, NameError};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+use super::commands::Commands;
 use super::merged::{Fleet, incomplete};
-use super::{doubles, filter, watch};
+use super::{doubles, filter, reread, watch};
 use crate::error::bad_field;
 use crate::limits::MAX_AGENT_WATCHES;
 use crate::paging::page_size;
@@ -25,13 +27,14 @@ use crate::push::{Push, Stream};
 #[derive(Clone, Debug)]
 pub(crate) struct FleetApi {
     fleet: Fleet,
+    commands: Commands,
     push: Push,
     watches: Arc<Semaphore>,
 }
 
 impl FleetApi {
-    pub(crate) fn new(fleet: Fleet, push: Push) -> Self {
-        Self { fleet, push, watches: Arc::new(Semaphore::new(MAX_AGENT_WATCHES)) }
+    pub(crate) fn new(fleet: Fleet, commands: Commands, push: Push) -> Self {
+        Self { fleet, commands, push, watches: Arc::new(Semaphore::new(MAX_AGENT_WATCHES)) }
     }
 }
 
@@ -112,6 +115,10 @@ impl FleetService for FleetApi {
         };
         let Page { items, next_page_token, unreachable } = page;
         Ok(Response::new(ListStreamsResponse { streams: items, next_page_token, unreachable_servers: unreachable }))
+    }
+
+    async fn read_again(&self, request: Request<ReadAgainRequest>) -> Result<Response<ReadAgainResponse>, Status> {
+        reread::read_again(&self.fleet, &self.commands, request.into_inner()).await.map(Response::new)
     }
 
     type WatchSessionsStream = Stream<WatchSessionsResponse>;

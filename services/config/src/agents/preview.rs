@@ -113,6 +113,10 @@ impl Previews {
         let kind = Kind::PreviewFiles(PreviewFiles { rule: Some(rule.spec().into()) });
         match self.commands.ask(&id, kind, until).await {
             Ok(Answer::FilesPreview(found)) => answered(&id, found),
+            Ok(Answer::RangesRead(_)) => {
+                let error = "it answered something else".to_owned();
+                AgentPreview { agent_id: id.to_string(), online, error, ..AgentPreview::default() }
+            }
             Err(error) => AgentPreview { agent_id: id.to_string(), online, error, ..AgentPreview::default() },
         }
     }

@@ -1,4 +1,5 @@
-//! The repair: events that are missing from the index and still lie on the bus are sent through it once more.
+//! The repair: events that are missing from the index and still lie on the bus are sent through it once more; others their
+//! agents read again ([`file`]).
 //!
 //! The console writes nothing else. Transfer takes such an event for one that was sent again: it asks the index for its id,
 //! stores it if it isn't there, and books it. So the books keep their one writer, twice the same repair changes nothing, and
@@ -9,12 +10,17 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use logmesh_bus::{Append, Bus, BusError, NextOffset, Record, TopicPartition};
-use logmesh_proto::audit::v1::StreamAudit;
+use logmesh_grpc::Upstream;
+use logmesh_proto::audit::v1::{RangeRepair, RepairSource, StreamAudit};
+use logmesh_proto::fleet::v1::ReadOutcome;
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_record::codec::{self, Content};
 use logmesh_record::{Document, TRANSFER_GROUP, document};
 use logmesh_types::{ByteRange, Ranges, StreamId};
 use tokio::time::Instant;
 use tracing::info;
+
+use super::file::{self, FromFile};
 
 /// Bytes that are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
@@ -27,25 +33,41 @@ const APPENDING_EVENTS: usize = 10_000;
 const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Ranges of a stream of which is told what became of them.
+const MAX_TOLD: usize = 200;
+
 /// What is wanted of one stream, and what was found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Want {
+    /// Who collected it; empty if that isn't known.
+    pub(super) agent: String,
     /// What is missing.
     pub(super) missing: Ranges,
     /// What of the bus was sent through it again.
     pub(super) found: Ranges,
     /// Events in it.
     pub(super) events: u64,
+    /// What of the file was.
+    pub(super) file: FromFile,
 }
 
 /// The streams of a partition, by id.
 pub(super) type Wanted = BTreeMap<TopicPartition, HashMap<StreamId, Want>>;
 
-/// Sends what is missing through the bus again, and waits until transfer has done it or stands still. Each partition is read once.
-pub(super) async fn repair(bus: &dyn Bus, wanted: &mut Wanted) -> Result<(), BusError> {
-    let mut ends = Vec::new();
+/// Sends what is missing through the bus again, from the bus or from the file, and waits until transfer has done it or stands
+/// still. Each partition is read once.
+pub(super) async fn repair(
+    bus: &dyn Bus,
+    fleet: &FleetServiceClient<Upstream>,
+    wanted: &mut Wanted,
+) -> Result<(), BusError> {
     for (at, streams) in wanted.iter_mut() {
-        if send_again(bus, at, streams).await? > 0 {
+        send_again(bus, at, streams).await?;
+    }
+    file::read_again(fleet, wanted).await;
+    let mut ends = Vec::new();
+    for (at, streams) in wanted.iter() {
+        if streams.values().any(|want| want.events + want.file.events > 0) {
             ends.push((at.clone(), bus.watermarks(at).await?.high));
         }
     }
@@ -53,11 +75,7 @@ pub(super) async fn repair(bus: &dyn Bus, wanted: &mut Wanted) -> Result<(), Bus
 }
 
 /// Reads what transfer has done of a partition, until nothing more is missing.
-async fn send_again(
-    bus: &dyn Bus,
-    at: &TopicPartition,
-    streams: &mut HashMap<StreamId, Want>,
-) -> Result<u64, BusError> {
+async fn send_again(bus: &dyn Bus, at: &TopicPartition, streams: &mut HashMap<StreamId, Want>) -> Result<(), BusError> {
     let done = bus.committed(TRANSFER_GROUP, at).await?.unwrap_or(NextOffset(0));
     let mut next = bus.watermarks(at).await?.low;
     let mut sending = Sending { bus, at, appends: Vec::new(), bytes: 0 };
@@ -72,9 +90,9 @@ async fn send_again(
         }
     }
     sending.finish().await?;
-    let events = streams.values().map(|want| want.events).sum();
+    let events: u64 = streams.values().map(|want| want.events).sum();
     info!(topic = %at.topic, partition = at.partition, events, "a repair sent events through the bus again");
-    Ok(events)
+    Ok(())
 }
 
 /// The events of a record that are missing, and noted as found.
@@ -94,8 +112,13 @@ fn events(record: &Record, streams: &mut HashMap<StreamId, Want>) -> Vec<Documen
 }
 
 impl Want {
-    fn is_open(&self) -> bool {
-        !self.missing.without(&self.found).is_empty()
+    pub(super) fn is_open(&self) -> bool {
+        !self.left().is_empty()
+    }
+
+    /// What is missing, and neither the bus nor the file has given.
+    pub(super) fn left(&self) -> Ranges {
+        self.missing.without(&self.found).without(&self.file.done())
     }
 
     /// True if some of these bytes are missing and weren't found yet.
@@ -122,14 +145,37 @@ impl Want {
             let sought = range.and(&self.missing);
             gap.off_bus = !sought.is_empty() && sought.and(&self.found).is_empty();
             again |= sought.is_empty();
-            let more = match gap.off_bus {
-                true => "the bus no longer holds it: only the file could give it again",
-                false if sought.is_empty() => "found after the repair: another one mends it",
-                false => "sent through the bus again, and not stored: see the status of transfer",
+            let failed = self.file.failure(&sought).filter(|_| gap.off_bus);
+            let more = match failed {
+                Some(failed) => format!("the bus no longer holds it; the file: {}", failed.detail),
+                None if sought.is_empty() => "found after the repair: another one mends it".to_owned(),
+                None => "sent through the bus again, and not stored: see the status of transfer".to_owned(),
             };
             gap.detail = format!("{}; {more}", gap.detail);
+            gap.set_read_outcome(failed.map_or(ReadOutcome::Unspecified, |failed| failed.outcome));
         }
         again
+    }
+
+    /// What became of each range, as many as are told.
+    pub(super) fn ranges(&self) -> Vec<RangeRepair> {
+        let one = |range: &ByteRange, source: RepairSource| RangeRepair {
+            start_offset: range.start,
+            end_offset: range.end,
+            source: source.into(),
+            ..RangeRepair::default()
+        };
+        let found = self.found.as_slice().iter().map(|range| one(range, RepairSource::Bus));
+        let sent = self.file.sent.as_slice().iter().map(|range| one(range, RepairSource::File));
+        let failed = self.file.failed.iter().map(|failed| RangeRepair {
+            read_outcome: failed.outcome.into(),
+            detail: failed.detail.clone(),
+            ..one(&failed.range, RepairSource::Unspecified)
+        });
+        let mut ranges: Vec<RangeRepair> = found.chain(sent).chain(failed).collect();
+        ranges.sort_by_key(|range| range.start_offset);
+        ranges.truncate(MAX_TOLD);
+        ranges
     }
 }
 
@@ -186,6 +232,7 @@ async fn wait(bus: &dyn Bus, mut ends: Vec<(TopicPartition, NextOffset)>) -> Res
 mod tests {
     use logmesh_proto::audit::v1::Finding;
 
+    use super::super::file::Failed;
     use super::*;
 
     fn ranges(parts: &[(u64, u64)]) -> Ranges {
@@ -207,12 +254,17 @@ mod tests {
         let at_source = Finding { lost_at_source: true, ..gap(50, 60) };
         let mut audit =
             StreamAudit { gaps: vec![gap(0, 5), gap(10, 15), gap(40, 45), at_source], ..StreamAudit::default() };
-        let want = Want { missing: ranges(&[(0, 5), (10, 15)]), found: ranges(&[(10, 15)]), events: 1 };
+        let mut want = Want { missing: ranges(&[(0, 5), (10, 15)]), found: ranges(&[(10, 15)]), ..Want::default() };
+        let (range, outcome, detail) = (ByteRange::new(0, 5), ReadOutcome::Gone, "it is gone".to_owned());
+        want.file.failed.push(Failed { range, outcome, detail });
         assert!(want.explain(&mut audit));
         let said: Vec<(bool, &str)> = audit.gaps.iter().map(|gap| (gap.off_bus, gap.detail.as_str())).collect();
-        assert!(said[0].0 && said[0].1.contains("no longer holds it"), "{said:?}");
+        assert!(said[0].0 && said[0].1.contains("no longer holds it; the file: it is gone"), "{said:?}");
+        assert_eq!(audit.gaps[0].read_outcome(), ReadOutcome::Gone);
         assert!(!said[1].0 && said[1].1.contains("not stored"), "{said:?}");
         assert!(!said[2].0 && said[2].1.contains("another one"), "{said:?}");
         assert_eq!(said[3], (false, ""));
+        let told: Vec<_> = want.ranges().iter().map(|one| (one.start_offset, one.source())).collect();
+        assert_eq!(told, [(0, RepairSource::Unspecified), (10, RepairSource::Bus)]);
     }
 }

@@ -129,10 +129,11 @@ impl Audit {
             }
             if !missing.is_empty() {
                 let at = TopicPartition { topic: topic.clone(), partition: audit.partition };
-                wanted.entry(at).or_default().insert(*stream, Want { missing, ..Want::default() });
+                let want = Want { agent: audit.agent_id, missing, ..Want::default() };
+                wanted.entry(at).or_default().insert(*stream, want);
             }
         }
-        repair(self.bus.as_ref(), &mut wanted).await?;
+        repair(self.bus.as_ref(), &self.fleet, &mut wanted).await?;
         let after = self.examine(&candidates, &filter, &mut silent).await?;
         let after = after.into_iter().zip(candidates).map(|(after, one)| conclude(after.audit, &one, &wanted));
         Ok(RepairResponse { streams: after.collect(), unreachable_servers: silent.into_iter().collect() })
@@ -205,7 +206,15 @@ fn conclude(mut audit: StreamAudit, candidate: &Candidate, wanted: &Wanted) -> S
         return StreamRepair { audit: Some(audit), ..StreamRepair::default() };
     };
     let again = want.explain(&mut audit);
-    StreamRepair { audit: Some(audit), events: want.events, bytes: want.found.bytes(), again }
+    StreamRepair {
+        audit: Some(audit),
+        events: want.events,
+        bytes: want.found.bytes(),
+        again,
+        file_events: want.file.events,
+        file_bytes: want.file.sent.bytes(),
+        ranges: want.ranges(),
+    }
 }
 
 /// The streams to repair.

@@ -36,7 +36,7 @@ pub(super) fn lost(status: &StreamStatus, arrived: &Arrived) -> Vec<Finding> {
             detail: format!("lost at the source: {}", explain(one.cause())),
             lost_at_source: true,
             cause: FindingCause::LostAtSource.into(),
-            off_bus: false,
+            ..Finding::default()
         }));
     }
     let told: u64 = status.lost_ranges.iter().map(|one| range_of(one).len()).sum();
@@ -50,7 +50,7 @@ pub(super) fn lost(status: &StreamStatus, arrived: &Arrived) -> Vec<Finding> {
             ),
             lost_at_source: true,
             cause: FindingCause::LostAtSource.into(),
-            off_bus: false,
+            ..Finding::default()
         });
     }
     findings

@@ -3,8 +3,9 @@
 mod repairing;
 mod retired;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
@@ -44,10 +45,26 @@ struct Reports {
     asked: AtomicBool,
     /// Other config services that don't answer.
     silent: Vec<String>,
+    reads: Reads,
 }
+
+/// What agents answer when they are to read again, in turn; none is connected when all is said.
+type Reads = Arc<Mutex<VecDeque<Vec<fleet::RangeRead>>>>;
 
 #[tonic::async_trait]
 impl FleetService for Reports {
+    async fn read_again(&self, asked: Request<fleet::ReadAgainRequest>) -> Answer<fleet::ReadAgainResponse> {
+        let asked = asked.into_inner();
+        let read = |read: &fleet::RangeRead| {
+            let mut ranges = asked.ranges.iter();
+            ranges.any(|range| range.start_offset <= read.start_offset && read.end_offset <= range.end_offset)
+        };
+        let answer =
+            self.reads.lock().unwrap().pop_front().ok_or_else(|| Status::unavailable("it is not connected"))?;
+        assert!(asked.agent_id == "web-1" && answer.iter().all(read), "{asked:?} is answered with {answer:?}");
+        Ok(Response::new(fleet::ReadAgainResponse { ranges: answer }))
+    }
+
     async fn list_streams(
         &self,
         request: Request<ListStreamsRequest>,
@@ -118,6 +135,7 @@ struct Mesh {
     reports: Vec<AgentStream>,
     later: Vec<AgentStream>,
     silent: Vec<String>,
+    reads: Reads,
     tasks: Tasks,
     _folder: Folder,
 }
@@ -161,6 +179,7 @@ impl Mesh {
             reports: Vec::new(),
             later: Vec::new(),
             silent: Vec::new(),
+            reads: Reads::default(),
             tasks: Tasks::new(),
             _folder: folder,
         };
@@ -259,7 +278,8 @@ impl Mesh {
         let address = listener.local_addr().unwrap().to_string();
         let mut routes = Routes::new();
         let (streams, later, silent) = (self.reports.clone(), self.later.clone(), self.silent.clone());
-        routes.add(FleetServiceServer::new(Reports { streams, later, asked: AtomicBool::new(false), silent }));
+        let (asked, reads) = (AtomicBool::new(false), self.reads.clone());
+        routes.add(FleetServiceServer::new(Reports { streams, later, asked, silent, reads }));
 
         let token = self.tasks.token();
         self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });

@@ -30,6 +30,8 @@ impl Session {
     /// Waits for a chunk's append and answers; gives the chunk back if it is to be tried again.
     async fn settle(&self, mut chunk: Pending, rejected: &mut Rejected) -> Result<Option<(Pending, BusError)>, End> {
         let outcome = chunk.appended().await;
+        let mut apart = Rejected::default();
+        let rejected = if chunk.repeated { &mut apart } else { rejected };
         if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
             self.reject(chunk.to_reject(refusal), chunk.bytes, rejected).await?;
             return Ok(None);

@@ -44,6 +44,8 @@ pub(crate) struct Pending {
     end_offset: u64,
     /// Bytes of its data.
     pub(crate) bytes: u64,
+    /// It was acked before, and stands apart from the order of what is new.
+    pub(crate) repeated: bool,
     /// When it came.
     pub(crate) since: Instant,
     pub(crate) topic: TopicName,
@@ -56,15 +58,19 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
-        let records = match format {
+        let mut records = match format {
             Format::Chunks => vec![codec::encode_chunk(chunk)],
             Format::Events => codec::encode_events(&document::of_chunk(chunk)),
         };
+        if chunk.repeated {
+            records = records.into_iter().map(codec::repeated).collect();
+        }
         Self {
             stream_id: chunk.stream_id.clone(),
             start_offset: chunk.start_offset,
             end_offset: chunk.end_offset,
             bytes: chunk.data.len() as u64,
+            repeated: chunk.repeated,
             since: Instant::now(),
             topic,
             records,

@@ -1,5 +1,5 @@
 //! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list. `--repair` puts back what
-//! still lies on the bus, and what counts is what is left.
+//! still lies on the bus or in its file, and what counts is what is left.
 
 mod known;
 mod show;
@@ -45,7 +45,7 @@ pub(crate) struct AuditArgs {
     /// Only streams of this agent
     #[arg(long, value_name = "ID")]
     agent: Option<AgentId>,
-    /// Put what is missing back: send it through the bus again, as far as the bus still holds it
+    /// Put what is missing back: send it through the bus again; what the bus no longer holds is read from its file again
     #[arg(long)]
     repair: bool,
     /// Show every stream in a table: how far it is read, acked, indexed, and what was rejected
@@ -68,8 +68,7 @@ struct Shown {
     faulty: usize,
     /// Losses at the source that are known.
     known: usize,
-    repaired_events: u64,
-    repaired_bytes: u64,
+    repaired: StreamRepair,
 }
 
 /// What was found in all.
@@ -94,6 +93,8 @@ struct Sum {
     silent: BTreeSet<String>,
     repaired_events: u64,
     repaired_bytes: u64,
+    file_events: u64,
+    file_bytes: u64,
 }
 
 pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
@@ -159,8 +160,11 @@ async fn repair(
         let mut again = Vec::new();
         for (place, answered) in left.into_iter().zip(answer.streams) {
             let one = &mut done[place];
-            let more = answered.again && answered.events > 0;
+            let more = answered.again && answered.events + answered.file_events > 0;
             (one.events, one.bytes) = (one.events + answered.events, one.bytes + answered.bytes);
+            one.file_events += answered.file_events;
+            one.file_bytes += answered.file_bytes;
+            one.ranges.extend(answered.ranges);
             one.audit = answered.audit;
             again.extend(more.then_some(place));
         }
@@ -213,8 +217,8 @@ fn nothing_matches(wanted: &AuditFleetRequest) -> Option<String> {
 }
 
 impl Sum {
-    fn add(&mut self, one: StreamRepair) -> Shown {
-        let audit = one.audit.unwrap_or_default();
+    fn add(&mut self, mut one: StreamRepair) -> Shown {
+        let audit = one.audit.take().unwrap_or_default();
         let known = audit.gaps.iter().filter(|gap| self.known.holds(&audit.stream_id, gap)).count();
         let faulty = audit.gaps.len() + audit.doubles.len() - known;
         let lost = audit.gaps.iter().filter(|gap| gap.lost_at_source).count() - known;
@@ -231,7 +235,9 @@ impl Sum {
         self.retired += audit.retired_bytes;
         self.repaired_events += one.events;
         self.repaired_bytes += one.bytes;
-        Shown { audit, faulty, known, repaired_events: one.events, repaired_bytes: one.bytes }
+        self.file_events += one.file_events;
+        self.file_bytes += one.file_bytes;
+        Shown { audit, faulty, known, repaired: one }
     }
 
     fn to_line(&self) -> String {
@@ -248,9 +254,13 @@ impl Sum {
                 )
             }
         };
-        if self.repaired_events > 0 {
-            let size = bytes(self.repaired_bytes);
-            line.push_str(&format!("; {} events, {size}, were sent through the bus again", self.repaired_events));
+        for (events, size, how) in [
+            (self.repaired_events, self.repaired_bytes, show::FROM_BUS),
+            (self.file_events, self.file_bytes, show::FROM_FILE),
+        ] {
+            if events > 0 {
+                line.push_str(&format!("; {events} events, {}, {how}", bytes(size)));
+            }
         }
         let apart = [
             (self.on_its_way, "on their way"),
@@ -339,12 +349,20 @@ mod tests {
         let stream = StreamAudit { gaps: vec![lost], ..StreamAudit::default() };
         let (mut out, captured) = Output::captured(false, false);
         let mut sum = Sum::default();
-        let shown = sum.add(StreamRepair { audit: Some(stream.clone()), events: 3, bytes: 30, again: false });
+        let shown = sum.add(StreamRepair {
+            audit: Some(stream.clone()),
+            events: 3,
+            bytes: 30,
+            file_events: 2,
+            file_bytes: 20,
+            ..StreamRepair::default()
+        });
         show(&[shown], &sum, true, &mut out).unwrap();
         let text = captured.text();
         assert!(text.contains("gap     at 15  7 bytes were gone"), "{text}");
         assert!(text.contains("3 events, 30 B, were sent") && text.starts_with("TOPIC"), "{text}");
         assert!(sum.to_line().contains("3 events, 30 B, were sent"), "{}", sum.to_line());
+        assert!(sum.to_line().contains("2 events, 20 B, were read from their file"), "{}", sum.to_line());
         let (outcome, text) = conclusion(&[stream], "", "");
         assert!(outcome.is_err() && text.contains("1 gaps (1 lost at the source), 0 doubles"), "{text}");
     }

@@ -2,7 +2,8 @@
 
 use logmesh_index::query::Query;
 use logmesh_index::{IndexReader, Selection};
-use logmesh_proto::audit::v1::{RepairRequest, StreamKey, StreamRepair};
+use logmesh_proto::audit::v1::{RangeRepair, RepairRequest, RepairSource, StreamKey, StreamRepair};
+use logmesh_proto::fleet::v1::{RangeRead, ReadOutcome};
 use logmesh_runtime::Readiness;
 use logmesh_transfer::{Settings, Transfer};
 use tokio::time::timeout;
@@ -122,9 +123,39 @@ async fn what_the_bus_no_longer_holds_and_doubles_are_left_and_said() {
     let repaired = mesh.repair(&[1]).await;
     let audit = repaired[0].audit.as_ref().unwrap();
     assert_eq!((repaired[0].events, places(&audit.gaps), places(&audit.doubles)), (0, vec![(5, 15)], vec![(0, 5)]));
-    assert!(audit.gaps[0].off_bus && audit.gaps[0].detail.contains("only the file"), "{audit:?}");
+    assert!(audit.gaps[0].off_bus && audit.gaps[0].detail.contains("no longer holds it; the file: "), "{audit:?}");
     assert_eq!(audit.doubles[0].cause(), FindingCause::SameDocument);
     assert!(!repaired[0].again);
+}
+
+#[tokio::test]
+async fn the_agent_is_asked_for_the_rest_until_it_has_said_of_each_range() {
+    let mesh = Mesh::new().await;
+    let whole = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.book(&mesh.topic, &booked(&whole)).await;
+    let read = |start_offset, end_offset, outcome: ReadOutcome| RangeRead {
+        start_offset,
+        end_offset,
+        outcome: outcome.into(),
+        detail: "so it says".into(),
+        events: u64::from(outcome == ReadOutcome::Sent),
+    };
+    let first = vec![read(0, 5, ReadOutcome::Sent), read(5, 15, ReadOutcome::Undone)];
+    let second = vec![read(5, 10, ReadOutcome::Changed), read(10, 15, ReadOutcome::Sent)];
+    mesh.reads.lock().unwrap().extend([first, second]);
+    let repaired = mesh.repair(&[1]).await.remove(0);
+    assert_eq!((repaired.events, repaired.file_events, repaired.file_bytes), (0, 2, 10), "{repaired:?}");
+    let told = |one: &RangeRepair| (one.start_offset, one.end_offset, one.source(), one.read_outcome());
+    let expected = [
+        (0, 5, RepairSource::File, ReadOutcome::Unspecified),
+        (5, 10, RepairSource::Unspecified, ReadOutcome::Changed),
+        (10, 15, RepairSource::File, ReadOutcome::Unspecified),
+    ];
+    assert_eq!(repaired.ranges.iter().map(told).collect::<Vec<_>>(), expected);
+    // Nobody stored it here, and nobody is connected any more.
+    let again = mesh.repair(&[1]).await.remove(0);
+    let gap = &again.audit.as_ref().unwrap().gaps[0];
+    assert!(gap.detail.contains("it is not connected") && gap.read_outcome() == ReadOutcome::Undone, "{again:?}");
 }
 
 #[tokio::test]

@@ -1,9 +1,14 @@
 //! How streams are shown: one JSON document each, as rows of a table, or only those with faults and what is wrong there.
 
-use logmesh_proto::audit::v1::{Finding, FindingCause};
+use logmesh_proto::audit::v1::{Finding, FindingCause, RangeRepair, RepairSource};
+use logmesh_proto::fleet::v1::ReadOutcome;
 use serde_json::{Value, json};
 
 use super::{Failure, Output, Shown, Sum, bytes};
+
+/// What is said of repaired events.
+pub(super) const FROM_BUS: &str = "were sent through the bus again";
+pub(super) const FROM_FILE: &str = "were read from their file again";
 
 const HEADER: [&str; 12] = [
     "TOPIC",
@@ -52,7 +57,11 @@ fn row(shown: &Shown) -> [String; 12] {
 /// Shows what is wrong with a stream, and what was done about it.
 pub(super) fn faults(shown: &Shown, out: &mut Output) -> Result<(), Failure> {
     let stream = &shown.audit;
-    if shown.faulty == 0 && shown.repaired_events == 0 {
+    let repairs = [
+        (shown.repaired.events, shown.repaired.bytes, FROM_BUS),
+        (shown.repaired.file_events, shown.repaired.file_bytes, FROM_FILE),
+    ];
+    if shown.faulty == 0 && repairs.iter().all(|(events, ..)| *events == 0) {
         return Ok(());
     }
     out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
@@ -67,9 +76,8 @@ pub(super) fn faults(shown: &Shown, out: &mut Output) -> Result<(), Failure> {
         stream.documents,
         stream.dead_letter_bytes
     ))?;
-    if shown.repaired_events > 0 {
-        let (events, size) = (shown.repaired_events, bytes(shown.repaired_bytes));
-        out.line(&format!("  repair  {events} events, {size}, were sent through the bus again"))?;
+    for (events, size, how) in repairs.into_iter().filter(|(events, ..)| *events > 0) {
+        out.line(&format!("  repair  {events} events, {}, {how}", bytes(size)))?;
     }
     for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
         for one in findings {
@@ -113,9 +121,33 @@ pub(super) fn to_json(shown: &Shown, sum: &Sum) -> Value {
         "doubles": stream.doubles.iter().map(finding).collect::<Vec<_>>(),
         "clean": stream.clean,
         "agent_reported": stream.agent_reported,
-        "repaired_events": shown.repaired_events,
-        "repaired_bytes": shown.repaired_bytes,
+        "repaired_events": shown.repaired.events,
+        "repaired_bytes": shown.repaired.bytes,
+        "file_events": shown.repaired.file_events,
+        "file_bytes": shown.repaired.file_bytes,
+        "repaired_ranges": shown.repaired.ranges.iter().map(repaired).collect::<Vec<_>>(),
     })
+}
+
+/// What a repair did about a range: `source` is `bus`, `file` or, with why not, null.
+fn repaired(one: &RangeRepair) -> Value {
+    let source = match one.source() {
+        RepairSource::Bus => Some("bus"),
+        RepairSource::File => Some("file"),
+        RepairSource::Unspecified => None,
+    };
+    json!({
+        "start_offset": one.start_offset,
+        "end_offset": one.end_offset,
+        "source": source,
+        "reason": source.is_none().then(|| reason(one.read_outcome())),
+        "detail": one.detail,
+    })
+}
+
+fn reason(outcome: ReadOutcome) -> String {
+    let name = outcome.as_str_name();
+    name.strip_prefix("READ_OUTCOME_").unwrap_or(name).to_ascii_lowercase()
 }
 
 fn finding(one: &Finding, known: bool) -> Value {
@@ -126,6 +158,7 @@ fn finding(one: &Finding, known: bool) -> Value {
         "detail": one.detail,
         "lost_at_source": one.lost_at_source,
         "off_bus": one.off_bus,
+        "file": one.off_bus.then(|| reason(one.read_outcome())),
         "known": known,
     })
 }
