@@ -5,11 +5,12 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use logmesh_testing::Folder;
 use logmesh_testing::servers::{Elasticsearch, Etcd, Kafka, Server, free_port};
+use logmesh_testing::{Folder, wait_for};
 use rustix::process::Signal;
+use serde_json::Value;
 
-use crate::client::{Client, PATIENCE};
+use crate::client::{Client, PATIENCE, json_lines};
 use crate::program::{self, command, logmesh, logmesh_agent};
 use crate::proxy::Proxy;
 
@@ -295,6 +296,24 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> std::io::Res
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// Applies a rule that collects these globs of this host into a topic, by the command line at the front door, and waits until
+/// the agent runs it.
+#[track_caller]
+pub fn apply(cluster: &Cluster, name: &str, globs: &[&Path], topic: &str) {
+    let file = cluster.folder.join(format!("{name}.yaml"));
+    let rule = rule(name, globs).replace("topic: logs", &format!("topic: {topic}"));
+    std::fs::write(&file, rule).expect("a rule can be written");
+    cluster.client().run(&["rules", "apply", "-f", &file.to_string_lossy()]).expect(0);
+    wait_for("the agent to run the rule", PATIENCE, || {
+        let agents = cluster.client().run(&["agents", "list", "--json"]).expect(0);
+        let applied = |agent: &Value| {
+            let mut rules = agent["rules"].as_array().into_iter().flatten();
+            rules.any(|rule| rule["name"] == format!("rules/{name}") && rule["state"] == "applied")
+        };
+        if json_lines(&agents.stdout).iter().any(applied) { Ok(()) } else { Err(agents.stdout) }
+    });
 }
 
 /// A rule in YAML that collects these globs of this host into topic `logs`.

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod compare;
 pub mod deploy;
 pub mod fleet;
+pub mod gaps;
 pub mod grpcurl;
 pub mod mesh;
 pub mod oracle;

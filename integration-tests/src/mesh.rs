@@ -21,6 +21,8 @@ pub struct Mesh {
     pub collect: Vec<String>,
     /// The data folder.
     pub data: PathBuf,
+    /// Further settings, in TOML.
+    pub settings: String,
     /// Where its gRPC services listen; port 0 is another one at each start.
     pub listen: String,
     /// The program, if it isn't the built one in its place.
@@ -50,6 +52,7 @@ impl Mesh {
         Self {
             collect: vec![format!("{}/logs/**/*.log*", folder.display())],
             data: folder.join("data"),
+            settings: String::new(),
             listen: "127.0.0.1:0".to_owned(),
             program: logmesh().to_owned(),
             uid: None,
@@ -99,6 +102,9 @@ impl Mesh {
         command.arg("standalone").arg("--data-dir").arg(&self.data).args(["--listen", &self.listen]);
         command.args(self.collect.iter().flat_map(|glob| ["--collect", glob]));
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let settings = self.folder.join("standalone.toml");
+        std::fs::write(&settings, &self.settings).expect("settings can be written");
+        command.arg("--config").arg(settings);
         command.stdout(Stdio::null()).stderr(self.output());
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);

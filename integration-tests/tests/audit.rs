@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::compare::{assert_equal, by_path};
-use logmesh_integration_tests::program::{Done, command};
+use logmesh_integration_tests::gaps::{gaps, place_of, prints};
+use logmesh_integration_tests::program::command;
 use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use serde_json::Value;
@@ -83,24 +83,6 @@ fn assert_whole(mesh: &Mesh) {
     }
 }
 
-/// The gaps that an audit with this exit code lists, by path.
-fn gaps(mesh: &Mesh, args: &[&str], code: i32) -> BTreeMap<String, Vec<(u64, u64)>> {
-    let audits = json_lines(&mesh.run(&[&["audit", "--json"], args].concat()).expect(code).stdout);
-    let mut gaps = BTreeMap::new();
-    for audit in &audits {
-        let of = |gap: &Value| (gap["start_offset"].as_u64().unwrap(), gap["end_offset"].as_u64().unwrap());
-        let listed: Vec<(u64, u64)> = audit["gaps"].as_array().unwrap().iter().map(of).collect();
-        assert!(audit["gaps"].as_array().unwrap().iter().all(|gap| gap["cause"] == "not_indexed"), "{audit}");
-        assert_eq!(audit["clean"], listed.is_empty(), "{audit}");
-        gaps.insert(audit["path"].as_str().unwrap().to_owned(), listed);
-    }
-    gaps
-}
-
-fn prints(done: &Done, texts: &[&str]) {
-    texts.iter().for_each(|text| assert!(done.stdout.contains(text), "{text:?} is not in: {}", done.stdout));
-}
-
 fn path(mesh: &Mesh, file: usize) -> String {
     mesh.log(&format!("{file}.log")).display().to_string()
 }
@@ -113,11 +95,7 @@ fn what_was_deleted_by_hand_is_named_by_its_ranges_and_put_back() {
     // Two lines that touch, a single one and the last one of the first file, and one of the second: lines of any length.
     let gone =
         [(0, 10), (0, 11), (0, 300), (0, LINES - 1), (1, 0)].map(|(file, line)| &before[&path(&mesh, file)][line]);
-    let range = |document: &Value| {
-        let start = document["logmesh.offset"].as_u64().unwrap();
-        (start, start + document["logmesh.length"].as_u64().unwrap())
-    };
-    let [first, second, third, last, other] = gone.map(range);
+    let [first, second, third, last, other] = gone.map(place_of);
     assert_eq!(first.1, second.0);
     assert!(mesh.stop().success());
     delete(&mesh, &gone.map(|document| document["_id"].as_str().unwrap().to_owned()));
@@ -129,7 +107,7 @@ fn what_was_deleted_by_hand_is_named_by_its_ranges_and_put_back() {
         (path(&mesh, 1), vec![other]),
         (path(&mesh, 2), vec![]),
     ]);
-    assert_eq!(gaps(&mesh, &[], 1), expected);
+    assert_eq!(gaps(&mesh.client(), &[], 1), expected);
     prints(&mesh.run(&["audit"]).expect(1), &["4 gaps, 0 doubles", "no document holds it"]);
 
     prints(&mesh.run(&["audit", "--repair"]).expect(0), &["5 events", "no gap, no double"]);
@@ -149,7 +127,7 @@ fn a_day_that_was_removed_comes_back_though_its_repair_is_killed() {
     mesh.start();
     let size = |file: usize| std::fs::metadata(mesh.log(&format!("{file}.log"))).unwrap().len();
     let expected: BTreeMap<_, _> = (0..FILES).map(|file| (path(&mesh, file), vec![(0, size(file))])).collect();
-    assert_eq!(gaps(&mesh, &[], 1), expected);
+    assert_eq!(gaps(&mesh.client(), &[], 1), expected);
 
     // Killed as soon as the first lines are back.
     let mut repair = command(&mesh.program);

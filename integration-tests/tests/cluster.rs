@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use logmesh_integration_tests::client::json_lines;
-use logmesh_integration_tests::cluster::{self, AGENT};
+use logmesh_integration_tests::cluster::{AGENT, apply};
 use logmesh_integration_tests::compare::{assert_equal, by_path, events_of_file};
 use logmesh_integration_tests::writer::Writer;
 use logmesh_integration_tests::{Client, Cluster, PATIENCE, grpcurl, oracle};
@@ -24,21 +23,6 @@ const BETWEEN: Duration = Duration::from_millis(1_500);
 /// A consumer group's session time-out, and a little.
 const TAKEN_OVER: Duration = Duration::from_secs(12);
 
-/// Applies a rule that collects these globs, by the command line at the front door, and waits until the agent runs it.
-fn apply(cluster: &Cluster, name: &str, globs: &[&Path]) {
-    let file = cluster.folder.join(format!("{name}.yaml"));
-    std::fs::write(&file, cluster::rule(name, globs)).unwrap();
-    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap()]).expect(0);
-    wait_for("the agent to run the rule", PATIENCE, || {
-        let agents = cluster.client().run(&["agents", "list", "--json"]).expect(0);
-        let applied = |agent: &Value| {
-            let mut rules = agent["rules"].as_array().into_iter().flatten();
-            rules.any(|rule| rule["name"] == format!("rules/{name}") && rule["state"] == "applied")
-        };
-        if json_lines(&agents.stdout).iter().any(applied) { Ok(()) } else { Err(agents.stdout) }
-    });
-}
-
 #[test]
 fn every_line_is_found_once_though_each_process_is_killed_under_load() {
     let mut cluster = Cluster::started();
@@ -46,7 +30,7 @@ fn every_line_is_found_once_though_each_process_is_killed_under_load() {
     let servers: Vec<PathBuf> = cluster.backends().iter().map(|name| cluster.backend(name).log()).collect();
     let logs = cluster.folder.join("logs/**/*.log*");
     let globs: Vec<&Path> = servers.iter().map(PathBuf::as_path).chain([logs.as_path()]).collect();
-    apply(&cluster, "all", &globs);
+    apply(&cluster, "all", &globs, "logs");
     let writers = [
         Writer::start(cluster.log("plain.log"), run, 0, None),
         Writer::start(cluster.log("rotated.log"), run, 1, Some(997)),
@@ -132,7 +116,7 @@ fn services_wait_for_their_backends_and_say_so() {
     }
     cluster.client().wait_ready();
     let logs = cluster.folder.join("logs/*.log");
-    apply(&cluster, "late", &[&logs]);
+    apply(&cluster, "late", &[&logs], "logs");
     cluster.client().wait_count("*", 1);
 
     // Kafka goes while lines come: they are found when it's back.
