@@ -95,7 +95,9 @@ impl Topics {
             Some(found) => found,
             None => {
                 self.make(spec).await?;
-                self.made(&spec.name).await? // perhaps by another, and otherwise
+                let made = self.made(&spec.name).await?; // perhaps by another, and otherwise
+                self.served(&made).await?;
+                made
             }
         };
         if found.partitions != spec.partitions || kind(&found.cleanup) != kind(&spec.cleanup) {
@@ -159,6 +161,28 @@ impl Topics {
                 None => tokio::time::sleep(PAUSE).await,
             }
         }
+    }
+
+    /// Waits until the leaders of a topic that was just made serve it. Of a producer that it doesn't know Kafka takes whatever
+    /// batch comes first: were the first ones refused and a later one taken, their numbers would seem to be stored already, and
+    /// they would be acknowledged and lost.
+    async fn served(&self, spec: &TopicSpec) -> Result<(), BusError> {
+        let (asking, name, partitions) = (Arc::clone(&self.asking), spec.name.clone(), spec.partitions);
+        let timeout = self.settings.request_timeout.0;
+        let wait = move || {
+            let end = Instant::now() + timeout;
+            (0..partitions).all(|partition| {
+                while asking.fetch_watermarks(name.as_str(), partition as i32, timeout).is_err() {
+                    if Instant::now() >= end {
+                        return false;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                true
+            })
+        };
+        let served = tokio::task::spawn_blocking(wait).await.map_err(|_| stopping())?;
+        if served { Ok(()) } else { Err(not_yet(&spec.name)) }
     }
 
     /// Takes retention figures over, and room for our largest record, on a topic on which this is set. Kafka forgets what
