@@ -93,7 +93,5 @@ fn what_the_bus_no_longer_holds_is_read_from_the_files_again() {
     }
     // What was cut short is another stream, read whole; of the former one nobody has a byte.
     prints(&mesh.run(&["audit", "--repair"]).expect(1), &["the bus no longer holds it; the file: ", "2 gaps"]);
-    let left: usize = gaps(&mesh.client(), &[], 1).values().map(Vec::len).sum();
-    assert_eq!(left, 2);
     assert!(mesh.stop().success());
 }
