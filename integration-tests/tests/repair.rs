@@ -293,7 +293,14 @@ fn replays_survive_a_kill_and_a_rebalance(part: &mut Part<'_>) {
     assert_eq!(before["state"], "running", "void: it was done before the other worker joined: {before}");
     let same = get(part, "same");
     assert_eq!((&same["indexed"], &same["already_there"]), (&0.into(), &(2 * ALL).into()), "{same}");
-    assert_eq!((part.count_in("again"), part.count_in("first-half"), part.count()), (2 * ALL, ALL, 2 * ALL));
+    let expected = (2 * ALL, ALL, 2 * ALL);
+    // What was written last is found a refresh later.
+    wait_for("equal counts", PATIENCE, || {
+        match (part.count_in("again"), part.count_in("first-half"), part.count()) {
+            counts if counts == expected => Ok(()),
+            counts => Err(format!("{counts:?}")),
+        }
+    });
     part.wait_whole(2 * FILES);
     println!("{}: replays are done", part.topic);
 }

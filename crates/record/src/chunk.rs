@@ -226,6 +226,7 @@ pub(crate) mod tests {
             encoding: String::new(),
             format: 0,
             omitted_bytes: 0,
+            repeated: false,
         }
     }
 

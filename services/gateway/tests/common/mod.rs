@@ -211,5 +211,6 @@ pub(crate) fn chunk(stream: u8, start: u64, data: &str) -> Chunk {
         encoding: String::new(),
         format: 0,
         omitted_bytes: 0,
+        repeated: false,
     }
 }
