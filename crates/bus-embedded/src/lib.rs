@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use logmesh_bus::{
     Append, Bus, BusError, Consumer, NewRecord, NextOffset, Record, TopicPartition, TopicSpec, Watermarks, partition_of,
 };
-use logmesh_types::{TopicName, UnixNanos, limits};
+use logmesh_types::{TopicName, UnixNanos, limits, metric};
 use metrics::gauge;
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -60,9 +60,6 @@ impl Default for Settings {
         }
     }
 }
-
-/// Bytes of records that may still be queued; at 0 appends wait.
-const QUEUE_ROOM: &str = "logmesh_bus_queue_room_bytes";
 
 /// What a record costs in the queue beyond its bytes, so that empty ones are bounded too.
 const RECORD_COST: usize = 256;
@@ -169,7 +166,7 @@ impl Bus for EmbeddedBus {
             .await
             .map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        gauge!(QUEUE_ROOM).set(self.shared.room.available_permits() as f64);
+        gauge!(metric::BUS_QUEUE_ROOM_BYTES).set(self.shared.room.available_permits() as f64);
         // Nothing is awaited between the room, which is given in the order of the calls, and the queue.
         self.shared.writer.send(Op::Append { topic, partition, record, reply, room })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(closed())) }))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Cleanup;
-use logmesh_types::{TopicName, UnixNanos};
+use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::gauge;
 use redb::{ReadableTable, Table, WriteTransaction};
 
@@ -22,9 +22,6 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// The most that one pass removes: records and bytes.
 const PASS_RECORDS: usize = 8_192;
 const PASS_BYTES: usize = 64 << 20;
-
-/// Partitions whose oldest record is due to go, and stays because a consumer group hasn't committed it.
-const HELD_BACK: &str = "logmesh_bus_retention_held_back_partitions";
 
 /// What a pass did.
 pub(crate) struct Pass {
@@ -80,7 +77,7 @@ pub(crate) fn pass(
             }
         }
     }
-    gauge!(HELD_BACK).set(held_back);
+    gauge!(metric::BUS_RETENTION_HELD_BACK).set(held_back);
     remove_tombstones(transaction, topics, now.saturating_sub(nanos(tombstone_age)), &mut budget, &mut changes)?;
     Ok(Pass { changes, more: budget.is_spent() })
 }

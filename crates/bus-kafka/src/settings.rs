@@ -69,7 +69,7 @@ const RESERVED: &[&str] = &[
 const SECRET: &[&str] = &["oauthbearer", "password", "pem", "secret"];
 
 /// How to reach Kafka, and figures that an operator may want to move.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Some of the brokers, as `host:port`; the others are learnt from them.
@@ -103,7 +103,7 @@ pub struct Settings {
 }
 
 /// How to say who we are.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sasl {
     /// How the password is shown.
@@ -122,7 +122,7 @@ impl fmt::Debug for Sasl {
 }
 
 /// How the password is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Mechanism {
     /// As it is; only with TLS.
     #[serde(rename = "plain")]
@@ -137,7 +137,7 @@ pub enum Mechanism {
 }
 
 /// How batches are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
     /// Not at all.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use futures::Stream;
 use futures::stream::unfold;
+use logmesh_types::metric;
 use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -33,14 +34,14 @@ pub(crate) fn incoming(listener: TcpListener, max: usize) -> impl Stream<Item = 
 
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<Connection> {
     if places.available_permits() == 0 {
-        counter!("logmesh_grpc_connection_limit_total").increment(1);
+        counter!(metric::GRPC_CONNECTION_LIMIT).increment(1);
         warn!("as many connections as allowed; further ones wait");
     }
     let place = Arc::clone(places).acquire_owned().await.ok()?;
     loop {
         match listener.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
             Ok(stream) => {
-                gauge!("logmesh_grpc_connections").increment(1);
+                gauge!(metric::GRPC_CONNECTIONS).increment(1);
                 return Some(Connection { stream, _place: place });
             }
             Err(error) => {
@@ -53,7 +54,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<Conne
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        gauge!("logmesh_grpc_connections").decrement(1);
+        gauge!(metric::GRPC_CONNECTIONS).decrement(1);
     }
 }
 

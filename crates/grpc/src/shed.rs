@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use logmesh_types::metric;
 use metrics::counter;
 use tonic::Status;
 use tonic::body::Body;
@@ -36,9 +37,6 @@ pub struct Load {
 
 /// When a caller that was turned away may come again.
 const COME_AGAIN: Duration = Duration::from_secs(1);
-
-/// Calls that were turned away, by `why`.
-const SHED: &str = "logmesh_grpc_shed_calls_total";
 
 /// A generated server within its [`Load`]. All clones share it.
 #[derive(Debug)]
@@ -105,7 +103,7 @@ fn refusal(error: &BoxError, timeout: Duration) -> Status {
     } else {
         ("stopped", unavailable("STOPPING", "the server is stopping; connect again"))
     };
-    counter!(SHED, "why" => why).increment(1);
+    counter!(metric::GRPC_SHED_CALLS, "why" => why).increment(1);
     come_again(&status, COME_AGAIN)
 }
 

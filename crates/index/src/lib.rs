@@ -65,7 +65,7 @@ pub enum Outcome {
 }
 
 /// The type of a field that a topic declares under `attributes.`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FieldType {
     /// A signed 64-bit integer.

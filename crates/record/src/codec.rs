@@ -35,7 +35,7 @@ const MAX_REASON_BYTES: usize = 8_192;
 pub const REPEATED: &str = "logmesh-repeated";
 
 /// The format of a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One record for one event, as JSON: for topics that others read too.

@@ -28,7 +28,7 @@ pub fn with_books(all: Vec<TopicSpec>) -> Vec<TopicSpec> {
 }
 
 /// The settings of one topic.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopicSettings {
     /// How many partitions it is made with. Fixed for its life.
@@ -62,7 +62,7 @@ impl Default for TopicSettings {
 }
 
 /// The settings of all topics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
     /// For topics that are not named.

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
+use logmesh_types::metric;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
@@ -21,7 +22,7 @@ const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 const SIZES: [f64; 10] = [1.0, 16.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 8_388_608.0];
 
 /// What to log, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The least level, `info`, or levels for parts, `info,logmesh_agent=debug`.
@@ -31,7 +32,7 @@ pub struct Settings {
 }
 
 /// How a line of the log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// For people.
@@ -117,6 +118,7 @@ pub fn init(settings: &Settings) -> anyhow::Result<MetricsHandle> {
     FILTER.set(set_filter).ok();
     log_panics();
     let handle = recorder()?.install_recorder().context("metrics are set up already")?;
+    describe_metrics();
     keep_up(handle.clone())?;
     Ok(MetricsHandle(handle))
 }
@@ -137,6 +139,17 @@ fn recorder() -> anyhow::Result<PrometheusBuilder> {
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets(&SIZES)?)
+}
+
+/// What each metric is, for those who read `/metrics`.
+fn describe_metrics() {
+    for metric in metric::ALL {
+        match metric.kind {
+            metric::Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            metric::Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            metric::Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
 }
 
 /// A thread and not a task, so that it doesn't matter whether a runtime is there yet. It ends with the process.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const MAX_PREFIX_BYTES: usize = 256;
 
 /// How to reach etcd, and where in it the keys lie.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Members of one cluster: `host:port`, or with the scheme that `tls` says, `http://host:port` or `https://host:port`.

@@ -8,7 +8,9 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use crate::name::{NameError, check_name};
 
 /// The id of an agent: chosen by its owner or derived from the machine id. 1 to 64 of `[a-z0-9._-]`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct AgentId(String);
 

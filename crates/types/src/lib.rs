@@ -6,6 +6,7 @@
 pub mod day;
 pub mod id;
 pub mod limits;
+pub mod metric;
 pub mod name;
 pub mod ranges;
 pub mod time;

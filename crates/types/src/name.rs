@@ -55,7 +55,9 @@ macro_rules! name_type {
 
 /// The name of a topic. Topics whose name ends in `.books` or `.dead`, and `logmesh.jobs`, belong to logmesh; see
 /// [`TopicName::books`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct TopicName(String);
 

@@ -13,12 +13,18 @@ pub struct UnitError {
 }
 
 /// A number of bytes, written `512`, `64KiB`, `5MiB`, `1GiB` or with `KB`, `MB`, `GB` for powers of 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[schemars(with = "String")]
 #[serde(try_from = "NumberOrText", into = "String")]
 pub struct ByteSize(pub u64);
 
 /// A span of time, written `500ms`, `15s`, `15m`, `36h` or `90d`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[schemars(with = "String")]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(pub Duration);
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use logmesh_runtime::{CancellationToken, Readiness, telemetry};
+use logmesh_types::metric;
 use metrics::{counter, gauge};
 use rustix::fs::Stat;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -45,9 +46,9 @@ where
                 () = self.file.changed() => {}
             }
             let refused = self.reload(&agent).await.err().map(|error| format!("{error:#}"));
-            gauge!("logmesh_agent_settings_refused").set(if refused.is_some() { 1.0 } else { 0.0 });
+            gauge!(metric::AGENT_SETTINGS_REFUSED).set(if refused.is_some() { 1.0 } else { 0.0 });
             let outcome = if refused.is_some() { "refused" } else { "applied" };
-            counter!("logmesh_agent_reloads", "outcome" => outcome).increment(1);
+            counter!(metric::AGENT_RELOADS, "outcome" => outcome).increment(1);
             let note = match refused {
                 None => String::new(),
                 Some(error) => {

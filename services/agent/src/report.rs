@@ -13,7 +13,7 @@ use logmesh_proto::fleet::v1::{
 use logmesh_proto::time::timestamp;
 use logmesh_runtime::CancellationToken;
 use logmesh_tail::{self as tail, FileState, FileStatus, Loss};
-use logmesh_types::{StreamId, UnixNanos};
+use logmesh_types::{StreamId, UnixNanos, metric};
 use metrics::{counter, gauge};
 use prost::Message;
 use tokio::time::Instant;
@@ -335,25 +335,25 @@ fn lost_range(loss: &Loss) -> LostRange {
 
 fn measure(snapshot: &Snapshot) {
     let totals = &snapshot.totals;
-    gauge!("logmesh_agent_files").set(totals.files as f64);
-    gauge!("logmesh_agent_open_files").set(totals.open_files as f64);
-    gauge!("logmesh_agent_in_flight_bytes").set(totals.in_flight_bytes as f64);
-    gauge!("logmesh_agent_in_flight_chunks").set(totals.in_flight_chunks as f64);
-    gauge!("logmesh_agent_lag_bytes").set(snapshot.files.iter().map(FileStatus::lag).sum::<u64>() as f64);
-    gauge!("logmesh_agent_files_at_risk").set(snapshot.files.iter().filter(|file| file.at_risk).count() as f64);
+    gauge!(metric::AGENT_FILES).set(totals.files as f64);
+    gauge!(metric::AGENT_OPEN_FILES).set(totals.open_files as f64);
+    gauge!(metric::AGENT_IN_FLIGHT_BYTES).set(totals.in_flight_bytes as f64);
+    gauge!(metric::AGENT_IN_FLIGHT_CHUNKS).set(totals.in_flight_chunks as f64);
+    gauge!(metric::AGENT_LAG_BYTES).set(snapshot.files.iter().map(FileStatus::lag).sum::<u64>() as f64);
+    gauge!(metric::AGENT_FILES_AT_RISK).set(snapshot.files.iter().filter(|file| file.at_risk).count() as f64);
     let oldest = snapshot.files.iter().filter_map(|file| file.waiting_since).min();
     let waits = oldest.map_or(0, |since| UnixNanos::now().0.saturating_sub(since.0).max(0));
-    gauge!("logmesh_agent_oldest_unacked_seconds").set(waits as f64 / 1e9);
-    gauge!("logmesh_agent_state_failing").set(if snapshot.state_error.is_some() { 1.0 } else { 0.0 });
-    counter!("logmesh_agent_read_bytes").absolute(totals.read_bytes);
-    counter!("logmesh_agent_read_events").absolute(totals.read_events);
-    counter!("logmesh_agent_split_events").absolute(totals.split_events);
-    counter!("logmesh_agent_cut_events").absolute(totals.cut_events);
-    counter!("logmesh_agent_decode_errors").absolute(totals.decode_errors);
-    counter!("logmesh_agent_acked_bytes").absolute(totals.acked_bytes);
-    counter!("logmesh_agent_lost_bytes").absolute(totals.lost_bytes);
-    counter!("logmesh_agent_truncations").absolute(totals.truncations);
-    counter!("logmesh_agent_state_commits").absolute(totals.commits);
+    gauge!(metric::AGENT_OLDEST_UNACKED_SECONDS).set(waits as f64 / 1e9);
+    gauge!(metric::AGENT_STATE_FAILING).set(if snapshot.state_error.is_some() { 1.0 } else { 0.0 });
+    counter!(metric::AGENT_READ_BYTES).absolute(totals.read_bytes);
+    counter!(metric::AGENT_READ_EVENTS).absolute(totals.read_events);
+    counter!(metric::AGENT_SPLIT_EVENTS).absolute(totals.split_events);
+    counter!(metric::AGENT_CUT_EVENTS).absolute(totals.cut_events);
+    counter!(metric::AGENT_DECODE_ERRORS).absolute(totals.decode_errors);
+    counter!(metric::AGENT_ACKED_BYTES).absolute(totals.acked_bytes);
+    counter!(metric::AGENT_LOST_BYTES).absolute(totals.lost_bytes);
+    counter!(metric::AGENT_TRUNCATIONS).absolute(totals.truncations);
+    counter!(metric::AGENT_STATE_COMMITS).absolute(totals.commits);
 }
 
 #[cfg(test)]

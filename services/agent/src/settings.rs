@@ -27,7 +27,7 @@ pub(crate) const MAX_ADDRESSES: usize = 16;
 const IN_FLIGHT_BYTES: u64 = 8 << 20;
 
 /// The settings of an agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Its id; unset: derived from the machine's id. Part of the ids of all it collects, so it must not change.
@@ -61,7 +61,7 @@ pub struct Settings {
 }
 
 /// How chunks are compressed on their way to a gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// By zstd to a gateway on another machine, not at all to one on this.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use logmesh_runtime::{CancellationToken, RetryPolicy, Tasks};
 use logmesh_store::{ConfigStore, Election, Leadership, Op, Precondition, StoreError, Txn};
-use logmesh_types::UnixNanos;
+use logmesh_types::{UnixNanos, metric};
 use metrics::counter;
 use tracing::{debug, info, warn};
 
@@ -152,7 +152,7 @@ impl Janitor {
         txn.ops.extend(expired.keys.into_iter().map(|key| Op::Delete { key }));
         match self.store.txn(txn).await {
             Ok(revision) => {
-                counter!("logmesh_config_forgotten_total").increment(1);
+                counter!(metric::CONFIG_FORGOTTEN).increment(1);
                 info!(what = %expired.what, %revision, %term, "forgotten for good");
                 Ok(())
             }

@@ -14,7 +14,7 @@ const MAX_SEED_BYTES: usize = 256;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The settings of the config service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// This server among the config services, an endpoint of kind `config`; none: it stands alone. It's the process's own,

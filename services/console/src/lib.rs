@@ -20,7 +20,7 @@ use logmesh_proto::search::v1::search_service_server::SearchServiceServer;
 use logmesh_runtime::Tasks;
 
 /// How the console works.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Config services, `host:port`: they know what agents report and which servers there are. The mesh's own setting, which

@@ -3,7 +3,6 @@
 //! Nothing is acked from memory. A stream's chunks are appended in the order in which they came, many at a time; when the
 //! bus fails, they are tried again in that order, and the credit that isn't given back holds the agent off.
 
-mod metrics;
 mod push;
 mod settings;
 mod topics;
@@ -59,7 +58,6 @@ impl Gateway {
     /// Checks the settings. The bus need not be reachable yet.
     pub fn start(bus: Arc<dyn Bus>, settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         settings.check()?;
-        metrics::describe();
         let shared = Shared {
             topics: TopicMaker::new(Arc::clone(&bus), settings.topics.clone(), settings.max_topics),
             bus,

@@ -16,7 +16,7 @@ use logmesh_proto::ingest::v1::{Chunk, Credit, GoAway, PushRequest, PushResponse
 use logmesh_proto::time::duration;
 use logmesh_record::{Format, chunk};
 use logmesh_types::limits::MAX_RECORD_BYTES;
-use logmesh_types::{TopicName, UnixNanos};
+use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::{counter, gauge};
 use prost::Message;
 use rand::Rng;
@@ -25,7 +25,6 @@ use tonic::{Status, Streaming};
 use tracing::{debug, warn};
 
 use crate::Shared;
-use crate::metrics::{CHUNKS, CLAMPED, STREAMS};
 use crate::topics::TopicError;
 
 use pending::Pending;
@@ -59,7 +58,7 @@ impl Session {
 
     /// Serves the stream until the agent ends it, is gone, or was asked to go and had its time.
     pub(crate) async fn run(&self, chunks: Streaming<PushRequest>) {
-        gauge!(STREAMS).increment(1.0);
+        gauge!(metric::GATEWAY_PUSH_STREAMS).increment(1.0);
         let (pending, to_ack) = mpsc::channel(MAX_PENDING);
         let work = async { tokio::try_join!(self.read(chunks, pending), self.ack(to_ack)) };
         tokio::select! {
@@ -72,7 +71,7 @@ impl Session {
                 }
             }
         }
-        gauge!(STREAMS).decrement(1.0);
+        gauge!(metric::GATEWAY_PUSH_STREAMS).decrement(1.0);
     }
 
     /// Resolves when the stream was asked to end and its time for that is over.
@@ -120,7 +119,7 @@ impl Session {
                 return Err(Some(logmesh_grpc::resource_exhausted("CREDIT_EXCEEDED", message)));
             }
             if chunk::clamp_read_time(&mut chunk, UnixNanos::now()) {
-                counter!(CLAMPED).increment(1);
+                counter!(metric::GATEWAY_CLAMPED_READ_TIMES).increment(1);
             }
             let in_flight = InFlight::new(&self.shared.room, chunk.encoded_len() + CHUNK_COST).await;
             // What is sent once more stands apart from the order of what is new.
@@ -176,7 +175,7 @@ impl Session {
 
     /// Says that a chunk was refused, and gives the credit of its bytes back.
     async fn reject(&self, reject: Reject, bytes: u64, rejected: &mut Rejected) -> Result<(), End> {
-        counter!(CHUNKS, "outcome" => "rejected").increment(1);
+        counter!(metric::GATEWAY_CHUNKS, "outcome" => "rejected").increment(1);
         debug!(stream = ?reject.stream_id, reason = reject.reason, detail = ?reject.detail, "chunk rejected");
         if !rejected.note(&reject.stream_id, reject.start_offset) {
             let message = format!("chunks of {MAX_REJECTED} streams were rejected");

@@ -10,7 +10,7 @@ use logmesh_types::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
 /// The settings of a gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// What topics are. The mesh's own setting, which transfer needs too: never part of this section.

@@ -6,14 +6,13 @@ use logmesh_grpc::{FieldViolation, failed_precondition, invalid_argument, unavai
 use logmesh_proto::ingest::v1::{Event, WriteRequest, WriteResponse};
 use logmesh_record::{codec, document};
 use logmesh_types::limits::{MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_WRITE_EVENTS};
-use logmesh_types::{TopicName, UnixNanos};
+use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::counter;
 use prost::Message;
 use rand::Rng;
 use tonic::Status;
 
 use crate::Shared;
-use crate::metrics::WRITTEN;
 use crate::push::{InFlight, bus_position};
 use crate::topics::TopicError;
 
@@ -43,7 +42,7 @@ pub(crate) async fn write(shared: &Shared, request: WriteRequest) -> Result<Writ
         let position = append.await.map_err(|error| failed(&error))?;
         positions.push(bus_position(&topic, &position));
     }
-    counter!(WRITTEN).increment(positions.len() as u64);
+    counter!(metric::GATEWAY_WRITTEN_EVENTS).increment(positions.len() as u64);
     Ok(WriteResponse { positions })
 }
 

@@ -4,6 +4,8 @@
 mod address;
 mod ctl;
 mod data_dir;
+#[cfg(test)]
+mod reference;
 mod service;
 mod settings;
 mod standalone;

@@ -22,7 +22,7 @@ use tracing::info;
 use crate::address::advertised;
 use crate::ctl::{self, Exit};
 use backends::Backends;
-use settings::Settings;
+pub(crate) use settings::Settings;
 
 /// How long everything may take to end, before the process ends all the same. Nothing durable is lost by that.
 const GRACE: Duration = Duration::from_secs(15);

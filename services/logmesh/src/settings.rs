@@ -10,7 +10,7 @@ use logmesh_runtime::telemetry;
 use serde::{Deserialize, Serialize};
 
 /// Everything that standalone can be told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// The folder that keeps all data.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use logmesh_bus::{Bus, BusError, NewRecord, TopicPartition};
 use logmesh_record::{Book, Document};
-use logmesh_types::{ByteRange, Day, StreamId, TopicName};
+use logmesh_types::{ByteRange, Day, StreamId, TopicName, metric};
 use tracing::warn;
 
 use crate::jobs::Jobs;
@@ -14,9 +14,6 @@ use crate::store::Stored;
 
 /// How many bytes of books are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
-
-/// Ranges that were left out of a book since it is full.
-const LEFT_OUT: &str = "logmesh_transfer_book_ranges_left_out_total";
 
 /// The books of one partition.
 #[derive(Debug, Default)]
@@ -84,7 +81,7 @@ impl Books {
     /// Books a range as done, to be written.
     pub(crate) fn add(&mut self, stream: StreamId, range: ByteRange) {
         if !self.book(stream).add(range) {
-            metrics::counter!(LEFT_OUT).increment(1);
+            metrics::counter!(metric::TRANSFER_BOOK_RANGES_LEFT_OUT).increment(1);
         }
         self.changed.insert(stream);
     }

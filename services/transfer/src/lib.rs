@@ -50,17 +50,17 @@ pub use logmesh_record::TRANSFER_GROUP as GROUP;
 pub const RETENTION: &str = "retention";
 
 /// How transfer works.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// What topics are. The mesh's own setting, which the gateway needs too: never part of this section.
     #[serde(skip)]
     pub topics: Topics,
-    /// A bulk is written when its documents reach this size,
+    /// A bulk is written when its documents reach this size.
     pub bulk_bytes: ByteSize,
-    /// or this number; less is asked at a time while the index is busy, slow or away,
+    /// A bulk is written when it has so many documents; less is asked at a time while the index is busy, slow or away.
     pub bulk_documents: usize,
-    /// or when its first document has waited so long.
+    /// A bulk is written when its first document has waited so long.
     pub bulk_wait: Span,
     /// The most parts of a bulk that are written side by side.
     pub bulk_requests: usize,

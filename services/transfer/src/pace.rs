@@ -1,6 +1,7 @@
 //! How much is asked of the index at a time: halved when it is busy, slow or away, and grown again by small steps while it
 //! answers well, up to what the settings allow. First to go is what runs side by side, then the size of a request.
 
+use logmesh_types::metric;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ impl Pace {
             Pressure::Failed => "failed",
             Pressure::Slow => "slow",
         };
-        metrics::counter!("logmesh_transfer_backoffs_total", "reason" => reason).increment(1);
+        metrics::counter!(metric::TRANSFER_BACKOFFS, "reason" => reason).increment(1);
         if *now != sent {
             return;
         }
@@ -117,8 +118,8 @@ impl Pace {
 }
 
 fn tell(now: Limits) {
-    metrics::gauge!("logmesh_transfer_bulk_documents_limit").set(now.documents as f64);
-    metrics::gauge!("logmesh_transfer_bulk_requests_limit").set(now.requests as f64);
+    metrics::gauge!(metric::TRANSFER_BULK_DOCUMENTS).set(now.documents as f64);
+    metrics::gauge!(metric::TRANSFER_BULK_REQUESTS).set(now.requests as f64);
 }
 
 #[cfg(test)]

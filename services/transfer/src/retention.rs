@@ -17,7 +17,7 @@ use logmesh_grpc::Term;
 use logmesh_index::{IndexError, IndexWriter, Slice};
 use logmesh_record::{Mark, Marks, Topics, with_books};
 use logmesh_runtime::CancellationToken;
-use logmesh_types::{Day, TopicName, UnixNanos};
+use logmesh_types::{Day, TopicName, UnixNanos, metric};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -145,7 +145,7 @@ impl Retention {
             if marks.is_retired(topic, &date) {
                 let slice = Slice { topic: topic.clone(), date };
                 self.index.delete_slice(&slice).await?;
-                metrics::counter!("logmesh_transfer_retired_slices_total").increment(1);
+                metrics::counter!(metric::TRANSFER_RETIRED_SLICES).increment(1);
                 info!(%topic, date = %slice.date, "a retired slice is deleted");
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use logmesh_bus::TopicPartition;
 use logmesh_proto::transfer::v1::Counts;
-use logmesh_types::UnixNanos;
+use logmesh_types::{UnixNanos, metric};
 
 /// Shared by the worker, which writes, and the service, which reads.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Shared {
         ];
         for (outcome, total, more) in pairs {
             *total += more;
-            metrics::counter!("logmesh_transfer_events_total", "outcome" => outcome).increment(more);
+            metrics::counter!(metric::TRANSFER_EVENTS, "outcome" => outcome).increment(more);
         }
     }
 }

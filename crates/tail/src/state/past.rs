@@ -48,7 +48,7 @@ impl Past {
     fn note_cuts(&mut self, cuts: impl IntoIterator<Item = u64>) {
         self.cuts.extend(cuts);
         let beyond = self.cuts.len().saturating_sub(MAX_CUTS);
-        if let Some(last) = self.cuts.drain(..beyond).last() {
+        if let Some(last) = self.cuts.drain(..beyond).next_back() {
             self.from = self.from.max(last);
         }
     }

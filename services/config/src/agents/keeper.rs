@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use logmesh_runtime::{CancellationToken, RetryPolicy, Tasks};
 use logmesh_store::{ConfigStore, ConfigWatcher, Precondition, Revision, StoreError, Txn};
+use logmesh_types::metric;
 use metrics::counter;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -107,8 +108,8 @@ impl Keeper {
         match self.store.txn(txn).await {
             Ok(revision) => {
                 debug!(agents = count, %revision, "agents written");
-                counter!("logmesh_config_agents_written_total").increment(count as u64);
-                counter!("logmesh_config_agent_writes_total").increment(1);
+                counter!(metric::CONFIG_AGENTS_WRITTEN).increment(count as u64);
+                counter!(metric::CONFIG_AGENT_WRITES).increment(1);
                 self.registry.saved(batch, revision);
                 Ok(())
             }

@@ -15,7 +15,7 @@ use logmesh_proto::fleet::v1 as message;
 use logmesh_proto::fleet::v1::watch_config_response::Update;
 use logmesh_rules::{Labels, Selector};
 use logmesh_store::Revision;
-use logmesh_types::{AgentId, UnixNanos};
+use logmesh_types::{AgentId, UnixNanos, metric};
 use metrics::{counter, gauge};
 use tokio::sync::{Notify, watch};
 use tonic::Status;
@@ -310,7 +310,7 @@ impl State {
         let (here, was) = known.enter(introduction, connection.clone());
         self.here += usize::from(!here);
         self.online += usize::from(!was);
-        gauge!("logmesh_config_agents_online").set(self.online as f64);
+        gauge!(metric::CONFIG_AGENTS_ONLINE).set(self.online as f64);
         connection
     }
 }
@@ -323,7 +323,7 @@ impl Drop for Connected {
             known.exit();
             state.give_way(&self.id);
             state.online -= 1;
-            gauge!("logmesh_config_agents_online").set(state.online as f64);
+            gauge!(metric::CONFIG_AGENTS_ONLINE).set(state.online as f64);
             drop(state);
             self.registry.sessions.send_modify(|count| *count += 1);
         }
@@ -338,7 +338,7 @@ impl Introduction {
 
 /// Why the younger of two processes with one id is refused.
 fn doubled(id: &AgentId, host: &str, server: &str) -> Status {
-    counter!("logmesh_config_agents_refused_total").increment(1);
+    counter!(metric::CONFIG_AGENTS_REFUSED).increment(1);
     let place = if server.is_empty() { format!("from {host}") } else { format!("to config service {server}") };
     let message = format!(
         "agent {id} is connected already, {place}; two processes must not share an id: stop one, or give it another id"

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use logmesh_proto::config::v1::RuleProblem;
 use logmesh_runtime::Tasks;
 use logmesh_store::{ConfigStore, ConfigWatcher, PrefixState, StoreError};
+use logmesh_types::metric;
 use metrics::gauge;
 use tokio::sync::watch;
 use tracing::error;
@@ -81,6 +82,6 @@ fn tell(set: &RuleSet, former: &RuleSet) {
         let RuleProblem { key, field, message } = problem;
         error!(key, field, problem = message, "this should be a rule and can't be served");
     }
-    gauge!("logmesh_config_rules").set(set.rules.len() as f64);
-    gauge!("logmesh_config_rule_problems").set(set.problems.len() as f64);
+    gauge!(metric::CONFIG_RULES).set(set.rules.len() as f64);
+    gauge!(metric::CONFIG_RULE_PROBLEMS).set(set.problems.len() as f64);
 }

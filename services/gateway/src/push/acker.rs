@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use logmesh_bus::{BusError, Position};
 use logmesh_proto::ingest::v1::push_response::Response;
+use logmesh_types::metric;
 use metrics::{counter, histogram};
 use tokio::sync::mpsc::Receiver;
 use tracing::warn;
@@ -12,7 +13,6 @@ use tracing::warn;
 use super::pending::Pending;
 use super::rejected::{Refusal, Rejected};
 use super::{End, Session};
-use crate::metrics::{ACK_SECONDS, BYTES, CHUNKS, RETRIES};
 use crate::topics::refusal;
 
 impl Session {
@@ -54,9 +54,9 @@ impl Session {
 
     async fn ack_one(&self, chunk: Pending, position: &Position) -> Result<(), End> {
         let bytes = chunk.bytes;
-        counter!(CHUNKS, "outcome" => "acked").increment(1);
-        counter!(BYTES).increment(bytes);
-        histogram!(ACK_SECONDS).record(chunk.since.elapsed());
+        counter!(metric::GATEWAY_CHUNKS, "outcome" => "acked").increment(1);
+        counter!(metric::GATEWAY_ACKED_BYTES).increment(bytes);
+        histogram!(metric::GATEWAY_ACK_SECONDS).record(chunk.since.elapsed());
         self.answer(Response::Ack(chunk.into_ack(position))).await?;
         self.grant(bytes).await
     }
@@ -79,7 +79,7 @@ impl Session {
             for later in queue.iter_mut().skip(1) {
                 drop(later.appended().await);
             }
-            counter!(RETRIES).increment(1);
+            counter!(metric::GATEWAY_APPEND_RETRIES).increment(1);
             warn!(%error, chunks = queue.len(), attempt, "the bus did not take chunks; trying again");
             tokio::time::sleep(self.shared.retry.delay(attempt)).await;
             attempt += 1;

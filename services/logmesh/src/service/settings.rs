@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Kind;
 
 /// Everything that a service run apart can be told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Where the service's gRPC is served; unset: its port on loopback (console 7400, config 7401, gateway 7402, transfer

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logmesh_bus::{NextOffset, Record, TopicPartition};
 use logmesh_record::{Marks, codec};
-use logmesh_types::{DocId, UnixNanos};
+use logmesh_types::{DocId, UnixNanos, metric};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -157,7 +157,7 @@ impl Task {
         self.progress.events += events;
         self.progress.updated = Some(UnixNanos::now());
         to.keep(&Replay::progress_key(&self.replay.id, self.at.partition), &self.progress).await?;
-        metrics::counter!("logmesh_transfer_replayed_events_total").increment(events);
+        metrics::counter!(metric::TRANSFER_REPLAYED_EVENTS).increment(events);
         to.going();
         Ok(Some(events))
     }
