@@ -6,7 +6,7 @@ use std::time::Duration;
 use logmesh_bus::{BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{Marks, with_books};
-use logmesh_types::{Day, TopicName, UnixNanos};
+use logmesh_types::{Day, TopicName, UnixNanos, metric};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -38,6 +38,12 @@ pub(crate) struct Worker {
     settings: Settings,
 }
 
+/// True if the worker begins anew: also when the bus says that there's no such partition. A broker of Kafka's that has just come
+/// up says so of every topic, until it has heard from the others; a topic that was removed is made again by who writes to it.
+fn passes(error: &BusError) -> bool {
+    error.retryable() || matches!(error, BusError::NotOwner { .. } | BusError::UnknownPartition { .. })
+}
+
 impl Worker {
     pub(crate) fn new(to: Backends, settings: Settings) -> Self {
         Self { to, settings }
@@ -52,7 +58,7 @@ impl Worker {
                 Ok(End::TopicsChanged) => {}
                 Ok(End::Lost) => warn!("partitions were lost; reading again from what was committed"),
                 Err(Stop::Cancelled) => return Ok(()),
-                Err(Stop::Bus(error)) if error.retryable() || matches!(error, BusError::NotOwner { .. }) => {
+                Err(Stop::Bus(error)) if passes(&error) => {
                     if self.to.wait(&error, &mut attempt).await.is_err() {
                         return Ok(());
                     }
@@ -261,8 +267,8 @@ impl Worker {
             done.iter().map(|(at, (next, _))| (at.clone(), *next)).collect();
         consumer.commit(&offsets).await?;
         let took: Duration = begin.elapsed();
-        metrics::histogram!("logmesh_transfer_bulk_seconds").record(took.as_secs_f64());
-        metrics::counter!("logmesh_transfer_bytes_total").increment(bytes as u64);
+        metrics::histogram!(metric::TRANSFER_BULK_SECONDS).record(took.as_secs_f64());
+        metrics::counter!(metric::TRANSFER_BYTES).increment(bytes as u64);
         tracing::debug!(documents, bytes, millis = took.as_millis() as u64, "wrote a bulk");
         let mut state = self.to.shared.state();
         for (at, (_, time)) in done {
