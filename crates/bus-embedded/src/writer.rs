@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use logmesh_bus::{BusError, Cleanup, NewRecord, Offset, Position};
-use logmesh_types::UnixNanos;
+use logmesh_types::{UnixNanos, metric};
 use metrics::{counter, histogram};
 use redb::{ReadableTable, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -26,14 +26,6 @@ const MAX_TRANSACTION_BYTES: usize = 16 << 20;
 const INDEX_NANOS: i64 = 1_000_000_000;
 /// or grew at all after so many records.
 const INDEX_RECORDS: u64 = 256;
-
-/// Records, and their bytes, that became durable.
-const RECORDS_TOTAL: &str = "logmesh_bus_appended_records_total";
-const BYTES_TOTAL: &str = "logmesh_bus_appended_bytes_total";
-/// Commits that failed.
-const FAILURES_TOTAL: &str = "logmesh_bus_commit_failures_total";
-/// From the beginning of a transaction to its end on disk.
-const COMMIT_SECONDS: &str = "logmesh_bus_commit_seconds";
 
 /// Something to be written.
 pub(crate) enum Op {
@@ -146,15 +138,15 @@ impl Thread {
         let result = self.check_doubt().and_then(|()| self.store.write(|transaction| apply(transaction, &ops)));
         match result {
             Ok((changes, positions)) => {
-                histogram!(COMMIT_SECONDS).record(started.elapsed());
-                counter!(RECORDS_TOTAL).increment(positions.len() as u64);
-                counter!(BYTES_TOTAL).increment(bytes as u64);
+                histogram!(metric::BUS_COMMIT_SECONDS).record(started.elapsed());
+                counter!(metric::BUS_APPENDED_RECORDS).increment(positions.len() as u64);
+                counter!(metric::BUS_APPENDED_BYTES).increment(bytes as u64);
                 publish(changes);
                 answer(ops, positions);
                 self.committed.send_modify(|commits| *commits += 1);
             }
             Err(error) => {
-                counter!(FAILURES_TOTAL).increment(1);
+                counter!(metric::BUS_COMMIT_FAILURES).increment(1);
                 self.fail(ops, &error);
             }
         }
@@ -231,7 +223,7 @@ fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<(Changes, Vec<Pos
                     Entry::Occupied(entry) => &mut entry.into_mut().1,
                     Entry::Vacant(entry) => &mut entry.insert((Arc::clone(topic), topic.state(*partition))).1,
                 };
-                positions.push(Position { partition: *partition, offset: Some(Offset(state.high)) });
+                positions.push(Position { partition: *partition, offset: Offset(state.high) });
                 tables.append(topic, *partition, record, state)?;
             }
             Op::Commit { group, offsets, .. } => tables.commit(group, offsets)?,

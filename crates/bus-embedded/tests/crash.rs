@@ -40,7 +40,7 @@ async fn child_appends_for_ever() {
                 if pending.len() > 16 {
                     let (value, append) = pending.pop_front().unwrap();
                     let position = append.await.unwrap();
-                    let line = format!("ack {} {} {value}\n", position.partition, position.offset.unwrap().0);
+                    let line = format!("ack {} {} {value}\n", position.partition, position.offset.0);
                     std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
                 }
             }

@@ -105,7 +105,7 @@ async fn retention_removes_the_oldest_by_bytes_and_by_age() {
     bus.ensure_topic(&TopicSpec { name: topic(), partitions: 1, cleanup: none }).await.unwrap();
     wait_until("retention by age", async || bus.watermarks(&at()).await.unwrap().low == NextOffset(102)).await;
     assert!(bus.read(&at(), NextOffset(0), 1).await.unwrap().is_empty());
-    assert_eq!(bus.append(&topic(), record(10)).await.unwrap().await.unwrap().offset.unwrap().0, 102);
+    assert_eq!(bus.append(&topic(), record(10)).await.unwrap().await.unwrap().offset.0, 102);
 }
 
 async fn commit(bus: &EmbeddedBus, group: &str, next: u64) {
@@ -133,7 +133,7 @@ async fn retention_waits_for_the_slowest_group_and_for_the_first_commit_where_th
     let low = async |at: &TopicPartition| bus.watermarks(at).await.unwrap().low;
     let pass = async || {
         for _ in 0..2 {
-            let end = bus.append(&other.topic, record(10)).await.unwrap().await.unwrap().offset.unwrap().next();
+            let end = bus.append(&other.topic, record(10)).await.unwrap().await.unwrap().offset.next();
             wait_until("a pass", async || low(&other).await == end).await;
         }
     };
@@ -180,7 +180,7 @@ async fn a_tiny_queue_takes_one_record_at_a_time() {
         let append = bus.append(&topic(), record(100_000)).await.unwrap();
         assert!(bus.watermarks(&at()).await.unwrap().high.0 >= n, "room was given before the last one was durable");
         if let Some(before) = before.replace(append) {
-            assert_eq!(before.await.unwrap().offset.unwrap().0, n - 1);
+            assert_eq!(before.await.unwrap().offset.0, n - 1);
         }
     }
 }
@@ -222,7 +222,7 @@ async fn a_full_disk_fails_appends_and_heals() {
     let error = loop {
         match bus.append(&topic(), record(400_000)).await.unwrap().await {
             Ok(position) => {
-                assert_eq!(position.offset.unwrap().0, acked);
+                assert_eq!(position.offset.0, acked);
                 acked += 1;
             }
             Err(error) => break error,
@@ -238,7 +238,7 @@ async fn a_full_disk_fails_appends_and_heals() {
 
     fs::remove_file(&ballast).unwrap();
     let position = bus.append(&topic(), record(400_000)).await.unwrap().await.unwrap();
-    assert!(position.offset.unwrap().0 >= acked);
+    assert!(position.offset.0 >= acked);
     let high = bus.watermarks(&at()).await.unwrap().high;
     drop(bus);
     let bus = EmbeddedBus::open(folder, Settings::default()).unwrap();

@@ -3,7 +3,15 @@
 //! librdkafka keeps the order of a partition over its own retries, and a record that it sent twice is stored once. When
 //! it gives a record up, it takes a new epoch before it sends anything else: should a broker that was frozen come to
 //! the old request later, it refuses it once a record of the new epoch is stored. That is how a record that failed never
-//! appears behind the one that replaced it. A producer that can't go on (a *fatal* error) is replaced after all that it
+//! appears behind the one that replaced it.
+//!
+//! Of a batch whose answer was lost or was an error librdkafka says that it's stored, without an offset, as soon as a later one
+//! is: the broker would have refused that for its sequence number otherwise (`rd_kafka_dr_implicit_ack`). Not so the first
+//! batches of a producer on a partition: there the broker takes any number, and those before it are lost (seen where a topic had
+//! just been made). So a record without an offset counts as failed. It is appended again, and may be on the bus twice,
+//! which ids and books are for.
+//!
+//! A producer that can't go on (a *fatal* error) is replaced after all that it
 //! had under way has an outcome.
 
 use std::fmt;
@@ -13,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use logmesh_bus::{Append, BusError, NewRecord, Offset, Position, TopicPartition};
 use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_types::metric;
 use metrics::{counter, gauge};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -25,14 +34,6 @@ use tracing::{error, warn};
 use crate::clients::RECORD_COST;
 use crate::context::{at_partition, log, report, stopping};
 use crate::settings::Settings;
-
-/// Bytes of records that may still be queued; at 0 appends wait.
-const QUEUE_ROOM: &str = "logmesh_bus_queue_room_bytes";
-/// Records, and the bytes of their keys and values, that became durable.
-const RECORDS_TOTAL: &str = "logmesh_bus_appended_records_total";
-const BYTES_TOTAL: &str = "logmesh_bus_appended_bytes_total";
-/// Records that failed.
-const FAILURES_TOTAL: &str = "logmesh_bus_append_failures_total";
 
 /// The most bytes of records that share an outcome, one record more at most: what they take of the queue is given back at once.
 const GROUP_BYTES: usize = 1 << 20;
@@ -104,6 +105,8 @@ struct Outcome {
     last: Option<Position>,
     /// The first one's that failed.
     error: Option<KafkaError>,
+    /// Some are said to be stored, and not where.
+    unplaced: bool,
     stored: u64,
     bytes: u64,
     failed: u64,
@@ -118,10 +121,10 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let outcome = std::mem::take(self.outcome.get_mut().unwrap_or_else(PoisonError::into_inner));
-        counter!(RECORDS_TOTAL).increment(outcome.stored);
-        counter!(BYTES_TOTAL).increment(outcome.bytes);
+        counter!(metric::BUS_APPENDED_RECORDS).increment(outcome.stored);
+        counter!(metric::BUS_APPENDED_BYTES).increment(outcome.bytes);
         if outcome.failed > 0 {
-            counter!(FAILURES_TOTAL).increment(outcome.failed);
+            counter!(metric::BUS_APPEND_FAILURES).increment(outcome.failed);
         }
         drop(self.room.take()); // before anybody hears of the outcome
         if let Some(reply) = self.reply.take() {
@@ -149,17 +152,17 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, group: Arc<Group>) {
         let mut outcome = group.outcome();
         match result {
-            Ok(message) => {
-                outcome.stored += 1;
-                outcome.bytes += (message.key_len() + message.payload_len()) as u64;
-                let position = Position {
-                    partition: message.partition() as u32,
-                    // Without one it was stored by an attempt whose answer was lost: a later batch's answer, or Kafka's
-                    // memory of its number, shows that it's there.
-                    offset: u64::try_from(message.offset()).ok().map(Offset),
-                };
-                outcome.last = Some(position);
-            }
+            Ok(message) => match u64::try_from(message.offset()) {
+                Ok(offset) => {
+                    outcome.stored += 1;
+                    outcome.bytes += (message.key_len() + message.payload_len()) as u64;
+                    outcome.last = Some(Position { partition: message.partition() as u32, offset: Offset(offset) });
+                }
+                Err(_) => {
+                    outcome.failed += 1;
+                    outcome.unplaced = true;
+                }
+            },
             Err((error, _)) => {
                 outcome.failed += 1;
                 outcome.error.get_or_insert_with(|| error.clone());
@@ -199,6 +202,9 @@ impl Producer {
                 if let Some(failed) = outcome.error {
                     error.get_or_insert_with(|| to_bus(&failed, &at, largest));
                 }
+                if outcome.unplaced {
+                    error.get_or_insert_with(unplaced);
+                }
                 if let Some(last) = outcome.last {
                     result = Ok(last);
                 }
@@ -217,7 +223,7 @@ impl Producer {
     ) -> Result<(), BusError> {
         let cost = cost(records).min(self.settings.queue_bytes.0 as usize);
         let room = Arc::clone(&self.room).acquire_many_owned(cost as u32).await.map_err(|_| stopping())?;
-        gauge!(QUEUE_ROOM).set(self.room.available_permits() as f64);
+        gauge!(metric::BUS_QUEUE_ROOM_BYTES).set(self.room.available_permits() as f64);
         let group = Arc::new(Group { outcome: Mutex::default(), reply: Some(reply), room: Some(room) });
         let until = Instant::now() + self.settings.delivery_timeout.0;
         for record in records {
@@ -310,6 +316,10 @@ fn headers(record: &NewRecord) -> OwnedHeaders {
         .fold(empty, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_ref()) }))
 }
 
+fn unplaced() -> BusError {
+    BusError::Unavailable { reason: "Kafka: records are said to be stored, but not where; they may not be".to_owned() }
+}
+
 fn to_bus(error: &KafkaError, at: &TopicPartition, bytes: usize) -> BusError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
@@ -340,7 +350,7 @@ mod tests {
     /// A producer for partition 0 of a topic on a simulated broker, whose errors can be chosen.
     fn simulated<'c>() -> (MockCluster<'c, DefaultProducerContext>, Producer, TopicPartition) {
         let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("t", 1, 1).unwrap();
+        cluster.create_topic("t", 2, 1).unwrap();
         let settings = Settings {
             brokers: cluster.bootstrap_servers().split(',').map(str::to_owned).collect(),
             delivery_timeout: Span(Duration::from_secs(5)),
@@ -368,7 +378,7 @@ mod tests {
         assert_eq!(group_len(&[record(&"x".repeat(2 << 20)), record("y")]), 1);
         let (stored, failed) = producer.append(at.clone(), &records).await;
         assert!(failed.is_none());
-        assert_eq!(stored.await.unwrap(), Position { partition: 0, offset: Some(Offset(9)) });
+        assert_eq!(stored.await.unwrap(), Position { partition: 0, offset: Offset(9) });
         assert_eq!(producer.room.available_permits(), room, "the room is given back");
 
         // One that can never be stored, among others: they are stored, and it's the outcome of all.
@@ -383,15 +393,39 @@ mod tests {
         assert!(nothing.unwrap_err().retryable());
     }
 
-    /// Kafka stored a record by an attempt whose answer was lost, and has forgotten where: that is no failure.
+    /// Kafka says that it has the record, and not where: it is appended again rather than believed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_record_that_is_there_already_is_stored() {
+    async fn a_record_without_a_place_is_not_stored() {
         let (cluster, producer, at) = simulated();
-        let stored = append(&producer, &at, "0").await.unwrap();
-        assert_eq!(stored, Position { partition: 0, offset: Some(Offset(0)) });
+        append(&producer, &at, "0").await.unwrap();
         cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
-        let stored = append(&producer, &at, "1").await.unwrap();
-        assert_eq!(stored, Position { partition: 0, offset: None });
+        let error = append(&producer, &at, "1").await.unwrap_err();
+        assert!(error.retryable() && error.to_string().contains("not where"), "{error}");
+        append(&producer, &at, "1").await.unwrap();
+    }
+
+    /// The first batch of all is refused for now, as by a partition whose leader isn't ready, and the second taken, whatever its
+    /// number: librdkafka then calls the first one stored.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_first_batch_that_the_second_overtakes_is_not_stored() {
+        let (cluster, producer, at) = simulated();
+        append(&producer, &TopicPartition { partition: 1, ..at.clone() }, "another partition's").await.unwrap();
+        cluster.broker_round_trip_time(1, Duration::from_millis(300)).unwrap();
+        let not_yet = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[not_yet]);
+        let records = ["0", "1"].map(record);
+        let (first, failed) = producer.append(at.clone(), &records[..1]).await;
+        assert!(failed.is_none());
+        // Past what librdkafka waits for more to fill a batch.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (second, failed) = producer.append(at.clone(), &records[1..]).await;
+        assert!(failed.is_none());
+        let (first, second) = tokio::join!(first, second);
+        let places = [first, second].map(|outcome| outcome.map(|position| position.offset));
+        match &places {
+            [Err(error), Ok(Offset(0))] => assert!(error.retryable() && error.to_string().contains("not where")),
+            other => panic!("the first batch wasn't overtaken: {other:?}"),
+        }
     }
 
     /// After an error that librdkafka can't go on from, the same calls work again by themselves.

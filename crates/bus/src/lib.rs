@@ -78,8 +78,8 @@ impl Offset {
 pub struct Position {
     /// The partition that the key chose.
     pub partition: u32,
-    /// The record's offset there. `None`: it was stored by an attempt whose answer was lost, and the bus can't say where.
-    pub offset: Option<Offset>,
+    /// The record's offset there.
+    pub offset: Offset,
 }
 
 /// Names and values. The names of those that are written by the million are constants.

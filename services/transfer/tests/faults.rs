@@ -48,7 +48,7 @@ async fn count(index: &ElasticIndex) -> u64 {
 
 async fn is_done(mesh: &Mesh, at: &Position) -> bool {
     let partition = TopicPartition { topic: mesh.topic.clone(), partition: at.partition };
-    mesh.bus.committed(GROUP, &partition).await.unwrap() >= Some(at.offset.unwrap().next())
+    mesh.bus.committed(GROUP, &partition).await.unwrap() >= Some(at.offset.next())
 }
 
 async fn letters(mesh: &Mesh) -> Vec<DeadLetter> {

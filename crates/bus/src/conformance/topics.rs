@@ -30,7 +30,7 @@ pub async fn appends_many_as_one(fixture: &dyn Fixture) {
     let topic = make_topic(fixture, &*bus, 1, KEEP).await;
     let records: Vec<_> = (0..3_000).map(|n| record("k", &format!("{n:04}{}", "x".repeat(1_000)))).collect();
     let last = soon("an append", bus.append_all(&topic, &records).await).await.unwrap();
-    assert_eq!(last, Position { partition: 0, offset: Some(Offset(2_999)) });
+    assert_eq!(last, Position { partition: 0, offset: Offset(2_999) });
     let all = read_all(&*bus, &at(&topic, 0), NextOffset(0)).await;
     assert!(all.iter().map(|record| &record.value).eq(records.iter().map(|record| &record.value)));
 
@@ -52,7 +52,7 @@ pub async fn chooses_the_partition_by_key(fixture: &dyn Fixture) {
     for (n, position) in positions.iter().enumerate() {
         assert_eq!(position.partition, partition_of(n.to_string().as_bytes(), 3));
         let expected = &mut next[position.partition as usize];
-        assert_eq!(position.offset, Some(Offset(*expected)));
+        assert_eq!(position.offset, Offset(*expected));
         *expected += 1;
     }
     for (partition, high) in next.into_iter().enumerate() {
@@ -144,10 +144,7 @@ pub async fn refuses_what_is_too_large(fixture: &dyn Fixture) {
     assert!(!error.retryable());
     let largest = NewRecord { value: Bytes::from(vec![1; limits::MAX_RECORD_BYTES]), ..NewRecord::default() };
     let positions = append_all(&*bus, &topic, [largest, record("", "next")]).await;
-    assert_eq!(
-        positions.iter().map(|position| position.offset).collect::<Vec<_>>(),
-        [Some(Offset(0)), Some(Offset(1))]
-    );
+    assert_eq!(positions.iter().map(|position| position.offset).collect::<Vec<_>>(), [Offset(0), Offset(1)]);
 }
 
 /// Making a topic again does nothing; another number of partitions or kind of cleanup is refused; new retention is
@@ -244,5 +241,5 @@ pub async fn keeps_everything_over_a_restart(fixture: &dyn Fixture) {
     assert_eq!(found, 100);
     let more = append_all(&*bus, &topic, [record("0", "more")]).await;
     let before = positions.iter().filter(|position| position.partition == more[0].partition).count();
-    assert_eq!(more[0].offset, Some(Offset(before as u64)));
+    assert_eq!(more[0].offset, Offset(before as u64));
 }

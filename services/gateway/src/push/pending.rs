@@ -6,13 +6,12 @@ use std::time::Instant;
 use logmesh_bus::{Append, Bus, BusError, NewRecord, Position};
 use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk, Reject};
 use logmesh_record::{Format, codec, document};
-use logmesh_types::TopicName;
 use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_types::{TopicName, metric};
 use metrics::gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::rejected::Refusal;
-use crate::metrics::IN_FLIGHT;
 
 /// Bytes of a message that are taken from the room of all connections for as long as this lives.
 #[derive(Debug)]
@@ -26,14 +25,14 @@ impl InFlight {
     pub(crate) async fn new(room: &Arc<Semaphore>, bytes: usize) -> Self {
         // A message is at most some MiB, the room at most 4 GiB; the semaphore is never closed.
         let permit = Arc::clone(room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok();
-        gauge!(IN_FLIGHT).increment(bytes as f64);
+        gauge!(metric::GATEWAY_IN_FLIGHT_BYTES).increment(bytes as f64);
         Self { bytes, _room: permit }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        gauge!(IN_FLIGHT).decrement(self.bytes as f64);
+        gauge!(metric::GATEWAY_IN_FLIGHT_BYTES).decrement(self.bytes as f64);
     }
 }
 
@@ -115,10 +114,5 @@ impl Pending {
 
 /// A place on the bus as clients are told.
 pub(crate) fn bus_position(topic: &TopicName, position: &Position) -> BusPosition {
-    BusPosition {
-        topic: topic.to_string(),
-        partition: position.partition,
-        offset: position.offset.map_or(0, |offset| offset.0),
-        offset_unknown: position.offset.is_none(),
-    }
+    BusPosition { topic: topic.to_string(), partition: position.partition, offset: position.offset.0 }
 }

@@ -97,7 +97,7 @@ impl Mesh {
         let partition = TopicPartition { topic: self.topic.clone(), partition: at.partition };
         wait_for_async("transfer commits", Duration::from_secs(20), || async {
             let committed = self.bus.committed(GROUP, &partition).await.unwrap();
-            if committed >= Some(at.offset.unwrap().next()) { Ok(()) } else { Err(format!("{committed:?}")) }
+            if committed >= Some(at.offset.next()) { Ok(()) } else { Err(format!("{committed:?}")) }
         })
         .await;
     }
