@@ -99,7 +99,8 @@ impl<'a> Part<'a> {
             let done = self.cluster.client().run(&["audit", "--topic", self.topic]);
             if done.code == Some(0) { Ok(()) } else { Err(format!("{done:?}")) }
         });
-        let documents = self.cluster.client().search(&format!("log.file.path:*/logs/{}/*", self.topic));
+        let mut documents = self.cluster.client().search(&format!("log.file.path:*/logs/{}/*", self.topic));
+        documents.retain(|document| document["_topic"] == self.topic);
         let found = by_path(&documents);
         (0..files).for_each(|file| assert_equal(&self.path(file), &found[&self.path(file).display().to_string()]));
     }
@@ -295,11 +296,9 @@ fn replays_survive_a_kill_and_a_rebalance(part: &mut Part<'_>) {
     assert_eq!((&same["indexed"], &same["already_there"]), (&0.into(), &(2 * ALL).into()), "{same}");
     let expected = (2 * ALL, ALL, 2 * ALL);
     // What was written last is found a refresh later.
-    wait_for("equal counts", PATIENCE, || {
-        match (part.count_in("again"), part.count_in("first-half"), part.count()) {
-            counts if counts == expected => Ok(()),
-            counts => Err(format!("{counts:?}")),
-        }
+    wait_for("equal counts", PATIENCE, || match (part.count_in("again"), part.count_in("first-half"), part.count()) {
+        counts if counts == expected => Ok(()),
+        counts => Err(format!("{counts:?}")),
     });
     part.wait_whole(2 * FILES);
     println!("{}: replays are done", part.topic);

@@ -117,7 +117,7 @@ fn each_range_is_cut_under_the_rule_of_its_time() {
         (chunk.range.end, chunk.source.revision, chunk.lengths.map(|lengths| lengths.to_vec()))
     };
     assert_eq!(events(4, 21), (9, 1, None), "lines, up to where the rule changed");
-    assert_eq!(events(9, 21), (16, 1, Some(vec![7])));
+    assert_eq!(events(9, 21), (21, 1, Some(vec![7, 5])));
     assert_eq!(events(16, 26), (21, 1, Some(vec![5])), "up to the cut");
     assert_eq!(events(21, 26), (26, 1, Some(vec![3, 2])));
 }
