@@ -134,7 +134,7 @@ fn services_wait_for_their_backends_and_say_so() {
 
 #[test]
 fn the_console_is_the_front_door_of_every_service() {
-    let cluster = Cluster::started();
+    let mut cluster = Cluster::started();
     let door = cluster.grpc("console");
     let names = grpcurl::grpcurl(&[], &door, &["list"]).expect(0).stdout;
     for service in [
@@ -166,4 +166,38 @@ fn the_console_is_the_front_door_of_every_service() {
     let status = cluster.client().run(&["status", "--json"]).expect(0);
     assert_eq!(status.stdout.lines().count(), 4, "{}", status.stdout);
     assert!(cluster.readyz(AGENT).starts_with("HTTP/1.1 200"));
+    assert_fresh(&mut cluster);
+}
+
+/// How fresh a topic is, as the server answers.
+fn freshness(server: &str, request: &Value) -> Value {
+    let method = "logmesh.transfer.v1.TransferService/GetFreshness";
+    serde_json::from_str(&grpcurl::call(server, method, &request.to_string(), 30).expect(0).stdout).unwrap()
+}
+
+/// How long the events of the topic `door` took is told for both workers together, and who is missing.
+fn assert_fresh(cluster: &mut Cluster) {
+    let workers = ["transfer-1", "transfer-2"].map(|name| cluster.grpc(name));
+    // Of which part of the way how many events are known; numbers of 64 bits are texts in JSON.
+    let events = |server: &str, own: bool| -> BTreeMap<String, u64> {
+        let answer = freshness(server, &json!({"topic": "door", "this_worker_only": own}));
+        let hops = answer["topics"][0]["hops"].as_array().cloned().unwrap_or_default();
+        let of = |hop: &Value| {
+            (hop["hop"].as_str().unwrap().to_owned(), hop["events"].as_str().unwrap().parse::<u64>().unwrap())
+        };
+        hops.iter().map(of).collect()
+    };
+    let mut sum: BTreeMap<String, u64> = BTreeMap::new();
+    for (hop, count) in workers.iter().flat_map(|worker| events(worker, true)) {
+        *sum.entry(hop).or_default() += count;
+    }
+    assert_eq!((sum["HOP_TOTAL"], sum["HOP_AGENT_TO_GATEWAY"], sum["HOP_GATEWAY_TO_BUS"]), (2, 1, 2), "{sum:?}");
+    assert!(["HOP_BUS_TO_TRANSFER", "HOP_TRANSFER_TO_INDEX"].iter().all(|hop| sum[*hop] == 2), "{sum:?}");
+    for server in [&workers[0], &workers[1], &cluster.grpc("console")] {
+        assert_eq!(events(server, false), sum, "{server}");
+    }
+    cluster.kill("transfer-2");
+    let answer = freshness(&workers[0], &json!({}));
+    let missing = answer["unreachableWorkers"].as_array().unwrap();
+    assert!(missing.len() == 1 && workers[1].ends_with(missing[0].as_str().unwrap().trim_start_matches("127.0.0.1-")));
 }

@@ -113,6 +113,9 @@ fn digest(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&hash.as_bytes()[..8])
 }
 
+/// Elasticsearch's own `index.refresh_interval`, which our templates leave as it is.
+const REFRESH: Duration = Duration::from_secs(1);
+
 #[async_trait]
 impl IndexWriter for ElasticIndex {
     async fn ensure_topic(&self, topic: &TopicName, fields: &FieldTypes) -> Result<(), IndexError> {
@@ -133,6 +136,10 @@ impl IndexWriter for ElasticIndex {
 
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError> {
         self.inner.delete_slice(slice).await
+    }
+
+    fn searchable_within(&self) -> Duration {
+        REFRESH
     }
 }
 

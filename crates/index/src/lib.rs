@@ -145,6 +145,11 @@ pub trait IndexWriter: Debug + Send + Sync + 'static {
 
     /// Removes the slice with all its documents. No slice of that name is success.
     async fn delete_slice(&self, slice: &Slice) -> Result<(), IndexError>;
+
+    /// What is written is found by searches after this time at the latest.
+    fn searchable_within(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// In which order hits come.

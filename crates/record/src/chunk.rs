@@ -227,6 +227,7 @@ pub(crate) mod tests {
             format: 0,
             omitted_bytes: 0,
             repeated: false,
+            written_time: None,
         }
     }
 

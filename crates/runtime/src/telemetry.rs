@@ -18,6 +18,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Upper bounds in seconds of histograms whose name ends in `_seconds`.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
+/// The same where a day is possible: how long a line takes to the index.
+const FRESHNESS: (&str, [f64; 14]) = (
+    "logmesh_freshness_seconds",
+    [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3_600.0, 86_400.0],
+);
+
 /// Upper bounds of histograms of bytes and counts.
 const SIZES: [f64; 10] = [1.0, 16.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 8_388_608.0];
 
@@ -138,6 +144,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 fn recorder() -> anyhow::Result<PrometheusBuilder> {
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(FRESHNESS.0.to_owned()), &FRESHNESS.1)?
         .set_buckets(&SIZES)?)
 }
 
@@ -189,11 +196,13 @@ mod tests {
         let recorder = recorder().unwrap().build_recorder();
         metrics::with_local_recorder(&recorder, || {
             metrics::histogram!("logmesh_test_wait_seconds").record(0.002);
+            metrics::histogram!("logmesh_freshness_seconds").record(70.0);
             metrics::histogram!("logmesh_test_chunk_bytes").record(5_000.0);
         });
         let text = recorder.handle().render();
         assert!(text.contains(r#"logmesh_test_wait_seconds_bucket{le="0.0025"} 1"#), "{text}");
         assert!(text.contains(r#"logmesh_test_chunk_bytes_bucket{le="16384"} 1"#), "{text}");
+        assert!(text.contains(r#"logmesh_freshness_seconds_bucket{le="300"} 1"#), "{text}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Chunk {
     pub container: bool,
     /// When it was read. A chunk that is sent again keeps it.
     pub read_time: UnixNanos,
+    /// When it was written, at the latest; `None` if that isn't known, as for what lay there before it was collected.
+    pub written_time: Option<UnixNanos>,
     /// The rule and the file.
     pub source: Arc<Source>,
     /// It was acked before, and is read once more: see [`crate::Again`].

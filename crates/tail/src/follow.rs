@@ -5,9 +5,11 @@
 
 mod again;
 mod read;
+mod written;
 
 pub use again::{Again, NotAgain, NotAgainCause, Recall};
 pub(crate) use read::{HEAD_BYTES, packer_of};
+pub(crate) use written::Written;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -193,6 +195,8 @@ pub(crate) struct Followed {
     pub grown: Instant,
     /// Since when bytes wait to be read.
     pub unread_since: Option<UnixNanos>,
+    /// When what is read next was written.
+    pub written: Written,
     /// At this size nothing more could be framed.
     pub stalled_at: Option<u64>,
     /// It is in its rule's queue.
@@ -307,6 +311,7 @@ impl Followed {
             flight: Flight::default(),
             grown: now,
             unread_since: None,
+            written: Written::default(),
             stalled_at: None,
             queued: false,
             durable: true,
@@ -476,6 +481,7 @@ impl Followed {
         let dropped = self.flight.sent.split_off(keep);
         let Some(first) = dropped.front() else { return Held::default() };
         self.unread_since = Some(first.chunk.read_time);
+        self.written = Written::default();
         self.back_to = Some(self.flight.sent.back().map_or(self.record.guard, |sent| sent.guard));
         (self.read, self.framed_to, self.tail, self.stalled_at) = (start, start, Tail::EMPTY, None);
         self.skimmed = 0;
@@ -522,6 +528,7 @@ impl Followed {
         self.record.past = Some(Past::since(0));
         (self.read, self.framed_to, self.tail, self.stalled_at) = (0, 0, Tail::EMPTY, None);
         self.checked = 0;
+        self.written.begin_again();
         (self.charset, self.skimmed) = (None, 0);
         self.back_to = None;
         self.marks.clear();

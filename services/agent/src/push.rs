@@ -231,6 +231,7 @@ fn to_message(chunk: Chunk, identity: &Identity, labels: &BTreeMap<String, Strin
         event_lengths: chunk.lengths.as_deref().map(<[u32]>::to_vec).unwrap_or_default(),
         crc32c: chunk.crc32c,
         read_time: Some(timestamp(chunk.read_time)),
+        written_time: chunk.written_time.map(timestamp),
         source: Some(message::Source {
             agent_id: identity.id.to_string(),
             host_name: identity.host.clone(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use logmesh_proto::ingest::v1::push_response::Response;
 use logmesh_proto::ingest::v1::{Chunk, Credit, GoAway, PushRequest, PushResponse, Reject};
 use logmesh_proto::time::duration;
-use logmesh_record::{Format, chunk};
+use logmesh_record::{Format, Times, chunk};
 use logmesh_types::limits::MAX_RECORD_BYTES;
 use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::{counter, gauge};
@@ -118,14 +118,18 @@ impl Session {
                 let message = "more bytes were sent than the credit allowed";
                 return Err(Some(logmesh_grpc::resource_exhausted("CREDIT_EXCEEDED", message)));
             }
-            if chunk::clamp_read_time(&mut chunk, UnixNanos::now()) {
+            let received = UnixNanos::now();
+            let mut times = Times::of_chunk(&chunk, received);
+            if chunk::clamp_read_time(&mut chunk, received) {
                 counter!(metric::GATEWAY_CLAMPED_READ_TIMES).increment(1);
+                // By a clock that is so far off nothing can be measured.
+                times = Times::of_event(received);
             }
             let in_flight = InFlight::new(&self.shared.room, chunk.encoded_len() + CHUNK_COST).await;
             // What is sent once more stands apart from the order of what is new.
             let mut apart = Rejected::default();
             let rejected = if chunk.repeated { &mut apart } else { &mut rejected };
-            match self.take(&chunk, rejected, in_flight).await {
+            match self.take(&chunk, times, rejected, in_flight).await {
                 Ok(mut item) => {
                     rejected.forget(&chunk.stream_id);
                     // A place first: waiting for one with the lock held would be for ever, since a retry wants the lock.
@@ -144,14 +148,20 @@ impl Session {
     }
 
     /// Checks a chunk and makes its records.
-    async fn take(&self, chunk: &Chunk, rejected: &Rejected, in_flight: InFlight) -> Result<Pending, Refusal> {
+    async fn take(
+        &self,
+        chunk: &Chunk,
+        times: Times,
+        rejected: &Rejected,
+        in_flight: InFlight,
+    ) -> Result<Pending, Refusal> {
         chunk::check(chunk).map_err(|error| Refusal { reason: error.reason, detail: error.detail })?;
         let topic = chunk.topic.parse().map_err(|error| Refusal { reason: "BAD_NAME", detail: format!("{error}") })?;
         if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
             return Err(refusal);
         }
         let format = self.ensure_topic(&topic).await?;
-        let item = Pending::new(chunk, topic, format, in_flight);
+        let item = Pending::new(chunk, times, topic, format, in_flight);
         if item.is_too_large() {
             let detail = format!("an event becomes a record of more than {MAX_RECORD_BYTES} bytes");
             return Err(Refusal { reason: "RECORD_TOO_LARGE", detail });

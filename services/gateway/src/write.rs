@@ -4,7 +4,7 @@ use bytes::Bytes;
 use logmesh_bus::BusError;
 use logmesh_grpc::{FieldViolation, failed_precondition, invalid_argument, unavailable};
 use logmesh_proto::ingest::v1::{Event, WriteRequest, WriteResponse};
-use logmesh_record::{codec, document};
+use logmesh_record::{Times, codec, document};
 use logmesh_types::limits::{MAX_EVENT_BYTES, MAX_RECORD_BYTES, MAX_WRITE_EVENTS};
 use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::counter;
@@ -59,6 +59,7 @@ fn records(shared: &Shared, topic: &TopicName, events: &[Event]) -> Result<Vec<l
         if record.key.is_empty() {
             record.key = key.clone();
         }
+        Times::of_event(taken).stamp(std::slice::from_mut(&mut record));
         if record.size() > MAX_RECORD_BYTES {
             let field = FieldViolation::new(format!("events[{index}]"), "its document is too large for the bus");
             return Err(invalid_argument("BAD_EVENT", "an event can't be stored; nothing was", &[field]));

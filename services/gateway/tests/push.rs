@@ -12,7 +12,7 @@ use common::{PATIENCE, Server, chunk};
 use logmesh_gateway::Settings;
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_proto::ingest::v1::push_response::Response;
-use logmesh_record::{Content, Format, TopicSettings, Topics, decode};
+use logmesh_record::{Content, Format, Times, TopicSettings, Topics, decode};
 use logmesh_types::{ByteSize, Span};
 use tonic::Code;
 
@@ -21,6 +21,14 @@ fn stored_chunk(record: &logmesh_bus::Record) -> Chunk {
         Content::Chunk(chunk) => *chunk,
         Content::Event(_) => panic!("an event"),
     }
+}
+
+/// The record says when its events were read (but for a clock that is far off), and when the gateway received them.
+fn assert_times(record: &logmesh_bus::Record, read: Option<i64>) {
+    let times = Times::of(record);
+    assert_eq!((times.written, times.read.map(|time| time.0 / 1_000_000_000)), (None, read));
+    let waited = record.timestamp.0 - times.received.unwrap().0;
+    assert!((0..PATIENCE.as_nanos() as i64).contains(&waited), "{waited}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,6 +45,7 @@ async fn what_is_acked_is_on_the_bus() {
     assert_eq!(records.len(), 1);
     assert_eq!(stored_chunk(&records[0].1), sent);
     let age = logmesh_types::UnixNanos::now().0 - records[0].1.timestamp.0;
+    assert_times(&records[0].1, Some(1_769_860_800));
     assert!((0..60_000_000_000).contains(&age), "retention goes by the arrival, not by the agent's clock");
     let position = &ack.positions[0];
     assert_eq!((position.topic.as_str(), position.partition, position.offset), ("logs", records[0].0, 0));
@@ -284,8 +293,9 @@ async fn a_clock_that_is_far_off_makes_no_slices_of_its_own() {
         push.send(Chunk { read_time, ..chunk(1, offset, "a\n") });
         push.ack().await;
     }
-    let times: Vec<i64> =
-        server.records("logs").await.iter().map(|(_, r)| stored_chunk(r).read_time.unwrap().seconds).collect();
+    let records = server.records("logs").await;
+    records.iter().for_each(|(_, record)| assert_times(record, None));
+    let times: Vec<i64> = records.iter().map(|(_, r)| stored_chunk(r).read_time.unwrap().seconds).collect();
     let tomorrow = logmesh_types::UnixNanos::now().0 / 1_000_000_000 + 86_400;
     assert_eq!(times[0], 946_684_800);
     assert!((tomorrow - 60..=tomorrow).contains(&times[1]), "{times:?}");
@@ -354,4 +364,5 @@ async fn a_topic_of_events_gets_a_record_for_each() {
         .collect();
     assert!(messages[1].contains("\"message\":\"b\""), "{messages:?}");
     assert_eq!(messages.len(), 3);
+    records.iter().for_each(|(_, record)| assert_times(record, Some(1_769_860_800)));
 }

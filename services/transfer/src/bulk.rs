@@ -15,6 +15,7 @@ use logmesh_types::{DocId, UnixNanos};
 use tracing::{error, warn};
 
 use crate::books::Books;
+use crate::freshness::Samples;
 use crate::redrive::{Attempt, Redriven};
 use crate::retired::{is_late, is_retired};
 use crate::store::{Backends, Entry, Stop, Stored, append_all, create, create_missing};
@@ -33,6 +34,7 @@ pub(crate) struct Bulk {
     counts: Counts,
     /// The earliest date of all documents.
     oldest: Option<String>,
+    samples: Samples,
 }
 
 impl Bulk {
@@ -62,10 +64,11 @@ impl Bulk {
         self.offsets.is_empty()
     }
 
-    /// Takes a record in, and books its bytes in memory.
-    pub(crate) fn add(&mut self, at: &TopicPartition, record: &Record, books: &mut Books) {
+    /// Takes a record in that was handed out at `taken`, and books its bytes in memory.
+    pub(crate) fn add(&mut self, at: &TopicPartition, record: &Record, taken: UnixNanos, books: &mut Books) {
         self.offsets.insert(at.clone(), (record.offset.next(), record.timestamp));
         let at = &Arc::new(at.clone());
+        let sample = self.samples.of(at, record, taken);
         match codec::decode(record) {
             Ok(Content::Chunk(chunk)) => {
                 let documents = document::of_chunk(&chunk);
@@ -75,22 +78,30 @@ impl Bulk {
                     book.path.clone_from(&source.path);
                 }
                 for document in documents {
-                    self.add_document(at, record, document, books);
+                    self.add_document(at, record, document, sample, books);
                 }
             }
             Ok(Content::Event(document)) => match Attempt::of(record, at.partition) {
                 Some(attempt) => self.add_letter(at, document, attempt),
-                None => self.add_document(at, record, document, books),
+                None => self.add_document(at, record, document, sample, books),
             },
             Err(reason) => self.add_unreadable(at, record, reason.to_string()),
         }
     }
 
-    fn add_document(&mut self, at: &Arc<TopicPartition>, record: &Record, document: Document, books: &mut Books) {
+    fn add_document(
+        &mut self,
+        at: &Arc<TopicPartition>,
+        record: &Record,
+        document: Document,
+        sample: Option<usize>,
+        books: &mut Books,
+    ) {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
         self.note_date(&document.date);
+        let mut is_new = true;
         let certain = match document.stream {
             // Without an id of its own the event is what lies at this place of the bus.
             None => document.id.is_none(),
@@ -106,10 +117,11 @@ impl Bulk {
                     self.counts.overlaps += 1;
                 }
                 books.add(stream, range);
+                is_new = coverage == Coverage::New;
                 certain
             }
         };
-        let entry = Entry { at: at.clone(), document, id };
+        let entry = Entry { at: at.clone(), document, id, sample: sample.filter(|_| is_new) };
         if certain { self.certain.push(entry) } else { self.doubtful.push(entry) }
     }
 
@@ -119,7 +131,7 @@ impl Bulk {
         self.counts.events += 1;
         self.bytes += document.body.len();
         self.note_date(&document.date);
-        self.redriven.push((Entry { at: at.clone(), document, id }, attempt));
+        self.redriven.push((Entry { at: at.clone(), document, id, sample: None }, attempt));
     }
 
     fn add_unreadable(&mut self, at: &TopicPartition, record: &Record, reason: String) {
@@ -143,7 +155,7 @@ impl Bulk {
         marks: &Marks,
         to: &Backends,
     ) -> Result<BTreeMap<TopicPartition, (NextOffset, UnixNanos)>, Stop> {
-        let Self { mut certain, mut doubtful, redriven, unreadable, offsets, mut counts, .. } = self;
+        let Self { mut certain, mut doubtful, redriven, unreadable, offsets, mut counts, mut samples, .. } = self;
         let mut letters = unreadable;
         let events = certain.len() + doubtful.len();
         certain.retain(|entry| !is_late(entry, marks));
@@ -153,12 +165,16 @@ impl Bulk {
             warn!(events = counts.retired, "events of days that are retired are not stored");
         }
         for (entry, stored) in create(certain, to).await? {
+            note(&entry, &stored, &mut samples);
             take(entry, stored, &mut counts.duplicates, &mut counts.created, &mut letters);
         }
+        samples.stored(&to.shared.freshness);
         for (entry, stored) in create_missing(doubtful, to).await? {
             note_place(&entry, &stored, books);
+            note(&entry, &stored, &mut samples);
             take(entry, stored, &mut counts.repeats, &mut counts.created, &mut letters);
         }
+        samples.stored(&to.shared.freshness);
         for (at, letter) in &letters {
             if let (Some((stream, range)), Some(books)) = (letter.document.stream, books.get_mut(at)) {
                 books.reject(stream, range);
@@ -208,6 +224,13 @@ pub(crate) async fn write_books(
 pub(crate) fn note_place(entry: &Entry, stored: &Stored, books: &mut HashMap<TopicPartition, Books>) {
     if let (Stored::Created, Some(books)) = (stored, books.get_mut(&*entry.at)) {
         books.place(&entry.document);
+    }
+}
+
+/// Notes an event that is new in the index, to be measured.
+fn note(entry: &Entry, stored: &Stored, samples: &mut Samples) {
+    if *stored == Stored::Created {
+        samples.created(entry.sample);
     }
 }
 

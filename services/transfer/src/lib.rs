@@ -4,10 +4,12 @@
 //! ([`bulk`]), booked ([`books`]), and only then is its offset committed. Killed between any two of these steps, the next
 //! worker reads the record again and finds its documents by their ids. [`service`] shows all this over gRPC. Dead letters go
 //! the same way once more ([`redrive`]); what the bus still holds is written again by a [`replay`]. One worker of all takes days of
-//! the index away that are old enough ([`retention`]); topics that are [`paused`] aren't read.
+//! the index away that are old enough ([`retention`]); topics that are [`paused`] aren't read. How long all that takes is measured as
+//! [`freshness`].
 
 mod books;
 mod bulk;
+mod freshness;
 mod jobs;
 mod letters;
 mod operate;
@@ -21,6 +23,7 @@ mod service;
 mod status;
 mod store;
 mod worker;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +46,7 @@ use crate::service::Service;
 use crate::status::Shared;
 use crate::store::Backends;
 use crate::worker::Worker;
+use crate::workers::Workers;
 
 pub use logmesh_record::TRANSFER_GROUP as GROUP;
 
@@ -70,7 +74,7 @@ pub struct Settings {
     pub topic_refresh: Span,
     /// How often the leader looks for days of the index that are older than their topic's `index_retention`.
     pub retention_interval: Span,
-    /// This worker as a candidate for the office of the one that does it; unset: it's the only worker. The process's own: never part of
+    /// This worker as a candidate for the office of the one that does it, and how it finds the others; unset: it's the only worker. The process's own: never part of
     /// this section.
     #[serde(skip)]
     pub candidate: Option<Candidate>,
@@ -98,6 +102,8 @@ pub struct Transfer {
     shared: Arc<Shared>,
     letters: Letters,
     replays: Api,
+    workers: Arc<Workers>,
+    searchable_within: Duration,
 }
 
 impl Transfer {
@@ -134,6 +140,8 @@ impl Transfer {
             }
         });
         tasks.spawn("transfer-retention", retention.run(tasks.token()));
+        let workers = Arc::new(Workers::new(settings.candidate.clone()));
+        let searchable_within = index.searchable_within();
         let replays = Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics };
         let to = Backends {
             bus: bus.clone(),
@@ -146,12 +154,12 @@ impl Transfer {
             token: tasks.token(),
         };
         tasks.spawn("transfer", Worker::new(to, settings).run());
-        Self { shared, letters: Letters { bus, jobs }, replays }
+        Self { shared, letters: Letters { bus, jobs }, replays, workers, searchable_within }
     }
 
     /// Adds the gRPC service.
     pub fn add_to(&self, routes: &mut Routes) {
-        let service = Service::new(self.letters.clone(), self.replays.clone(), self.shared.clone());
+        let service = Service::new(self.clone());
         routes.add(TransferServiceServer::new(service)).needs(worker::COMPONENT).needs(worker::TOPICS);
     }
 }

@@ -1,11 +1,13 @@
 //! `TransferService`: what the worker does, and the dead letters.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use logmesh_bus::{BusError, NextOffset, TopicPartition};
 use logmesh_grpc::bad_field;
-use logmesh_proto::time::timestamp;
+use logmesh_proto::time::{duration, timestamp};
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferService;
 use logmesh_record::with_books;
@@ -18,7 +20,8 @@ use crate::replay::Wanted;
 use crate::replay::api::Api;
 use crate::retired::marks;
 use crate::status::Shared;
-use crate::{GROUP, operate};
+use crate::workers::Workers;
+use crate::{GROUP, Transfer, freshness, operate};
 
 /// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
 const PAGE_BYTES: usize = 2 << 20;
@@ -34,11 +37,14 @@ pub(crate) struct Service {
     letters: Letters,
     replays: Api,
     shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    searchable_within: Duration,
 }
 
 impl Service {
-    pub(crate) fn new(letters: Letters, replays: Api, shared: Arc<Shared>) -> Self {
-        Self { letters, replays, shared }
+    pub(crate) fn new(of: Transfer) -> Self {
+        let Transfer { shared, letters, replays, workers, searchable_within } = of;
+        Self { letters, replays, shared, workers, searchable_within }
     }
 
     /// The topic that is asked for, or all.
@@ -101,6 +107,35 @@ impl TransferService for Service {
             }
         }
         Ok(Response::new(answer))
+    }
+
+    async fn get_freshness(
+        &self,
+        request: Request<proto::GetFreshnessRequest>,
+    ) -> Result<Response<proto::GetFreshnessResponse>, Status> {
+        let request = request.into_inner();
+        let mut measured = self.shared.freshness.measured();
+        let mut unreachable_workers = Vec::new();
+        let mut names = BTreeSet::new();
+        if !request.this_worker_only {
+            names.extend(self.topics("").await?.iter().map(ToString::to_string));
+            let (answers, missing) = self.workers.freshness(&request.topic).await?;
+            answers.into_iter().for_each(|answer| measured.hear(answer));
+            unreachable_workers = missing;
+        }
+        names.extend(measured.topics().cloned());
+        if !request.topic.is_empty() {
+            names.retain(|name| *name == request.topic);
+            if names.is_empty() && !request.this_worker_only {
+                return Err(logmesh_grpc::not_found("TOPIC_NOT_FOUND", format!("there is no topic {}", request.topic)));
+            }
+        }
+        Ok(Response::new(proto::GetFreshnessResponse {
+            topics: names.iter().map(|name| measured.tell(name, request.this_worker_only)).collect(),
+            window: Some(duration(freshness::WINDOW)),
+            unreachable_workers,
+            searchable_within: Some(duration(self.searchable_within)),
+        }))
     }
 
     async fn list_dead_letters(

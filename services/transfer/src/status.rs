@@ -7,10 +7,14 @@ use logmesh_bus::TopicPartition;
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_types::{UnixNanos, metric};
 
+use crate::freshness::Freshness;
+
 /// Shared by the worker, which writes, and the service, which reads.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// How long events took.
+    pub(crate) freshness: Freshness,
 }
 
 #[derive(Debug, Default)]

@@ -51,6 +51,8 @@ pub(crate) struct Entry {
     pub(crate) at: Arc<TopicPartition>,
     pub(crate) document: Document,
     pub(crate) id: DocId,
+    /// Its number among the bulk's samples, if it is to be measured.
+    pub(crate) sample: Option<usize>,
 }
 
 /// What became of a document.

@@ -222,9 +222,10 @@ impl Worker {
             }
             *next = last.offset.next();
         }
+        let taken = UnixNanos::now();
         for record in records {
             let Some(books) = holding.books.get_mut(at) else { continue }; // revoked: its next owner reads it
-            holding.bulk.add(at, record, books);
+            holding.bulk.add(at, record, taken, books);
             holding.flush_at.get_or_insert_with(|| Instant::now() + self.settings.bulk_wait.0);
             if holding.bulk.bytes() as u64 >= self.settings.bulk_bytes.0
                 || holding.bulk.len() >= self.to.pace.bulk_documents()

@@ -7,7 +7,7 @@ use logmesh_types::{ByteRange, UnixNanos};
 
 use super::discover::Refused;
 use super::{Collector, Running};
-use crate::follow::Followed;
+use crate::follow::{Followed, Written};
 use crate::framing::Framing;
 use crate::pace::Rate;
 use crate::pathguard::Opened;
@@ -51,6 +51,7 @@ impl Collector {
         let size_before = std::mem::replace(&mut record.size, opened.meta.size);
         let stream = Followed::stream_of(&self.settings.agent, &record);
         let born = (is_new || record.fresh).then_some(now);
+        let written = if is_new { Written::of_new(record.key.birth, UnixNanos::now()) } else { Written::default() };
         let file = Followed {
             rule: owner,
             real: opened.real.clone(),
@@ -61,6 +62,7 @@ impl Collector {
             last_turn: self.next_turn(),
             rate: Rate::new(now),
             born,
+            written,
             ..Followed::new(stream, record, framing)
         };
         self.changes += 1;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use logmesh_types::{ByteRange, StreamId, UnixNanos};
 
 use super::Collector;
-use crate::follow::{Followed, Former, Likeness, Trace};
+use crate::follow::{Followed, Former, Likeness, Trace, Written};
 use crate::pathguard::{FileKey, meta_at};
 use crate::state::Guard;
 use crate::status::LossCause;
@@ -392,6 +392,7 @@ impl Collector {
         (file.next, file.stalled_at, file.durable, file.grown) = (None, None, false, now);
         file.charset = None;
         file.unread_since = (file.unread() > 0).then(UnixNanos::now);
+        file.written = Written::default();
         let rule = file.rule;
         self.by_stream.insert(former.stream, copy);
         self.copies.held.remove(&copy);

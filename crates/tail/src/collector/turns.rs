@@ -245,8 +245,10 @@ impl Collector {
             self.dirty.insert(number);
         }
         let Some(file) = self.files.get_mut(&number) else { return false };
+        let (time, reach) = (UnixNanos::now(), file.read.max(file.stalled_at.unwrap_or(0)));
+        file.written.look(reach, meta.size, meta.modified, time);
         if file.unread() > 0 && file.unread_since.is_none() {
-            file.unread_since = Some(UnixNanos::now());
+            file.unread_since = Some(time);
         }
         true
     }

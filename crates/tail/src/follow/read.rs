@@ -171,6 +171,7 @@ impl Followed {
             charset,
             container: self.framing.container,
             read_time: UnixNanos::now(),
+            written_time: self.written.time(),
             source: self.source.clone(),
             again: false,
         }

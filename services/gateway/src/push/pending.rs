@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use logmesh_bus::{Append, Bus, BusError, NewRecord, Position};
 use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk, Reject};
-use logmesh_record::{Format, codec, document};
+use logmesh_record::{Format, Times, codec, document};
 use logmesh_types::limits::MAX_RECORD_BYTES;
 use logmesh_types::{TopicName, metric};
 use metrics::gauge;
@@ -56,7 +56,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(chunk: &Chunk, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
+    pub(crate) fn new(chunk: &Chunk, times: Times, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
         let mut records = match format {
             Format::Chunks => vec![codec::encode_chunk(chunk)],
             Format::Events => codec::encode_events(&document::of_chunk(chunk)),
@@ -64,6 +64,7 @@ impl Pending {
         if chunk.repeated {
             records = records.into_iter().map(codec::repeated).collect();
         }
+        times.stamp(&mut records);
         Self {
             stream_id: chunk.stream_id.clone(),
             start_offset: chunk.start_offset,

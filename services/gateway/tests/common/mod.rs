@@ -212,5 +212,6 @@ pub(crate) fn chunk(stream: u8, start: u64, data: &str) -> Chunk {
         format: 0,
         omitted_bytes: 0,
         repeated: false,
+        written_time: None,
     }
 }

@@ -1,5 +1,7 @@
 //! `status`: exits with 0 when every service is ready, else with 1.
 
+mod freshness;
+
 use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
 use logmesh_proto::discovery::v1::{Leader, ListLeadersRequest, WatchEndpointsRequest};
 use logmesh_proto::fleet::v1::RuleState;
@@ -42,6 +44,7 @@ struct Line {
 
 pub(super) async fn run(session: &mut Session) -> Outcome {
     let mut lines = Vec::new();
+    let mut fresh = Vec::new();
     for (service, parts) in SERVICES {
         let mut line = health(service, parts, session).await?;
         if line.ready {
@@ -51,10 +54,14 @@ pub(super) async fn run(session: &mut Session) -> Outcome {
                 _ => Ok((true, String::new(), json!({}))),
             };
             (line.ready, line.detail, line.facts) = more.or_else(describe)?;
+            if service == "transfer" {
+                fresh = freshness::add(&mut line, session).await?;
+            }
         }
         lines.push(line);
     }
     show(&lines, session)?;
+    freshness::show(&fresh, session)?;
     if lines.iter().all(|line| line.ready) { Ok(()) } else { Err(Failure::Wanting) }
 }
 

@@ -175,7 +175,7 @@ impl Task {
         meant
             .map(|document| {
                 let place = || DocId::of_position(self.at.topic.as_str(), self.at.partition, record.offset.0, 0);
-                Entry { at: at.clone(), id: document.id.unwrap_or_else(place), document }
+                Entry { at: at.clone(), id: document.id.unwrap_or_else(place), document, sample: None }
             })
             .collect()
     }

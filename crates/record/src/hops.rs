@@ -1,0 +1,104 @@
+//! The times of a record's events on their way to the bus. They lie beside the value, in one header that both formats share:
+//! no document, id or book depends on them.
+
+use bytes::Bytes;
+use logmesh_bus::{NewRecord, Record};
+use logmesh_proto::ingest::v1::Chunk;
+use logmesh_proto::time::unix_nanos;
+use logmesh_types::UnixNanos;
+
+/// Header: when the events were written, read and received, `written/read/received` in nanoseconds since 1970; what isn't
+/// known is empty.
+pub const TIMES: &str = "logmesh-times";
+
+/// When events were where. Each by the clock of the machine that says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Written to their file, at the latest.
+    pub written: Option<UnixNanos>,
+    /// Read from it by the agent.
+    pub read: Option<UnixNanos>,
+    /// Received by the gateway.
+    pub received: Option<UnixNanos>,
+}
+
+impl Times {
+    /// Those of a chunk that a gateway received.
+    pub fn of_chunk(chunk: &Chunk, received: UnixNanos) -> Self {
+        let written = chunk.written_time.as_ref().map(unix_nanos);
+        Self { written, read: chunk.read_time.as_ref().map(unix_nanos), received: Some(received) }
+    }
+
+    /// Those of an event that a client wrote.
+    pub fn of_event(received: UnixNanos) -> Self {
+        Self { received: Some(received), ..Self::default() }
+    }
+
+    /// Puts them on records that go to the bus.
+    pub fn stamp(&self, records: &mut [NewRecord]) {
+        let part = |time: Option<UnixNanos>| time.map_or_else(String::new, |time| time.0.to_string());
+        let text = Bytes::from(format!("{}/{}/{}", part(self.written), part(self.read), part(self.received)));
+        records.iter_mut().for_each(|record| record.headers.push((TIMES.into(), text.clone())));
+    }
+
+    /// Those of a record; what is missing or can't be read isn't known.
+    pub fn of(record: &Record) -> Self {
+        let text = record.header(TIMES).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        let mut parts = text.split('/').map(|part| part.parse().ok().map(UnixNanos));
+        let mut next = || parts.next().flatten();
+        Self { written: next(), read: next(), received: next() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use logmesh_bus::Offset;
+
+    use super::*;
+    use crate::chunk::tests::chunk;
+    use crate::{codec, document};
+
+    fn stored(record: NewRecord) -> Record {
+        let NewRecord { key, value, headers, .. } = record;
+        Record { offset: Offset(0), timestamp: UnixNanos(0), key, value, headers }
+    }
+
+    #[test]
+    fn both_formats_carry_the_same_times_and_the_same_documents() {
+        let mut lines = chunk(0, b"one\ntwo\n", &[]);
+        let plain = document::of_chunk(&lines);
+        lines.written_time = Some(prost_types::Timestamp { seconds: 1_769_860_799, nanos: 7 });
+        let times = Times::of_chunk(&lines, UnixNanos(1_769_860_801_000_000_000));
+        let documents = document::of_chunk(&lines);
+        assert_eq!(documents, plain, "the times are no part of a document");
+        let events = documents.iter().map(codec::encode_event);
+        let mut records: Vec<NewRecord> = std::iter::once(codec::encode_chunk(&lines)).chain(events).collect();
+        times.stamp(&mut records);
+        let topic = "logs".parse().unwrap();
+        let mut read = Vec::new();
+        for record in records.into_iter().map(stored) {
+            assert_eq!(Times::of(&record), times);
+            read.extend(codec::documents(&topic, 0, &record).unwrap());
+        }
+        assert_eq!(read, [&plain[..], &plain[..]].concat());
+        assert_eq!(
+            (times.written, times.read),
+            (Some(UnixNanos(1_769_860_799_000_000_007)), Some(UnixNanos(1_769_860_800_000_000_005)))
+        );
+    }
+
+    #[test]
+    fn what_is_missing_or_strange_is_not_known() {
+        let mut record = stored(NewRecord::default());
+        assert_eq!(Times::of(&record), Times::default());
+        for (text, expected) in [
+            ("//5", Times::of_event(UnixNanos(5))),
+            ("", Times::default()),
+            ("a/b/c/d", Times::default()),
+            ("1/99999999999999999999/3", Times { written: Some(UnixNanos(1)), ..Times::of_event(UnixNanos(3)) }),
+        ] {
+            record.headers = vec![(TIMES.into(), Bytes::copy_from_slice(text.as_bytes()))];
+            assert_eq!(Times::of(&record), expected, "{text:?}");
+        }
+    }
+}
