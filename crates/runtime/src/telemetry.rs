@@ -20,7 +20,7 @@ const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 /// The same where a day is possible: how long a line takes to the index.
 const FRESHNESS: (&str, [f64; 14]) = (
-    "logmesh_freshness_seconds",
+    metric::FRESHNESS_SECONDS,
     [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3_600.0, 86_400.0],
 );
 

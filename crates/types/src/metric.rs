@@ -68,8 +68,6 @@ metrics! {
     BUS_COMMIT_SECONDS = Histogram "logmesh_bus_commit_seconds" "a commit of the embedded bus, with its fsync";
     BUS_QUEUE_ROOM_BYTES = Gauge "logmesh_bus_queue_room_bytes" "bytes that may still be handed to the bus before appends wait; 0: it is the bottleneck";
     BUS_RETENTION_HELD_BACK = Gauge "logmesh_bus_retention_held_back_partitions" "partitions of the embedded bus that keep more than they should, since transfer hasn't read it";
-    FRESHNESS_SECONDS = Histogram "logmesh_freshness_seconds" ["topic", "hop"] "how long new events took, by hop: file_to_agent, agent_to_gateway, gateway_to_bus, bus_to_transfer, transfer_to_index, and total; the events of a chunk are one value, topics beyond 100 are `(others)`";
-    FRESHNESS_SKEWED_EVENTS = Counter "logmesh_freshness_skewed_events_total" ["topic", "hop"] "events of which a hop came out negative by over 10 ms, since two machines' clocks differ";
     CONFIG_AGENT_WRITES = Counter "logmesh_config_agent_writes_total" "writes to the store of what is known of agents";
     CONFIG_AGENTS_ONLINE = Gauge "logmesh_config_agents_online" "agents with a session at this server";
     CONFIG_AGENTS_REFUSED = Counter "logmesh_config_agents_refused_total" "sessions refused because an agent of that id is connected already";
@@ -77,6 +75,8 @@ metrics! {
     CONFIG_FORGOTTEN = Counter "logmesh_config_forgotten_total" "agents and histories of deleted rules that were kept long enough and are forgotten";
     CONFIG_RULE_PROBLEMS = Gauge "logmesh_config_rule_problems" "stored rules that can't be served, by `logmesh rules list` told with key and field";
     CONFIG_RULES = Gauge "logmesh_config_rules" "rules that are served";
+    FRESHNESS_SECONDS = Histogram "logmesh_freshness_seconds" ["topic", "hop"] "how long new events took, by hop: file_to_agent, agent_to_gateway, gateway_to_bus, bus_to_transfer, transfer_to_index, and total; the events of a chunk are one value, topics beyond 100 are `(others)`";
+    FRESHNESS_SKEWED_EVENTS = Counter "logmesh_freshness_skewed_events_total" ["topic", "hop"] "events of which a hop came out negative by over 10 ms, since two machines' clocks differ";
     GATEWAY_ACK_SECONDS = Histogram "logmesh_gateway_ack_seconds" "from the arrival of a chunk to its ack";
     GATEWAY_ACKED_BYTES = Counter "logmesh_gateway_acked_bytes_total" "bytes of chunks that are durable on the bus";
     GATEWAY_APPEND_RETRIES = Counter "logmesh_gateway_append_retries_total" "appends to the bus that failed and were tried again";

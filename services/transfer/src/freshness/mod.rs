@@ -161,8 +161,7 @@ impl Topics {
             if took.skewed {
                 sketch.add_skewed(events);
                 let hop = HOPS[index].1;
-                counter!(metric::FRESHNESS_SKEWED_EVENTS, "topic" => name.to_owned(), "hop" => hop)
-                    .increment(events);
+                counter!(metric::FRESHNESS_SKEWED_EVENTS, "topic" => name.to_owned(), "hop" => hop).increment(events);
             }
         }
     }
