@@ -122,7 +122,7 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
     cluster.start();
     let file = cluster.folder.join("rule.yaml");
     std::fs::write(&file, cluster::rule("all", &[&cluster.log("*.log")])).unwrap();
-    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap(), "--wait"]).expect(0);
+    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap(), "--wait", "30s"]).expect(0);
     let lines = |from: usize| (from..from + 100).map(|line| format!("line {line}\n")).collect::<String>();
     std::fs::write(cluster.log("app.log"), lines(0)).unwrap();
     cluster.client().wait_count("*", 100);
