@@ -24,7 +24,7 @@ use place::Place;
 const ENV_PREFIX: &str = "LOGMESH_";
 
 /// Variables that begin so and aren't settings of a service: the command line's own.
-const ENV_OF_CLI: &[&str] = &["server"];
+const ENV_OF_CLI: &[&str] = &["author", "server"];
 
 /// Why settings couldn't be loaded. Each says which key, where it stands, and what would be right.
 #[derive(Debug, thiserror::Error)]

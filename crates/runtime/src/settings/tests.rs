@@ -73,7 +73,12 @@ fn error_of(text: &str, env: &[(&str, &str)]) -> String {
 #[test]
 fn the_later_source_wins() {
     let text = "listen = \"127.0.0.1:1\"\ndata_dir = \"/file\"\n[limits]\nchunk = \"64KiB\"\n[labels]\nenv = \"prod\"";
-    let env = [("LOGMESH_LIMITS__FILES", "7"), ("LOGMESH_SERVERS", r#"["a:1", "b:2"]"#), ("LOGMESH_SERVER", "x:1")];
+    let env = [
+        ("LOGMESH_LIMITS__FILES", "7"),
+        ("LOGMESH_SERVERS", r#"["a:1", "b:2"]"#),
+        ("LOGMESH_SERVER", "x:1"),
+        ("LOGMESH_AUTHOR", "me"),
+    ];
     let options = Options { data_dir: Some("/option".into()), ..Options::default() };
     let value = load_with(text, &env, options).unwrap().value;
     assert_eq!(value.listen, "127.0.0.1:1", "an option that isn't given hides nothing");

@@ -280,7 +280,9 @@ fn conflict(name: &RuleName) -> Status {
 }
 
 fn no_revision(name: &RuleName, revision: i64) -> Status {
-    let message = format!("the history of {name} holds no revision {revision}; ListRuleRevisions shows those it holds");
+    let message = format!(
+        "the history of {name} holds no revision {revision}; ListRuleRevisions (`logmesh rules history`) shows those that it holds"
+    );
     not_found("REVISION_NOT_FOUND", message)
 }
 
