@@ -108,7 +108,9 @@ impl Bulk {
             Some((stream, range)) => {
                 let book = books.book(stream);
                 let coverage = book.coverage(range);
-                let certain = coverage == Coverage::New && book.left_out == 0;
+                // What is sent again may be in the index under another date, though its book was lost.
+                let repeated = record.header(codec::REPEATED).is_some();
+                let certain = coverage == Coverage::New && book.left_out == 0 && !repeated;
                 // Of others it's noted where they lie once they are written.
                 if certain && let Ok(day) = document.date.parse() {
                     book.slices.place(range, day);

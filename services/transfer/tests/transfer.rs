@@ -69,6 +69,23 @@ async fn a_chunk_is_indexed_booked_and_committed() {
     mesh.stop_transfer().await;
 }
 
+/// A repair reads files again when the bus has lost its records, and may have lost its books as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_is_read_again_without_its_book_is_no_second_document() {
+    let mut mesh = Mesh::start().await;
+    let first = mesh.append(codec::encode_chunk(&chunk(0, "one\ntwo\n", 0))).await;
+    mesh.done(&first).await;
+    mesh.stop_transfer().await;
+    let key = Bytes::from(STREAM);
+    let gone = NewRecord { key, ..NewRecord::default() };
+    mesh.bus.append(&mesh.topic.books(), gone).await.unwrap().await.unwrap();
+    mesh.start_transfer().await;
+    let again = mesh.append(codec::repeated(codec::encode_chunk(&chunk(0, "one\ntwo\nthree\n", 1)))).await;
+    mesh.done(&again).await;
+    assert_eq!(mesh.messages().await, ["one", "two", "three"]);
+    mesh.stop_transfer().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_that_comes_again_on_another_day_is_no_second_document() {
     let mut mesh = Mesh::start().await;
