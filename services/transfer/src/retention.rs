@@ -46,26 +46,20 @@ pub(crate) struct Retention {
     pub(crate) term: watch::Receiver<Term>,
 }
 
-/// Why a pass was broken off; the next one begins anew.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
 impl Retention {
     /// Does the leader's work whenever this worker leads, until the token is cancelled.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         loop {
+            // The token first: when the process ends, who says who leads ends too.
             let term = tokio::select! {
+                biased;
                 () = token.cancelled() => return Ok(()),
                 term = self.term.wait_for(Option::is_some) => *term.context("nobody says who leads")?,
             };
             info!(?term, "this worker retires slices of the index");
             let mut led = self.term.clone();
             tokio::select! {
+                biased;
                 () = token.cancelled() => return Ok(()),
                 _ = led.wait_for(|now| *now != term) => {}
                 () = self.lead() => {}
@@ -96,11 +90,14 @@ impl Retention {
         steps: &mut HashMap<TopicName, Instant>,
         begun: Instant,
         now: UnixNanos,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, BusError> {
         let topics = with_books(self.bus.topics().await?);
         let marks = marks(&self.jobs).await?;
+        // A slice that can't be deleted keeps no other from being retired.
         for spec in &topics {
-            self.delete(&spec.name, &marks).await?;
+            if let Err(error) = self.delete(&spec.name, &marks).await {
+                warn!(topic = %spec.name, %error, "a retired slice can't be deleted now; the next pass tries again");
+            }
         }
         let Some(newest) = self.newest(&topics).await? else { return Ok(false) };
         let mut moved = false;
