@@ -57,9 +57,16 @@ impl Slices {
             Some(last) if last.end > range.start => self.place_within(range, day),
             _ => self.days.push(Placed { day, start: range.start, end: range.end }),
         }
-        if self.days.len() > MAX_PLACED {
-            self.days.remove(0);
-        }
+        let beyond = self.days.len().saturating_sub(MAX_PLACED);
+        self.days.drain(..beyond);
+    }
+
+    /// True if these bytes are known to lie in one slice, of this day or a later one.
+    fn holds(&self, wanted: &Placed) -> bool {
+        let at = self.days.partition_point(|placed| placed.end <= wanted.start);
+        self.days
+            .get(at)
+            .is_some_and(|placed| placed.start <= wanted.start && wanted.end <= placed.end && placed.day >= wanted.day)
     }
 
     fn place_within(&mut self, range: ByteRange, day: Day) {
@@ -119,7 +126,13 @@ impl Slices {
             self.retired.insert_within(*range, MAX_RETIRED);
         }
         let own = std::mem::take(&mut self.days);
-        for placed in own.iter().chain(&other.days) {
+        for (known, placed) in
+            own.iter().map(|placed| (false, placed)).chain(other.days.iter().map(|placed| (true, placed)))
+        {
+            // Most of what an older record of a book says is known: at the start of a worker there are many of them.
+            if known && self.holds(placed) {
+                continue;
+            }
             for part in Ranges::from_iter([placed.range()]).without(&self.retired).as_slice() {
                 self.place(*part, placed.day);
             }
