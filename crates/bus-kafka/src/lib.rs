@@ -161,8 +161,11 @@ impl Bus for KafkaBus {
     async fn append_all(&self, topic: &TopicName, records: &[NewRecord]) -> Append {
         match self.append_some(topic, records).await {
             (append, None) => append,
-            // What comes of those before it is waited for.
-            (append, Some(error)) => Box::pin(async { append.await.and(Err(error)) }),
+            // What comes of those before it is waited for, and isn't what went wrong: of none at all it would be "stopping".
+            (append, Some(error)) => Box::pin(async {
+                drop(append.await);
+                Err(error)
+            }),
         }
     }
 
