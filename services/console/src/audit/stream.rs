@@ -71,7 +71,9 @@ impl<'a> Look<'a> {
         sums: Option<Vec<StreamSum>>,
         index: &dyn IndexReader,
     ) -> Result<Audited, AuditError> {
-        let coverage = match sums.filter(|sums| hold(sums, &self.indexed)) {
+        // Documents of what is retired may still be there, until their slice is deleted.
+        let stored: Ranges = self.indexed.as_slice().iter().chain(self.retired.as_slice()).copied().collect();
+        let coverage = match sums.filter(|sums| hold(sums, &self.indexed) || hold(sums, &stored)) {
             Some(sums) => Coverage::whole(sums.iter().map(|sum| sum.documents).sum()),
             None => compare(&self.candidate.topic, self.candidate.stream, &self.indexed, index).await?,
         };
