@@ -39,7 +39,7 @@ pub(crate) struct Worker {
 }
 
 /// True if the worker begins anew: also when the bus says that there's no such partition. A broker of Kafka's that has just come
-/// up says so of every topic, until it has heard from the others; a topic that was removed is made again by who writes to it.
+/// up says so of every topic, until it has heard from the others. Where a topic was removed the worker isn't ready, and says which.
 fn passes(error: &BusError) -> bool {
     error.retryable() || matches!(error, BusError::NotOwner { .. } | BusError::UnknownPartition { .. })
 }
@@ -79,13 +79,14 @@ impl Worker {
         }
         info!(topics = ?usable.iter().map(TopicName::as_str).collect::<Vec<_>>(), "transfer reads these topics");
         let mut consumer = self.to.bus.subscribe(GROUP, &usable).await?;
-        self.to.going();
+        if *attempt == 0 {
+            self.to.going();
+        }
         if usable.len() == topics.len() {
             self.to.readiness.set(TOPICS, true, "");
         }
-        *attempt = 0;
         let mut holding = Holding::default();
-        let end = self.work(consumer.as_mut(), &topics, &mut holding).await;
+        let end = self.work(consumer.as_mut(), &topics, &mut holding, attempt).await;
         self.to.shared.state().partitions.clear();
         end
     }
@@ -132,6 +133,7 @@ impl Worker {
         consumer: &mut dyn Consumer,
         topics: &[TopicName],
         holding: &mut Holding,
+        attempt: &mut u32,
     ) -> Result<End, Stop> {
         let mut look_for_topics = Instant::now() + self.settings.topic_refresh.0;
         loop {
@@ -166,6 +168,10 @@ impl Worker {
                             // Those that are known go on.
                             Err(error) if error.retryable() => debug!(%error, "can't look for new topics now"),
                             Err(error) => return Err(error.into()),
+                        }
+                        // What was wrong is over when nothing waits to be written; else the write says so.
+                        if holding.bulk.is_empty() && std::mem::take(attempt) > 0 {
+                            self.to.going();
                         }
                     }
                 }
