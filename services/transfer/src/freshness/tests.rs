@@ -76,7 +76,8 @@ async fn only_what_is_new_counts_and_a_worker_s_answer_adds_up() {
     let events: Vec<(Hop, u64)> = own.hops.iter().map(|hop| (hop.hop(), hop.events)).collect();
     let known = [Hop::GatewayToBus, Hop::BusToTransfer, Hop::TransferToIndex, Hop::Total];
     assert_eq!(events, known.map(|hop| (hop, 3)));
-    assert_eq!(own.hops[0].p50, Some(prost_types::Duration { seconds: 1, nanos: 0 }));
+    let p50: std::time::Duration = own.hops[0].p50.unwrap().try_into().unwrap();
+    assert!((p50.as_secs_f64() - 1.0).abs() < 1.0 / 32.0, "{p50:?}");
     sum.hear(proto::GetFreshnessResponse { topics: vec![own], ..Default::default() });
     let both = sum.tell("logs", false);
     assert!(both.hops.iter().all(|hop| hop.events == 6 && hop.bucket_micros.is_empty()), "{both:?}");
