@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
+use std::io::Write;
+
 use data_encoding::BASE64;
 use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::cluster::{self, http};
@@ -157,7 +159,8 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
         if held == [false, false] { Ok(()) } else { Err(format!("{held:?}")) }
     };
     wait_for("the workers to pause", PATIENCE, || none_held(&cluster));
-    std::fs::write(cluster.log("app.log"), lines(0) + &lines(100)).unwrap();
+    let mut log = std::fs::File::options().append(true).open(cluster.log("app.log")).unwrap();
+    log.write_all(lines(100).as_bytes()).unwrap();
     wait_for("lines to wait on the bus", PATIENCE, || {
         let said = cluster.client().run(&["audit"]);
         if said.code == Some(0) && said.stdout.contains("on their way") { Ok(()) } else { Err(format!("{said:?}")) }
