@@ -114,7 +114,7 @@ fn policies_let_in_who_must_call_and_nobody_else() {
         ("agent", &[("config", 7401), ("gateway", 7402)][..]),
         ("config", &[("etcd", 2379), ("config", 7401)]),
         ("gateway", &[("config", 7401), ("kafka", 9092)]),
-        ("transfer", &[("config", 7401), ("kafka", 9092), ("elasticsearch", 9200)]),
+        ("transfer", &[("config", 7401), ("transfer", 7403), ("kafka", 9092), ("elasticsearch", 9200)]),
         (
             "console",
             &[("config", 7401), ("gateway", 7402), ("transfer", 7403), ("kafka", 9092), ("elasticsearch", 9200)],
