@@ -54,7 +54,12 @@ impl Slices {
         }
         match self.days.last_mut() {
             Some(last) if last.end == range.start && last.day == day => last.end = range.end,
-            Some(last) if last.end > range.start => self.place_within(range, day),
+            Some(last) if last.end > range.start => {
+                // Most of what an older record of a book says is known: at the start of a worker there are many of them.
+                if !self.holds(range, day) {
+                    self.place_within(range, day);
+                }
+            }
             _ => self.days.push(Placed { day, start: range.start, end: range.end }),
         }
         let beyond = self.days.len().saturating_sub(MAX_PLACED);
@@ -62,11 +67,10 @@ impl Slices {
     }
 
     /// True if these bytes are known to lie in one slice, of this day or a later one.
-    fn holds(&self, wanted: &Placed) -> bool {
-        let at = self.days.partition_point(|placed| placed.end <= wanted.start);
-        self.days
-            .get(at)
-            .is_some_and(|placed| placed.start <= wanted.start && wanted.end <= placed.end && placed.day >= wanted.day)
+    fn holds(&self, range: ByteRange, day: Day) -> bool {
+        let at = self.days.partition_point(|placed| placed.end <= range.start);
+        let placed = self.days.get(at);
+        placed.is_some_and(|placed| placed.start <= range.start && range.end <= placed.end && placed.day >= day)
     }
 
     fn place_within(&mut self, range: ByteRange, day: Day) {
@@ -126,13 +130,7 @@ impl Slices {
             self.retired.insert_within(*range, MAX_RETIRED);
         }
         let own = std::mem::take(&mut self.days);
-        for (known, placed) in
-            own.iter().map(|placed| (false, placed)).chain(other.days.iter().map(|placed| (true, placed)))
-        {
-            // Most of what an older record of a book says is known: at the start of a worker there are many of them.
-            if known && self.holds(placed) {
-                continue;
-            }
+        for placed in own.iter().chain(&other.days) {
             for part in Ranges::from_iter([placed.range()]).without(&self.retired).as_slice() {
                 self.place(*part, placed.day);
             }
