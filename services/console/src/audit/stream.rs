@@ -60,6 +60,11 @@ impl<'a> Look<'a> {
         Self { candidate, known, entry, partition, flow, indexed, retired }
     }
 
+    /// The bytes of which there were documents, those that are retired too: theirs are there until their slice is deleted.
+    fn stored(&self) -> Ranges {
+        self.indexed.as_slice().iter().chain(self.retired.as_slice()).copied().collect()
+    }
+
     /// Documents that begin before this offset should be as the books say. Others may be there, and aren't booked yet.
     fn end(&self) -> u64 {
         self.indexed.bounds().map_or(u64::MAX, |bounds| bounds.end)
@@ -71,9 +76,7 @@ impl<'a> Look<'a> {
         sums: Option<Vec<StreamSum>>,
         index: &dyn IndexReader,
     ) -> Result<Audited, AuditError> {
-        // Documents of what is retired may still be there, until their slice is deleted.
-        let stored: Ranges = self.indexed.as_slice().iter().chain(self.retired.as_slice()).copied().collect();
-        let coverage = match sums.filter(|sums| hold(sums, &self.indexed) || hold(sums, &stored)) {
+        let coverage = match sums.filter(|sums| hold(sums, &self.indexed) || hold(sums, &self.stored())) {
             Some(sums) => Coverage::whole(sums.iter().map(|sum| sum.documents).sum()),
             None => compare(&self.candidate.topic, self.candidate.stream, &self.indexed, index).await?,
         };
