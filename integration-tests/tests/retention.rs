@@ -1,5 +1,5 @@
-//! Days of the index that are old enough go, and nothing brings them back: no late line, no agent without its state, no repair, no
-//! kill. What is paused waits, and comes once.
+//! Days of the index that are old enough go, and nothing brings them back: no agent without its state, no repair, no kill. A host whose
+//! clock is far behind loses nothing by that. What is paused waits, and comes once.
 
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
@@ -46,6 +46,13 @@ fn status(client: &Client, service: &str) -> Value {
     lines.into_iter().find(|line| line["service"] == service).unwrap_or_default()
 }
 
+/// Sends all dead letters of the topic through again, and waits until they are indexed.
+fn redrive(client: &Client, letters: usize) {
+    let done = client.run(&["deadletters", "redrive", "--topic", "logs"]).expect(0);
+    prints(&done, &format!("{letters} sent: "));
+    assert_eq!(client.run(&["deadletters", "list"]).expect(0).stdout, "");
+}
+
 /// The bytes that the audit calls retired, of all streams; it must be clean.
 fn retired_bytes(client: &Client) -> u64 {
     let audits = json_lines(&client.run(&["audit", "--repair", "--json"]).expect(0).stdout);
@@ -73,18 +80,42 @@ fn an_old_day_goes_and_stays_away() {
     let holds = |leader: &Value| leader["name"] == "retention" && leader["holder"] == "standalone";
     assert!(leaders.as_array().unwrap().iter().any(holds), "{leaders}");
 
-    // A line of that day that comes late; the whole file from an agent without its state; and all of it again after a kill.
-    for _ in 0..2 {
-        push(mesh.grpc(), 10, "late\n", 9);
+    // A line of a host whose clock is behind; the whole file from an agent without its state; and all of it again after a kill.
+    mesh.errors_expected = true;
+    for round in 1..=2 {
+        push(mesh.grpc(), 10, "astray\n", 9);
         push(mesh.grpc(), 0, "old\nolder\n", 0);
-        push(mesh.grpc(), 15, "in time\n", 0);
+        push(mesh.grpc(), 17, "in time\n", 0);
         mesh.wait_count("\"in time\"", 1);
-        prints(&mesh.audit(), "15 B retired with their days");
+        wait_for("the line to be a dead letter", PATIENCE, || {
+            let letters = json_lines(&mesh.client().run(&["deadletters", "list", "--json"]).expect(0).stdout);
+            if letters.len() == round { Ok(()) } else { Err(format!("{letters:?}")) }
+        });
+        let audit = mesh.audit();
+        prints(&audit, "10 B retired with their days");
+        prints(&audit, "7 B in the dead letters");
         assert_eq!(mesh.count("*"), 3);
         mesh.kill();
         mesh.start();
     }
-    assert_eq!((mesh.count("*"), retired_bytes(&mesh.client())), (3, 15));
+    let summary = mesh.client().run(&["deadletters", "list", "--summary"]).expect(0);
+    prints(&summary, "by the clock of agent '…' on host '…'");
+
+    // Redriven it is there, once, whatever comes again.
+    redrive(&mesh.client(), 2);
+    mesh.wait_count("astray", 1);
+    for days in [9, 0, 1] {
+        push(mesh.grpc(), 10, "astray\n", days);
+    }
+    mesh.client().run(&["replay", "start", "--topic", "logs", "--id", "all"]).expect(0);
+    wait_for("the replay to be done", PATIENCE, || {
+        let replay = mesh.client().run(&["replay", "get", "all", "--json"]);
+        if replay.stdout.contains("\"done\"") { Ok(()) } else { Err(format!("{replay:?}")) }
+    });
+    mesh.audit();
+    let audit = json_lines(&mesh.client().run(&["audit", "--json"]).expect(0).stdout);
+    assert!(audit.iter().all(|one| one["dead_letter_bytes"].as_u64().unwrap_or_default() == 0), "{audit:?}");
+    assert_eq!((mesh.count("*"), retired_bytes(&mesh.client())), (4, 10));
 }
 
 /// The indices of topic `logs` in Elasticsearch.
@@ -143,12 +174,18 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
     until_indices(&mut cluster, &today);
     println!("{first} was followed by {second}");
     cluster.spawn(first);
-    push(&cluster.grpc("gateway-1"), 0, "late\n", 9);
-    wait_for("the late line to be booked", PATIENCE, || match retired_bytes(&cluster.client()) {
-        5 => Ok(()),
-        other => Err(other.to_string()),
+
+    // A line of a host whose clock is behind: a dead letter, and after a redrive a line of today.
+    push(&cluster.grpc("gateway-1"), 0, "astray\n", 9);
+    wait_for("the line to be a dead letter", PATIENCE, || {
+        let letters = cluster.client().run(&["deadletters", "list"]);
+        if letters.stdout.contains("by the clock of agent 'web-1'") { Ok(()) } else { Err(format!("{letters:?}")) }
     });
     assert_eq!(indices(&mut cluster), today);
+    redrive(&cluster.client(), 1);
+    push(&cluster.grpc("gateway-1"), 0, "astray\n", 9);
+    cluster.client().wait_count("*", 101);
+    assert_eq!((indices(&mut cluster), retired_bytes(&cluster.client())), (today, 0));
 
     prints(&cluster.client().run(&["transfer", "pause"]).expect(0), "all topics are paused");
     let none_held = |cluster: &Cluster| {
@@ -171,12 +208,12 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
     }
     cluster.client().wait_ready();
     assert!(cluster.client().run(&["status"]).stdout.contains("all topics are paused"));
-    assert_eq!(cluster.client().count("*"), 100);
+    assert_eq!(cluster.client().count("*"), 101);
     prints(&cluster.client().run(&["transfer", "resume"]).expect(0), "nothing is paused");
     cluster.kill("transfer-2");
-    cluster.client().wait_count("*", 200);
+    cluster.client().wait_count("*", 201);
     cluster.spawn("transfer-2");
     cluster.client().audit();
-    assert_eq!(cluster.client().count("*"), 200);
+    assert_eq!(cluster.client().count("*"), 201);
     cluster.assert_alive();
 }

@@ -103,10 +103,10 @@ impl Book {
         booked
     }
 
-    /// Books the range of one event as done, and as rejected.
+    /// Books the range of one event as done, and as rejected. One that comes again and is rejected again is still one.
     pub fn reject(&mut self, range: ByteRange) {
         self.add(range);
-        self.rejected_events += 1;
+        self.rejected_events += u64::from(!self.is_rejected(range));
         self.rejected.insert_within(range, MAX_REJECTED);
     }
 

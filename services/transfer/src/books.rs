@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use logmesh_bus::{Bus, BusError, NewRecord, TopicPartition};
 use logmesh_record::{Book, Document};
-use logmesh_types::{ByteRange, Day, StreamId, TopicName, metric};
+use logmesh_types::{ByteRange, Day, StreamId, TopicName, UnixNanos, metric};
 use tracing::warn;
 
 use crate::jobs::Jobs;
@@ -24,6 +24,8 @@ pub(crate) struct Books {
     /// What is known of the partition's dead letters, and whether it has changed since it was written.
     redriven: Redriven,
     redriven_changed: bool,
+    /// The latest time of the partition's records so far.
+    latest: Option<UnixNanos>,
 }
 
 impl Books {
@@ -71,6 +73,12 @@ impl Books {
             }
         }
         self.books.insert(book.stream, book);
+    }
+
+    /// When the partition's next record came to the bus, which bears this time: not before those that lie before it, be the clock
+    /// of the gateway that wrote it behind.
+    pub(crate) fn arrived(&mut self, time: UnixNanos) -> UnixNanos {
+        *self.latest.insert(self.latest.map_or(time, |latest| latest.max(time)))
     }
 
     /// The book of a stream, an empty one if there is none yet.

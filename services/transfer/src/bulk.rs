@@ -17,7 +17,7 @@ use tracing::{error, warn};
 use crate::books::Books;
 use crate::freshness::Samples;
 use crate::redrive::{Attempt, Redriven};
-use crate::retired::{is_late, is_retired};
+use crate::retired::{is_late, sift, stays, was_retired};
 use crate::store::{Backends, Entry, Stop, Stored, append_all, create, create_missing};
 
 /// Documents waiting to be written, and the offsets that may be committed once they are.
@@ -82,7 +82,7 @@ impl Bulk {
                 }
             }
             Ok(Content::Event(document)) => match Attempt::of(record, at.partition) {
-                Some(attempt) => self.add_letter(at, document, attempt),
+                Some(attempt) => self.add_letter(at, document, attempt, record.timestamp),
                 None => self.add_document(at, record, document, sample, books),
             },
             Err(reason) => self.add_unreadable(at, record, reason.to_string()),
@@ -111,10 +111,6 @@ impl Bulk {
                 // What is sent again may be in the index under another date, though its book was lost.
                 let repeated = record.header(codec::REPEATED).is_some();
                 let certain = coverage == Coverage::New && book.left_out == 0 && !repeated;
-                // Of others it's noted where they lie once they are written.
-                if certain && let Ok(day) = document.date.parse() {
-                    book.slices.place(range, day);
-                }
                 if coverage == Coverage::Overlap {
                     self.counts.overlaps += 1;
                 }
@@ -123,17 +119,19 @@ impl Bulk {
                 certain
             }
         };
-        let entry = Entry { at: at.clone(), document, id, sample: sample.filter(|_| is_new) };
+        let (sample, arrived) = (sample.filter(|_| is_new), books.arrived(record.timestamp));
+        let entry = Entry { at: at.clone(), document, id, sample, arrived, refused: None };
         if certain { self.certain.push(entry) } else { self.doubtful.push(entry) }
     }
 
     /// A dead letter: its bytes are booked, as rejected, and what becomes of it is booked when that is known.
-    fn add_letter(&mut self, at: &Arc<TopicPartition>, document: Document, attempt: Attempt) {
+    fn add_letter(&mut self, at: &Arc<TopicPartition>, document: Document, attempt: Attempt, arrived: UnixNanos) {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, attempt.offset, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
         self.note_date(&document.date);
-        self.redriven.push((Entry { at: at.clone(), document, id, sample: None }, attempt));
+        let entry = Entry { at: at.clone(), document, id, sample: None, arrived, refused: None };
+        self.redriven.push((entry, attempt));
     }
 
     fn add_unreadable(&mut self, at: &TopicPartition, record: &Record, reason: String) {
@@ -159,14 +157,17 @@ impl Bulk {
     ) -> Result<BTreeMap<TopicPartition, (NextOffset, UnixNanos)>, Stop> {
         let Self { mut certain, mut doubtful, redriven, unreadable, offsets, mut counts, mut samples, .. } = self;
         let mut letters = unreadable;
-        let events = certain.len() + doubtful.len();
-        certain.retain(|entry| !is_late(entry, marks));
-        doubtful.retain(|entry| !is_retired(entry, marks, books));
-        counts.retired = (events - certain.len() - doubtful.len()) as u64;
+        // What is refused for its date may be there under another one.
+        doubtful.extend(certain.extract_if(.., |entry| is_late(entry, marks)));
+        counts.retired = sift(&mut doubtful, marks, books);
         if counts.retired > 0 {
             warn!(events = counts.retired, "events of days that are retired are not stored");
         }
         for (entry, stored) in create(certain, to).await? {
+            // Were it there already, it would be there under this date.
+            if !matches!(stored, Stored::Rejected(_)) {
+                place(&entry, books);
+            }
             note(&entry, &stored, &mut samples);
             take(entry, stored, &mut counts.duplicates, &mut counts.created, &mut letters);
         }
@@ -224,7 +225,13 @@ pub(crate) async fn write_books(
 
 /// Notes where a document lies that was written just now, though its bytes may have been booked before.
 pub(crate) fn note_place(entry: &Entry, stored: &Stored, books: &mut HashMap<TopicPartition, Books>) {
-    if let (Stored::Created, Some(books)) = (stored, books.get_mut(&*entry.at)) {
+    if *stored == Stored::Created {
+        place(entry, books);
+    }
+}
+
+fn place(entry: &Entry, books: &mut HashMap<TopicPartition, Books>) {
+    if let Some(books) = books.get_mut(&*entry.at) {
         books.place(&entry.document);
     }
 }
@@ -263,26 +270,27 @@ async fn redrive(
     if letters.is_empty() {
         return Ok(());
     }
-    let (entries, attempts): (Vec<Entry>, Vec<Attempt>) = letters.into_iter().unzip();
-    let mut of_place: HashMap<(TopicPartition, DocId), Vec<Attempt>> = HashMap::new();
-    for (entry, attempt) in entries.iter().zip(attempts) {
-        of_place.entry((TopicPartition::clone(&entry.at), entry.id)).or_default().push(attempt);
+    let key = |entry: &Entry| (TopicPartition::clone(&entry.at), entry.id, entry.document.date.clone());
+    let mut of_place: HashMap<(TopicPartition, DocId, String), Vec<Attempt>> = HashMap::new();
+    let mut entries = Vec::with_capacity(letters.len());
+    for (mut entry, mut attempt) in letters {
+        attempt.stays = is_late(&entry, marks);
+        entry.refused = attempt.stays.then(|| stays(&entry.document.date));
+        of_place.entry(key(&entry)).or_default().push(attempt);
+        entries.push(entry);
     }
-    let mut noted = Vec::new();
     let (retired, entries): (Vec<Entry>, Vec<Entry>) =
-        entries.into_iter().partition(|entry| is_retired(entry, marks, books));
+        entries.into_iter().partition(|entry| was_retired(entry, marks, books));
     counts.retired += retired.len() as u64;
-    // A letter of a day that is retired is done with: nothing is to be stored of it any more.
+    // A letter of what was in the index until its day was retired is done with.
     let retired = retired.into_iter().map(|entry| (entry, Stored::There));
     let stored = create_missing(entries, to).await?;
     counts.repeats += stored.iter().filter(|(_, stored)| *stored == Stored::There).count() as u64;
+    let mut noted = Vec::new();
     for (entry, stored) in stored.into_iter().chain(retired) {
         note_place(&entry, &stored, books);
-        match &stored {
-            Stored::Created => counts.created += 1,
-            Stored::There | Stored::Rejected(_) => {}
-        }
-        let Some(attempt) = of_place.get_mut(&(TopicPartition::clone(&entry.at), entry.id)).and_then(Vec::pop) else {
+        counts.created += u64::from(stored == Stored::Created);
+        let Some(attempt) = of_place.get_mut(&key(&entry)).and_then(Vec::pop) else {
             continue; // not reached: each entry has its attempt
         };
         noted.push((entry, attempt, stored));

@@ -7,13 +7,14 @@ use std::time::Duration;
 use logmesh_bus::BusError;
 use logmesh_grpc::bad_field;
 use logmesh_proto::transfer::v1 as proto;
-use logmesh_record::{DeadLetter, Redrive};
+use logmesh_record::{DeadLetter, Marks, Redrive};
 use logmesh_types::TopicName;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::letters::{Cursor, Letters, pattern};
 use crate::redrive::{Operation, Redriven};
+use crate::retired::marks;
 use crate::service::bus_status;
 
 /// Letters that one call sends,
@@ -146,6 +147,7 @@ async fn send(letters: &Letters, choice: &Choice, progress: &mut Progress) -> Re
         let text = format!("topics {topic} and {} must have as many partitions, as they were made", dead.name);
         return Err(logmesh_grpc::failed_precondition("PARTITIONS_DIFFER", text));
     }
+    let marks = marks(&letters.jobs).await.map_err(bus_status)?;
     let (mut records, mut bytes) = (Vec::new(), 0);
     let operation = progress.operation.clone();
     let from = letters
@@ -158,7 +160,7 @@ async fn send(letters: &Letters, choice: &Choice, progress: &mut Progress) -> Re
                 return ControlFlow::Break(());
             }
             let mark = Redrive { operation: operation.clone(), partition: found.partition, offset: found.offset };
-            records.push(found.letter.redrive(&mark));
+            records.push(dated(found.letter, topic, &marks).redrive(&mark));
             ControlFlow::Continue(())
         })
         .await
@@ -175,6 +177,16 @@ async fn send(letters: &Letters, choice: &Choice, progress: &mut Progress) -> Re
     progress.from = from;
     progress.is_new = false;
     Ok(())
+}
+
+/// The letter as it can be stored: if its date is retired, under the day on which it became a letter, unless that is retired as
+/// well. Always the same day, so that what is sent twice is looked for in one slice.
+fn dated(mut letter: DeadLetter, topic: &TopicName, marks: &Marks) -> DeadLetter {
+    let day = letter.time.date();
+    if marks.is_retired(topic, &letter.document.date) && !marks.is_retired(topic, &day) {
+        letter.document.date = day;
+    }
+    letter
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub(crate) struct Attempt {
     pub(crate) offset: u64,
     /// Why it was refused before.
     pub(crate) reason: String,
+    /// It stays as it is if it's refused now: a new letter would have another day than this one.
+    pub(crate) stays: bool,
 }
 
 impl Redriven {
@@ -105,9 +107,9 @@ impl Redriven {
 }
 
 impl Attempt {
-    /// Whether the letter is refused for another reason than before.
+    /// Whether the letter is refused for another reason than before, and a new one is to say so.
     pub(crate) fn is_news(&self, reason: &str) -> bool {
-        short_reason(reason) != self.reason
+        !self.stays && short_reason(reason) != self.reason
     }
 
     /// Of a letter's record in its topic; `None` if it is an event like any other.
@@ -115,7 +117,7 @@ impl Attempt {
         let mark = Redrive::of(record)?;
         // Both topics have as many partitions, and the letter has the same key in both.
         let letter = (mark.partition == partition).then(|| DeadLetter::decode(record).ok()).flatten()?;
-        Some(Self { mark, offset: record.offset.0, reason: letter.reason })
+        Some(Self { mark, offset: record.offset.0, reason: letter.reason, stays: false })
     }
 }
 
@@ -125,7 +127,7 @@ mod tests {
 
     fn attempt(letter: u64, offset: u64) -> Attempt {
         let mark = Redrive { operation: "op".to_owned(), partition: 0, offset: letter };
-        Attempt { mark, offset, reason: "bad".to_owned() }
+        Attempt { mark, offset, reason: "bad".to_owned(), stays: false }
     }
 
     #[test]
@@ -142,6 +144,10 @@ mod tests {
         assert_eq!((operation.indexed, operation.there, operation.refused), (1, 0, 1));
         redriven.note(&attempt(4, 12), &Stored::Rejected("worse".to_owned()));
         assert!(redriven.is_done(4), "another letter says why");
+        let mut stays = attempt(5, 13);
+        stays.stays = true;
+        redriven.note(&stays, &Stored::Rejected("too old".to_owned()));
+        assert!(!redriven.is_done(5) && redriven.operations[0].reasons.contains_key("too old"));
     }
 
     #[test]

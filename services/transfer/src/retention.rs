@@ -29,7 +29,7 @@ use crate::retired::marks;
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A clock that is further ahead of the last mark's day than this is believed a day at a time,
-const BELIEVED: u64 = 2;
+const BELIEVED: u64 = 1;
 
 /// one each so long.
 const STEP: Duration = Duration::from_secs(3_600);
@@ -168,12 +168,13 @@ impl Retention {
 
 /// What is taken for the present day, and whether that is a step towards a clock that isn't believed at once.
 ///
-/// - Never later than a day after the newest record of the bus: where nothing comes, nothing gets old by a clock.
+/// - Never later than the day of the newest record of the bus: where nothing comes, nothing gets old by a clock, and the clock of one
+///   host alone, ours or a gateway's, makes nothing older than it is. Those of agents don't count: a record's time is that of its arrival.
 /// - Where the last mark's day is known and the clock is more than [`BELIEVED`] days ahead of it (it jumped, or retention
 ///   stood still for long), one day more than that day. Somebody has [`STEP`]s of time to set the clock right: a year's jump costs
 ///   a day of documents each hour, and not all of them at once.
 fn today(held: Option<&Mark>, clock: Day, newest: Day) -> (Day, bool) {
-    let today = clock.min(newest.plus(1));
+    let today = clock.min(newest);
     match held {
         Some(held) if today > held.today.plus(BELIEVED) => (held.today.plus(1), true),
         _ => (today, false),
@@ -193,17 +194,21 @@ mod tests {
         let (clock, next_year) = (day("2026-11-23"), day("2027-11-23"));
         let held = Mark { before: day("2026-10-24"), today: clock };
         assert_eq!(today(None, clock, clock), (clock, false));
-        assert_eq!(today(None, next_year, clock), (clock.plus(1), false), "nothing on the bus is so new");
-        assert_eq!(today(Some(&held), next_year, clock), (clock.plus(1), false));
+        assert_eq!(today(None, next_year, clock), (clock, false), "nothing on the bus is so new");
+        for ahead in 1..=400 {
+            assert_eq!(today(Some(&held), clock.plus(ahead), clock), (clock, false), "this host's clock is wrong");
+            assert_eq!(today(Some(&held), clock, clock.plus(ahead)), (clock, false), "a gateway's is");
+        }
         assert_eq!(
             today(Some(&held), next_year, next_year),
             (clock.plus(1), true),
             "records of that clock don't prove it"
         );
+        assert_eq!(today(Some(&held), clock.plus(1), clock.plus(1)), (clock.plus(1), false), "midnight is none");
         assert_eq!(
             today(Some(&held), clock.plus(2), clock.plus(2)),
-            (clock.plus(2), false),
-            "a weekend's rest is none"
+            (clock.plus(1), true),
+            "both are wrong, or rested"
         );
         assert_eq!(today(Some(&held), clock.minus(100), clock), (clock.minus(100), false));
     }

@@ -53,6 +53,10 @@ pub(crate) struct Entry {
     pub(crate) id: DocId,
     /// Its number among the bulk's samples, if it is to be measured.
     pub(crate) sample: Option<usize>,
+    /// When its record came to the bus.
+    pub(crate) arrived: UnixNanos,
+    /// Why it mustn't be written; if it isn't there, it is refused for that.
+    pub(crate) refused: Option<String>,
 }
 
 /// What became of a document.
@@ -162,9 +166,11 @@ pub(crate) async fn create_missing(entries: Vec<Entry>, to: &Backends) -> Result
     for (topic, entries) in by_topic {
         let held = held(&topic, &entries, to).await?;
         let mut seen = HashSet::new();
-        for (entry, held) in entries.into_iter().zip(held) {
+        for (mut entry, held) in entries.into_iter().zip(held) {
             if held {
                 done.push((entry, Stored::There));
+            } else if let Some(reason) = entry.refused.take() {
+                done.push((entry, Stored::Rejected(reason)));
             } else if seen.insert(entry.id) {
                 missing.push(entry);
             } else {

@@ -14,7 +14,7 @@ use super::{Progress, Replay, Wanted};
 use crate::GROUP;
 use crate::books::Books;
 use crate::bulk::{note_place, write_books};
-use crate::retired::is_retired;
+use crate::retired::sift;
 use crate::store::{Backends, Entry, Stop, Stored, create_missing};
 
 /// Bytes that one step reads; with a rate less, so that the rate holds over short times too.
@@ -146,8 +146,7 @@ impl Task {
         let mut entries: Vec<Entry> = records.iter().flat_map(|record| self.entries(record)).collect();
         let events = entries.len() as u64;
         // Of the index of another name no slice is retired.
-        entries.retain(|entry| !is_retired(entry, marks, books));
-        self.progress.retired += events - entries.len() as u64;
+        self.progress.retired += sift(&mut entries, marks, books);
         for (entry, stored) in create_missing(entries, to).await? {
             note_place(&entry, &stored, books);
             self.count(&entry, stored, books);
@@ -175,7 +174,8 @@ impl Task {
         meant
             .map(|document| {
                 let place = || DocId::of_position(self.at.topic.as_str(), self.at.partition, record.offset.0, 0);
-                Entry { at: at.clone(), id: document.id.unwrap_or_else(place), document, sample: None }
+                let id = document.id.unwrap_or_else(place);
+                Entry { at: at.clone(), id, document, sample: None, arrived: time, refused: None }
             })
             .collect()
     }
@@ -186,7 +186,7 @@ impl Task {
             Stored::There => self.progress.there += 1,
             Stored::Rejected(reason) => {
                 if self.progress.refused == 0 {
-                    warn!(replay = self.replay.id, reason, "the index refuses an event of a replay");
+                    warn!(replay = self.replay.id, reason, "an event of a replay is refused");
                 }
                 self.progress.refused += 1;
                 self.progress.reason = codec::short_reason(&reason).to_owned();
