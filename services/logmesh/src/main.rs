@@ -15,6 +15,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use service::Kind;
 
+/// Records are allocated in one thread and freed in another, by the million. glibc's allocator takes locks for that, and keeps what
+/// was freed; librdkafka's memory comes from here too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Logs of thousands of machines, collected in real time into one searchable place, with proof that none is missing.
 #[derive(Debug, Parser)]
 #[command(name = "logmesh", version, max_term_width = 120)]
