@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use logmesh_bus::{Bus, BusError, NewRecord, TopicPartition};
 use logmesh_record::{Book, Document};
-use logmesh_types::{ByteRange, Day, StreamId, TopicName, UnixNanos, metric};
+use logmesh_types::{ByteRange, Day, Ranges, StreamId, TopicName, UnixNanos, metric};
 use tracing::warn;
 
 use crate::jobs::Jobs;
@@ -14,6 +14,10 @@ use crate::store::Stored;
 
 /// How many bytes of books are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
+
+/// What was done of streams when a bulk was closed.
+#[derive(Debug)]
+pub(crate) struct Closed(Vec<(StreamId, Ranges)>);
 
 /// The books of one partition.
 #[derive(Debug, Default)]
@@ -95,11 +99,16 @@ impl Books {
     }
 
     /// Notes in which slice an event's bytes lie, to be written.
-    pub(crate) fn place(&mut self, document: &Document) {
+    pub(crate) fn place_document(&mut self, document: &Document) {
         if let (Some((stream, range)), Ok(day)) = (document.stream, document.date.parse()) {
-            self.book(stream).slices.place(range, day);
+            self.place(stream, range, day);
             self.changed.insert(stream);
         }
+    }
+
+    /// The same for bytes of a bulk that is being written, which writes their book.
+    pub(crate) fn place(&mut self, stream: StreamId, range: ByteRange, day: Day) {
+        self.book(stream).slices.place(range, day);
     }
 
     /// The book of a stream, if there is one.
@@ -107,10 +116,9 @@ impl Books {
         self.books.get(&stream)
     }
 
-    /// Books a range as rejected, to be written.
+    /// Books a range of a bulk that is being written, which writes its book, as rejected.
     pub(crate) fn reject(&mut self, stream: StreamId, range: ByteRange) {
         self.book(stream).reject(range);
-        self.changed.insert(stream);
     }
 
     /// Books a range that was rejected as stored, to be written if that changes anything.
@@ -138,15 +146,21 @@ impl Books {
         std::mem::take(&mut self.redriven_changed).then_some(&self.redriven)
     }
 
-    /// The records of the books that have changed. They keep of slices dated before this day only that they are retired.
-    pub(crate) fn take_changed(&mut self, retired: Option<Day>) -> Vec<NewRecord> {
-        let mut records = Vec::with_capacity(self.changed.len());
-        for stream in std::mem::take(&mut self.changed) {
-            let Some(book) = self.books.get_mut(&stream) else { continue };
+    /// What is done of the streams that have changed, to be written when it is in the index.
+    pub(crate) fn close(&mut self) -> Closed {
+        let changed = std::mem::take(&mut self.changed);
+        let done = |stream: StreamId| self.books.get(&stream).map(|book| (stream, book.done.clone()));
+        Closed(changed.into_iter().filter_map(done).collect())
+    }
+
+    /// The records of books that were closed: all that is known of their streams, but not what was done since. They keep of slices
+    /// dated before this day only that they are retired.
+    pub(crate) fn records(&mut self, closed: Closed, retired: Option<Day>) -> impl Iterator<Item = NewRecord> {
+        closed.0.into_iter().filter_map(move |(stream, done)| {
+            let book = self.books.get_mut(&stream)?;
             retired.map(|before| book.slices.retire(before));
-            records.push(book.encode());
-        }
-        records
+            Some(Book { done, ..book.clone() }.encode())
+        })
     }
 
     /// How many streams there are.
@@ -173,8 +187,8 @@ mod tests {
             books.take(&topic, &record(end));
         }
         assert_eq!(books.book(stream).watermark(), 30);
-        assert_eq!(books.take_changed(None).len(), 1);
+        assert_eq!(books.close().0.len(), 1);
         books.take(&topic, &record(40));
-        assert!(books.take_changed(None).is_empty(), "the last record says all");
+        assert!(books.close().0.is_empty(), "the last record says all");
     }
 }

@@ -1,7 +1,7 @@
 //! Transfer: from the bus into the index.
 //!
 //! The way of a record, in [`worker`]: read in a consumer group, opened into documents, written to the index in bulks
-//! ([`bulk`]), booked ([`books`]), and only then is its offset committed. Killed between any two of these steps, the next
+//! ([`bulk`], [`writing`]), booked ([`books`]), and only then is its offset committed. Killed between any two of these steps, the next
 //! worker reads the record again and finds its documents by their ids. [`service`] shows all this over gRPC. Dead letters go
 //! the same way once more ([`redrive`]); what the bus still holds is written again by a [`replay`]. One worker of all takes days of
 //! the index away that are old enough ([`retention`]); topics that are [`paused`] aren't read. How long all that takes is measured as
@@ -24,6 +24,7 @@ mod status;
 mod store;
 mod worker;
 mod workers;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,7 @@ pub struct Settings {
     pub bulk_documents: usize,
     /// A bulk is written when its first document has waited so long.
     pub bulk_wait: Span,
-    /// The most parts of a bulk that are written side by side.
+    /// The most bulks that are written side by side, while one more is filled.
     pub bulk_requests: usize,
     /// An answer that takes longer says that less is to be asked at a time.
     pub bulk_slow: Span,
@@ -85,7 +86,7 @@ impl Default for Settings {
         Self {
             topics: Topics::default(),
             bulk_bytes: ByteSize(16 << 20),
-            bulk_documents: 20_000,
+            bulk_documents: 10_000,
             bulk_wait: Span(Duration::from_millis(100)),
             bulk_requests: 2,
             bulk_slow: Span(Duration::from_secs(10)),

@@ -10,11 +10,8 @@ use crate::Settings;
 /// Steps from the smallest request to the largest.
 const STEPS: usize = 16;
 
-/// A request is never smaller than the largest divided by this,
+/// A request is never smaller than the largest divided by this.
 const SMALLEST: usize = 64;
-
-/// nor does a bulk fall into parts with fewer documents.
-const SMALLEST_PART: usize = 500;
 
 /// What may be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,18 +54,6 @@ impl Pace {
         *self.lock()
     }
 
-    /// Documents of a whole bulk: of all requests side by side, and never more than the settings say.
-    pub(crate) fn bulk_documents(&self) -> usize {
-        let now = self.limits();
-        now.documents.saturating_mul(now.requests).min(self.most.documents)
-    }
-
-    /// Documents of each part of a bulk that has so many.
-    pub(crate) fn part(&self, documents: usize) -> usize {
-        let now = self.limits();
-        documents.div_ceil(now.requests).max(SMALLEST_PART.min(now.documents)).clamp(1, now.documents)
-    }
-
     /// A request with so many documents, sent under these limits, was answered well.
     pub(crate) fn answered(&self, sent: Limits, documents: usize, took: Duration) {
         if took > self.slow {
@@ -77,7 +62,7 @@ impl Pace {
         let mut now = self.lock();
         if now.documents < self.most.documents {
             // What was far below the limit says nothing about it.
-            if documents.saturating_mul(2) >= now.documents.min(self.part_of(*now)) {
+            if documents.saturating_mul(2) >= now.documents {
                 now.documents = (now.documents + self.most.documents.div_ceil(STEPS)).min(self.most.documents);
                 tell(*now);
             }
@@ -106,10 +91,6 @@ impl Pace {
             now.documents = (now.documents / 2).max(self.most.documents / SMALLEST).max(1);
         }
         tell(*now);
-    }
-
-    fn part_of(&self, now: Limits) -> usize {
-        self.most.documents.div_ceil(now.requests)
     }
 
     fn lock(&self) -> MutexGuard<'_, Limits> {
@@ -176,13 +157,5 @@ mod tests {
         let before = pace.limits();
         pace.answered(before, 5, FAST);
         assert_eq!(pace.limits(), before);
-    }
-
-    #[test]
-    fn a_bulk_falls_into_as_many_parts_as_may_run() {
-        let pace = pace();
-        assert_eq!((pace.part(6_400), pace.part(5_999), pace.part(10)), (1_600, 1_500, 500));
-        let small = Pace::new(&Settings { bulk_documents: 3, bulk_requests: 2, ..Settings::default() });
-        assert_eq!((small.part(6), small.part(1), small.part(0)), (3, 3, 3));
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn sift(entries: &mut Vec<Entry>, marks: &Marks, books: &mut HashMap<
         if entry.refused.is_none()
             && let Some(books) = books.get_mut(&*entry.at)
         {
-            books.place(&entry.document);
+            books.place_document(&entry.document);
         }
         entry.refused.is_some()
     });

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::future::try_join_all;
 use logmesh_bus::{Bus, NewRecord, TopicPartition};
 use logmesh_index::{IndexError, IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_record::{DeadLetter, Document};
@@ -82,20 +81,8 @@ impl Entry {
     }
 }
 
-/// Writes documents by `create`, in parts side by side as the pace allows, until each is stored, was there, or is refused
-/// for good.
-pub(crate) async fn create(mut entries: Vec<Entry>, to: &Backends) -> Result<Vec<(Entry, Stored)>, Stop> {
-    let mut parts = Vec::new();
-    let size = to.pace.part(entries.len());
-    while entries.len() > size {
-        let rest = entries.split_off(size);
-        parts.push(create_part(std::mem::replace(&mut entries, rest), to));
-    }
-    parts.push(create_part(entries, to));
-    Ok(try_join_all(parts).await?.into_iter().flatten().collect())
-}
-
-async fn create_part(entries: Vec<Entry>, to: &Backends) -> Result<Vec<(Entry, Stored)>, Stop> {
+/// Writes documents by `create`, as many at a time as the pace allows, until each is stored, was there, or is refused for good.
+pub(crate) async fn create(entries: Vec<Entry>, to: &Backends) -> Result<Vec<(Entry, Stored)>, Stop> {
     let (mut left, mut done) = (entries, Vec::new());
     let mut attempt = 0;
     while !left.is_empty() {

@@ -1,12 +1,12 @@
-//! The worker's loop: read, fill a bulk, write it, commit.
+//! The worker's loop: read, fill a bulk, write it while the next one is filled, commit in the order of the bulks.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use logmesh_bus::{BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{Marks, with_books};
-use logmesh_types::{Day, TopicName, UnixNanos, metric};
+use logmesh_types::{Day, TopicName, UnixNanos};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -17,6 +17,7 @@ use crate::replay::run::Replays;
 use crate::retired::marks;
 use crate::status::Partition;
 use crate::store::{Backends, Stop};
+use crate::writing::Writing;
 use crate::{GROUP, Settings};
 
 /// What it is called where readiness is shown.
@@ -139,6 +140,7 @@ impl Worker {
         loop {
             let wake =
                 [holding.flush_at, holding.replays.due()].into_iter().flatten().fold(look_for_topics, Instant::min);
+            let under_way = holding.writing.front_mut();
             tokio::select! {
                 biased;
                 () = self.to.token.cancelled() => {
@@ -147,11 +149,16 @@ impl Worker {
                         Err(stop) => Err(stop),
                     };
                 }
+                () = indexed(under_way) => self.finish(consumer, holding).await?,
                 () = tokio::time::sleep_until(wake) => {
                     if holding.flush_at.is_some_and(|at| at <= Instant::now()) {
-                        self.flush(consumer, holding).await?;
+                        self.write(consumer, holding).await?;
                     }
-                    holding.replays.step(&mut holding.books, &holding.marks, &self.to).await?;
+                    if holding.replays.due().is_some_and(|due| due <= Instant::now()) {
+                        // It writes books, which say what is in the index.
+                        self.flush(consumer, holding).await?;
+                        holding.replays.step(&mut holding.books, &holding.marks, &self.to).await?;
+                    }
                     if look_for_topics <= Instant::now() {
                         look_for_topics = Instant::now() + self.settings.topic_refresh.0;
                         holding.replays.look(&holding.books, &self.to).await?;
@@ -170,7 +177,7 @@ impl Worker {
                             Err(error) => return Err(error.into()),
                         }
                         // What was wrong is over when nothing waits to be written; else the write says so.
-                        if holding.bulk.is_empty() && std::mem::take(attempt) > 0 {
+                        if holding.is_idle() && std::mem::take(attempt) > 0 {
                             self.to.going();
                         }
                     }
@@ -228,15 +235,14 @@ impl Worker {
             }
             *next = last.offset.next();
         }
-        let taken = UnixNanos::now();
+        let (taken, shared) = (UnixNanos::now(), Arc::new(at.clone()));
         for record in records {
             let Some(books) = holding.books.get_mut(at) else { continue }; // revoked: its next owner reads it
-            holding.bulk.add(at, record, taken, books);
+            holding.bulk.add(&shared, record, taken, books);
             holding.flush_at.get_or_insert_with(|| Instant::now() + self.settings.bulk_wait.0);
-            if holding.bulk.bytes() as u64 >= self.settings.bulk_bytes.0
-                || holding.bulk.len() >= self.to.pace.bulk_documents()
-            {
-                self.flush(consumer, holding).await?;
+            let is_full = holding.bulk.bytes() as u64 >= self.settings.bulk_bytes.0;
+            if is_full || holding.bulk.len() >= self.to.pace.limits().documents {
+                self.write(consumer, holding).await?;
             }
         }
         Ok(())
@@ -259,24 +265,35 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes the bulk and commits its offsets.
-    async fn flush(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
+    /// Has the bulk written, while the next one is filled: as many side by side as the pace allows.
+    async fn write(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
         holding.flush_at = None;
         let bulk = std::mem::take(&mut holding.bulk);
         if bulk.is_empty() {
             return Ok(());
         }
-        let begin = Instant::now();
-        let (documents, bytes) = (bulk.len(), bulk.bytes());
         self.know_marks(&bulk, holding).await?;
-        let done = bulk.write(&mut holding.books, &holding.marks, &self.to).await?;
+        let most = self.to.pace.limits().requests;
+        let are_most = holding.writing.len() >= most;
+        if let Some(first) = holding.writing.front_mut().filter(|_| are_most) {
+            first.indexed().await;
+        }
+        let writing = bulk.begin(&mut holding.books, &holding.marks, &self.to);
+        let most = if writing.is_plain() { most } else { 0 };
+        holding.writing.push_back(writing);
+        while holding.writing.len() > most {
+            self.finish(consumer, holding).await?;
+        }
+        Ok(())
+    }
+
+    /// Finishes the bulk that was begun first, and commits its offsets.
+    async fn finish(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
+        let Some(first) = holding.writing.pop_front() else { return Ok(()) };
+        let done = first.finish(&mut holding.books, &holding.marks, &self.to).await?;
         let offsets: Vec<(TopicPartition, NextOffset)> =
             done.iter().map(|(at, (next, _))| (at.clone(), *next)).collect();
         consumer.commit(&offsets).await?;
-        let took: Duration = begin.elapsed();
-        metrics::histogram!(metric::TRANSFER_BULK_SECONDS).record(took.as_secs_f64());
-        metrics::counter!(metric::TRANSFER_BYTES).increment(bytes as u64);
-        tracing::debug!(documents, bytes, millis = took.as_millis() as u64, "wrote a bulk");
         let mut state = self.to.shared.state();
         for (at, (_, time)) in done {
             let streams = holding.books.get(&at).map_or(0, Books::len);
@@ -284,6 +301,23 @@ impl Worker {
             state.partitions.insert(at, status);
         }
         Ok(())
+    }
+
+    /// Writes all that is held, and commits its offsets.
+    async fn flush(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
+        self.write(consumer, holding).await?;
+        while !holding.writing.is_empty() {
+            self.finish(consumer, holding).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until this bulk is in the index; for ever if there is none.
+async fn indexed(writing: Option<&mut Writing>) {
+    match writing {
+        Some(writing) => writing.indexed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -294,10 +328,19 @@ struct Holding {
     /// The next offset that each of its partitions will give.
     next: HashMap<TopicPartition, NextOffset>,
     bulk: Bulk,
+    /// The bulks that are being written, in their order.
+    writing: VecDeque<Writing>,
     /// Which slices are retired.
     marks: Marks,
     /// Its parts of replays.
     replays: Replays,
     /// When the bulk is written at the latest; `None` while it is empty.
     flush_at: Option<Instant>,
+}
+
+impl Holding {
+    /// True if nothing is to be written.
+    fn is_idle(&self) -> bool {
+        self.bulk.is_empty() && self.writing.is_empty()
+    }
 }

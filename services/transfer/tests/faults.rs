@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use logmesh_bus::{Bus, Position, TopicPartition};
@@ -181,5 +181,52 @@ async fn less_is_asked_of_a_busy_index_and_more_again_of_a_healthy_one() {
     };
     assert!(sizes.iter().any(|size| *size > TAKES), "grown again: {sizes:?}");
     assert_eq!(count(&index).await, streams * 10_000);
+    mesh.stop_transfer().await;
+}
+
+/// The second bulk is written while the first is held up. What is booked and committed comes in their order, and what comes again
+/// under another date waits until it can be found.
+#[tokio::test(flavor = "multi_thread")]
+async fn bulks_are_written_side_by_side_and_booked_in_their_order() {
+    let (mut mesh, index, door) = through_a_door("aside").await;
+    mesh.stop_transfer().await;
+    mesh.settings.bulk_documents = 3;
+    mesh.start_transfer_into(index.clone()).await;
+    let held = Arc::new(Mutex::new(vec!["busy", "shard"]));
+    let holds = held.clone();
+    door.plan(move |items| {
+        let fault = |item: &Item| match item {
+            one if one.body.contains("poison") => Some(PARSING),
+            one if holds.lock().unwrap().iter().any(|word| one.body.contains(word)) => {
+                Some((429, "es_rejected_execution_exception"))
+            }
+            _ => None,
+        };
+        End::Items(items.iter().map(fault).collect())
+    });
+    let (one, two) = ("shard 1\ngood 2\npoison 3\n", "good 4\nbusy 5\ngood 6\n");
+    let first = mesh.append(codec::encode_chunk(&chunk(0, one, 0))).await;
+    let second = mesh.append(codec::encode_chunk(&chunk(one.len() as u64, two, 0))).await;
+    let indexed = async |documents| {
+        wait_for_async("documents to be in the index", Duration::from_secs(60), || async {
+            let there = count(&index).await;
+            if there == documents { Ok(()) } else { Err(there.to_string()) }
+        })
+        .await
+    };
+    indexed(3).await;
+    let again = mesh.append(codec::encode_chunk(&chunk(0, one, 1))).await;
+    assert!(!is_done(&mesh, &first).await);
+    assert!(mesh.books(first.partition).await.is_empty());
+    held.lock().unwrap().retain(|word| *word == "busy");
+    mesh.done(&first).await;
+    let book = mesh.books(first.partition).await.pop().unwrap();
+    assert_eq!((book.done.bytes(), book.rejected.bytes()), (one.len() as u64, 9), "what is in the index, and no more");
+    assert!(!is_done(&mesh, &second).await);
+    held.lock().unwrap().clear();
+    mesh.done(&again).await;
+    assert_eq!((count(&index).await, letters(&mesh).await.len()), (5, 2), "once, whatever the date");
+    let book = mesh.books(first.partition).await.pop().unwrap();
+    assert_eq!((book.watermark(), book.rejected.bytes()), ((one.len() + two.len()) as u64, 9));
     mesh.stop_transfer().await;
 }

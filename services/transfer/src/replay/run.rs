@@ -13,9 +13,9 @@ use tracing::{info, warn};
 use super::{Progress, Replay, Wanted};
 use crate::GROUP;
 use crate::books::Books;
-use crate::bulk::{note_place, write_books};
 use crate::retired::sift;
 use crate::store::{Backends, Entry, Stop, Stored, create_missing};
+use crate::writing::{note_place, write_books};
 
 /// Bytes that one step reads; with a rate less, so that the rate holds over short times too.
 const STEP_BYTES: usize = 2 << 20;
