@@ -14,16 +14,31 @@ pub type Places = Vec<(u64, u64)>;
 /// code, or lists another kind.
 #[track_caller]
 pub fn gaps(client: &Client, args: &[&str], code: i32) -> BTreeMap<String, Places> {
+    listed(client, args, code, "gaps", &["not_indexed"])
+}
+
+/// The doubles that it lists, by path; panics if it ends with another code, or lists anything else.
+#[track_caller]
+pub fn doubles(client: &Client, args: &[&str], code: i32) -> BTreeMap<String, Places> {
+    listed(client, args, code, "doubles", &["same_document", "overlap"])
+}
+
+#[track_caller]
+fn listed(client: &Client, args: &[&str], code: i32, kind: &str, causes: &[&str]) -> BTreeMap<String, Places> {
     let audits = json_lines(&client.run(&[&["audit", "--json"], args].concat()).expect(code).stdout);
-    let mut gaps = BTreeMap::new();
+    let mut found = BTreeMap::new();
     for audit in &audits {
-        let listed = audit["gaps"].as_array().unwrap_or_else(|| panic!("no gaps in {audit}"));
-        assert!(listed.iter().all(|gap| gap["cause"] == "not_indexed"), "{audit}");
+        let listed = audit[kind].as_array().unwrap_or_else(|| panic!("no {kind} in {audit}"));
+        assert!(listed.iter().all(|one| causes.iter().any(|cause| one["cause"] == *cause)), "{audit}");
         assert_eq!(audit["clean"], listed.is_empty(), "{audit}");
-        let place = |gap: &Value| (number(gap, "start_offset"), number(gap, "end_offset"));
-        gaps.insert(audit["path"].as_str().unwrap_or_default().to_owned(), listed.iter().map(place).collect());
+        found.insert(audit["path"].as_str().unwrap_or_default().to_owned(), listed.iter().map(place_in).collect());
     }
-    gaps
+    found
+}
+
+/// Where a finding, or a range that was repaired, lies.
+pub fn place_in(one: &Value) -> (u64, u64) {
+    (number(one, "start_offset"), number(one, "end_offset"))
 }
 
 /// Where the event of a document lies in its stream.

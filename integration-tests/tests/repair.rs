@@ -1,5 +1,5 @@
 //! Damage done by hand to a mesh on a real etcd, Kafka and Elasticsearch, and what mends it: repair from the bus and from the files,
-//! redrive, replay, with `kill -9` in the middle. One mesh for all of it, a topic for each part.
+//! copies removed, redrive, replay, with `kill -9` in the middle. One mesh for all of it, a topic for each part.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test, its helpers too; it prints its way with --nocapture
 
@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::cluster::{self, AGENT, apply};
 use logmesh_integration_tests::compare::{assert_equal, by_path};
-use logmesh_integration_tests::gaps::{gaps, place_of, prints};
+use logmesh_integration_tests::gaps::{doubles, gaps, place_of, prints};
 use logmesh_integration_tests::program::{command, logmesh};
 use logmesh_integration_tests::{Cluster, PATIENCE};
 use logmesh_testing::wait_for;
@@ -125,6 +125,22 @@ impl<'a> Part<'a> {
         assert!(deleted, "document {id} is in no index");
     }
 
+    fn create_document(&mut self, index: &str, id: &str, body: &str) {
+        let answer = self.elasticsearch("PUT", &format!("/{index}/_doc/{id}?refresh=true"), body);
+        assert!(answer.contains("\"result\":\"created\""), "{answer}");
+    }
+
+    /// The index in which a document lies, and its body.
+    fn source_of(&mut self, id: &str) -> (String, String) {
+        let days = self.indices();
+        let found = days.into_iter().find_map(|index| {
+            let answer = self.elasticsearch("GET", &format!("/{index}/_source/{id}"), "");
+            let (_, source) = answer.split_once("\r\n\r\n").unwrap();
+            source.contains("logmesh.stream").then(|| (index, source.to_owned()))
+        });
+        found.unwrap_or_else(|| panic!("document {id} is in no index"))
+    }
+
     /// Removes everything that the index holds of the topic.
     fn delete_days(&mut self) {
         let days = self.indices();
@@ -203,6 +219,51 @@ fn single_documents_are_put_back(part: &mut Part<'_>) {
     prints(&done, &["5 events", "no gap, no double"]);
     part.wait_whole(FILES);
     println!("{}: single documents are put back", part.topic);
+}
+
+/// Documents doubled in each way that comes to mind: exactly they are named, and their copies removed.
+fn copies_are_removed(part: &mut Part<'_>) {
+    let documents = part.cluster.client().search(&format!("log.file.path:*/logs/{}/*", part.topic));
+    let mut found = by_path(&documents);
+    found.values_mut().for_each(|documents| documents.sort_by_key(|document| document["logmesh.offset"].as_u64()));
+    let paths = part.paths();
+    let twice = [(0, 10), (0, 11), (0, 300), (1, 0)].map(|(file, line)| found[&paths[file]][line]);
+    let [first, second, third, other] = twice.map(place_of);
+    let ids = twice.map(|document| document["_id"].as_str().unwrap().to_owned());
+    let topic = part.topic;
+    // As a `_reindex` of them would.
+    for id in ids {
+        let (_, body) = part.source_of(&id);
+        for to in ["2020.01.01", "2020.01.01-copy"] {
+            part.create_document(&format!("logmesh-{topic}@{to}"), &id, &body);
+        }
+    }
+    // One more under a made-up id, and something else under another.
+    let last = found[&paths[2]][7];
+    let (index, body) = part.source_of(last["_id"].as_str().unwrap());
+    for (id, body) in [("by-hand", body.clone()), ("tampered", body.replace("line 7", "LINE 7"))] {
+        part.create_document(&index, id, &body);
+    }
+    assert_eq!(part.count(), ALL + 10);
+
+    let named = [vec![(first.0, second.1), third], vec![other], vec![place_of(last)], vec![]];
+    let mut expected: BTreeMap<_, _> = paths.into_iter().zip(named).collect();
+    for _ in 0..2 {
+        assert_eq!(doubles(&part.cluster.client(), &["--topic", topic], 1), expected);
+        assert_eq!(part.count(), ALL + 10, "an audit removes nothing");
+    }
+    // All that is sure goes; of the line that is there in two ways both stay.
+    expected.values_mut().for_each(|places| places.retain(|place| *place == place_of(last)));
+    let told = part.cluster.client().run(&["audit", "--repair", "--topic", topic]).expect(1);
+    prints(
+        &told,
+        &["9 copies were removed", &format!("from logmesh-{topic}@2020.01.01-copy"), "they don't say the same"],
+    );
+    assert_eq!(doubles(&part.cluster.client(), &["--topic", topic], 1), expected);
+    part.delete_document("tampered");
+    part.run(&["audit"]);
+    part.wait_whole(FILES);
+    println!("{topic}: copies are removed");
 }
 
 /// Whole days deleted, and transfer killed in the middle of the repair.
@@ -343,6 +404,7 @@ fn whatever_was_broken_by_hand_is_named_and_mended() {
     for topic in ["logs", "packed"] {
         let mut part = Part::filled(&mut cluster, topic);
         single_documents_are_put_back(&mut part);
+        copies_are_removed(&mut part);
         lost_days_are_put_back(&mut part);
         what_only_the_files_hold_is_read_again(&mut part);
     }

@@ -284,7 +284,7 @@ impl Answer {
             400 => IndexError::Unsupported { reason },
             401 | 403 => unavailable(format!(
                 "{reason} (look at user, password or api_key, and at the privileges: create_index, manage, create_doc, \
-                 read, view_index_metadata on the indices, manage_index_templates and monitor on the cluster)"
+                 read, view_index_metadata on the indices (delete for repairs of doubles), manage_index_templates and monitor on the cluster)"
             )),
             _ => unavailable(reason),
         }

@@ -13,6 +13,7 @@ mod facets;
 mod form;
 mod names;
 mod page;
+mod repair;
 mod scope;
 mod search;
 mod settings;
@@ -27,10 +28,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::{
-    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
-    Selection, Slice, StreamSum,
+    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexRepair, IndexWriter, NewDoc, Order, Outcome,
+    Page, PageLimit, Place, Selection, Slice, StoredPage, StreamSum,
 };
-use logmesh_types::{DocId, StreamId, TopicName};
+use logmesh_types::{ByteRange, DocId, StreamId, TopicName};
 use reqwest::Method;
 use tokio::sync::Mutex;
 
@@ -187,5 +188,22 @@ impl IndexReader for ElasticIndex {
 
     async fn field_types(&self, topic: &TopicName) -> Result<FieldTypes, IndexError> {
         Ok(self.inner.held_template(topic).await?.unwrap_or_default().fields)
+    }
+}
+
+#[async_trait]
+impl IndexRepair for ElasticIndex {
+    async fn stored(
+        &self,
+        topic: &TopicName,
+        stream: &StreamId,
+        starts: ByteRange,
+        limit: PageLimit,
+    ) -> Result<StoredPage, IndexError> {
+        self.inner.stored(topic, stream, starts, limit).await
+    }
+
+    async fn delete(&self, topic: &TopicName, places: &[Place]) -> Result<Vec<bool>, IndexError> {
+        self.inner.delete(topic, places).await
     }
 }

@@ -34,18 +34,18 @@ pub(crate) const MAX_INDICES: usize = 60_000;
 const NANOS_PER_MILLI: i64 = 1_000_000;
 
 #[derive(Deserialize)]
-struct Found<'a> {
+pub(crate) struct Found<'a> {
     #[serde(borrow)]
-    hits: FoundHits<'a>,
+    pub(crate) hits: FoundHits<'a>,
     #[serde(default)]
     aggregations: Value,
 }
 
 #[derive(Deserialize)]
-struct FoundHits<'a> {
+pub(crate) struct FoundHits<'a> {
     total: Option<Total>,
     #[serde(borrow, default)]
-    hits: Vec<FoundHit<'a>>,
+    pub(crate) hits: Vec<FoundHit<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -54,13 +54,13 @@ struct Total {
 }
 
 #[derive(Deserialize)]
-struct FoundHit<'a> {
+pub(crate) struct FoundHit<'a> {
     #[serde(rename = "_index")]
-    index: String,
+    pub(crate) index: String,
     #[serde(rename = "_id")]
-    id: String,
+    pub(crate) id: String,
     #[serde(rename = "_source", borrow)]
-    source: Option<&'a RawValue>,
+    pub(crate) source: Option<&'a RawValue>,
     #[serde(default)]
     sort: Vec<Value>,
     #[serde(default)]
@@ -70,6 +70,15 @@ struct FoundHit<'a> {
 impl FoundHits<'_> {
     fn total(&self) -> Result<u64, IndexError> {
         self.total.as_ref().map(|total| total.value).ok_or_else(|| unavailable("an answer has no total"))
+    }
+}
+
+impl FoundHit<'_> {
+    /// The bytes of its stream that the document holds, if its place was asked for.
+    pub(crate) fn range(&self) -> Option<ByteRange> {
+        let start = self.fields["logmesh.offset"][0].as_u64()?;
+        let length = self.fields["logmesh.length"][0].as_u64().unwrap_or(0);
+        Some(ByteRange::new(start, start.saturating_add(length)))
     }
 }
 
@@ -244,11 +253,7 @@ impl Inner {
         let answer = self.ask(&self.names.indices(topic), body).await?;
         let found: Found<'_> = answer.json()?;
         let full = found.hits.hits.len() == MAX_PAGE_SIZE;
-        let span = |hit: FoundHit<'_>| {
-            let start = hit.fields["logmesh.offset"][0].as_u64()?;
-            let length = hit.fields["logmesh.length"][0].as_u64().unwrap_or(0);
-            Some(EventSpan { range: ByteRange::new(start, start.saturating_add(length)), id: hit.id.parse().ok()? })
-        };
+        let span = |hit: FoundHit<'_>| Some(EventSpan { range: hit.range()?, id: hit.id.parse().ok() });
         Ok((found.hits.hits.into_iter().filter_map(span).collect(), full))
     }
 

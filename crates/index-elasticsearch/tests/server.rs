@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use logmesh_index::conformance::{Doc, selection, slice, topic};
-use logmesh_index::{FieldType, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection};
+use logmesh_index::{
+    FieldType, IndexError, IndexReader, IndexRepair, IndexWriter, NewDoc, Order, Outcome, PageLimit, Place, Selection,
+};
 use logmesh_index_elasticsearch::{ElasticIndex, Settings};
 use logmesh_testing::servers::{self, Elasticsearch, Server};
 use logmesh_testing::wait_for_async;
-use logmesh_types::Span;
+use logmesh_types::{ByteRange, DocId, Span};
 use reqwest::{Client, Method};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -213,6 +215,42 @@ async fn strangers_are_passed_over() {
         }
     }
     assert_eq!(index.topics().await.unwrap(), [topic("logs")]);
+}
+
+/// Copies that somebody made by hand, under an id of their own or in an index that is none of a day's, are seen and can be deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_copied_by_hand_is_seen_and_deleted() {
+    let server = servers::elasticsearch();
+    let settings = settings(server);
+    let index = index(&settings);
+    index.write(vec![Doc::new(10, "x").build()]).await.unwrap();
+    index.refresh().await.unwrap();
+    let day = format!("{}logs@2026.01.31", settings.index_prefix);
+    let body: Value = serde_json::from_slice(&Doc::new(10, "x").build().body).unwrap();
+    let id = Doc::new(10, "").id();
+    for path in [format!("{day}/_doc/by%20hand%22%5C"), format!("{day}-copy/_doc/{id}")] {
+        assert_eq!(call(server, Method::PUT, &path, body.clone()).await["result"], "created");
+    }
+
+    let (logs, file) = (topic("logs"), logmesh_index::conformance::stream(1));
+    let spans = index.spans(&logs, &file, 0, 100).await.unwrap();
+    assert!(spans.iter().any(|span| span.id.is_none()) && spans.iter().any(|span| span.id.is_some()), "{spans:?}");
+    let listed = async || {
+        let page = index.stored(&logs, &file, ByteRange::new(0, 100), PageLimit::hits(100)).await.unwrap();
+        assert!(!page.more);
+        page.documents
+    };
+    let (kept, copies): (Vec<_>, Vec<_>) = listed()
+        .await
+        .into_iter()
+        .partition(|stored| stored.date.as_deref() == Some("2026-01-31") && stored.place.id.parse::<DocId>().is_ok());
+    assert!(spans.len() == 3 && kept.len() == 1 && copies.iter().any(|copy| copy.date.is_none()), "{copies:?}");
+    let places: Vec<Place> = copies.into_iter().map(|copy| copy.place).collect();
+    assert!(index.delete(&topic("log"), &places).await.is_err(), "they are of another topic");
+    assert_eq!(index.delete(&logs, &places).await.unwrap(), vec![true; places.len()]);
+    assert_eq!(listed().await, kept);
+    index.refresh().await.unwrap();
+    assert_eq!(found(&index, "x").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -120,11 +120,27 @@ impl Catalog {
 
     /// Writes documents of one slice.
     pub(crate) fn write(&self, slice: &Slice, docs: &[&NewDoc]) -> Result<Vec<Outcome>, IndexError> {
+        let open = || self.get_or_make(slice).map(Some);
+        self.change(slice, open, |open| open.write(docs, self.settings.writer_memory_bytes))
+    }
+
+    /// Deletes documents of one slice, and says of each whether it was there; of none if there's no such slice.
+    pub(crate) fn delete_ids(&self, slice: &Slice, ids: &[DocId]) -> Result<Vec<bool>, IndexError> {
+        self.change(slice, || self.get(slice), |open| open.delete(ids, self.settings.writer_memory_bytes))
+    }
+
+    /// Does some work with a slice's writer; nothing if there is no slice.
+    fn change<T: Default>(
+        &self,
+        slice: &Slice,
+        open: impl Fn() -> Result<Option<Arc<SliceIndex>>, IndexError>,
+        work: impl Fn(&SliceIndex) -> Result<Written<T>, IndexError>,
+    ) -> Result<T, IndexError> {
         for _ in 0..REOPENED {
-            let open = self.get_or_make(slice)?;
+            let Some(open) = open()? else { return Ok(T::default()) };
             self.limit_writers(&open)?;
-            match open.write(docs, self.settings.writer_memory_bytes) {
-                Ok(Written::Done(outcomes)) => return Ok(outcomes),
+            match work(&open) {
+                Ok(Written::Done(done)) => return Ok(done),
                 Ok(Written::Gone) => self.forget(slice, &open),
                 Err(error) => {
                     warn!(?slice, %error, "cannot write to a slice; it will be opened anew");

@@ -1,7 +1,7 @@
 //! Counts the values of a field. Blocking: called from blocking tasks only.
 //!
 //! A keyword's values are one stretch of each segment's term dictionary, and each value has the list of its documents:
-//! those are counted that the selection holds. Documents are never deleted one by one, so that every list is exact.
+//! those are counted that the selection holds, and that aren't deleted.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,6 +17,7 @@ use tantivy::{BitSet, DocSet, InvertedIndexReader, SegmentReader, TERMINATED, Ta
 
 use crate::catalog::Catalog;
 use crate::error::from_tantivy;
+use crate::live::each_live;
 use crate::schema::value_term;
 use crate::search::Part;
 
@@ -64,7 +65,7 @@ fn of_column(column: Field, weight: &dyn Weight, segment: &SegmentReader) -> tan
     let numbers: Column<i64> = segment.fast_fields().i64(segment.schema().get_field_name(column))?;
     let mut counts = Counts::default();
     let mut of_document = Vec::new();
-    weight.for_each_no_score(segment, &mut |docs| {
+    each_live(weight, segment, &mut |docs| {
         for doc in docs {
             of_document.clear();
             of_document.extend(numbers.values_for_doc(*doc));
@@ -110,13 +111,14 @@ fn of_terms(
 struct Docs {
     set: BitSet,
     count: u32,
+    /// Every document of the segment, and none is deleted: the lists' lengths are the counts.
     all: bool,
 }
 
 impl Docs {
     fn of(weight: &dyn Weight, segment: &SegmentReader) -> tantivy::Result<Self> {
         let mut docs = Self { set: BitSet::with_max_value(segment.max_doc()), count: 0, all: false };
-        weight.for_each_no_score(segment, &mut |found| {
+        each_live(weight, segment, &mut |found| {
             for doc in found {
                 docs.set.insert(*doc);
             }

@@ -11,7 +11,9 @@ mod directory;
 mod error;
 mod facets;
 mod folder;
+mod live;
 mod page;
+mod repair;
 mod schema;
 mod search;
 mod slice;
@@ -25,11 +27,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_index::{
-    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit,
-    Selection, Slice, StreamSum,
+    Bar, EventSpan, Facets, FieldTypes, IndexError, IndexReader, IndexRepair, IndexWriter, NewDoc, Order, Outcome,
+    Page, PageLimit, Place, Selection, Slice, StoredPage, StreamSum,
 };
 use logmesh_types::limits::MAX_PAGE_SIZE;
-use logmesh_types::{DocId, StreamId, TopicName};
+use logmesh_types::{ByteRange, DocId, StreamId, TopicName};
 use tokio::sync::Semaphore;
 
 use crate::catalog::Catalog;
@@ -223,5 +225,24 @@ impl IndexReader for EmbeddedIndex {
 
     async fn field_types(&self, topic: &TopicName) -> Result<FieldTypes, IndexError> {
         Ok(self.catalog.types(topic))
+    }
+}
+
+#[async_trait]
+impl IndexRepair for EmbeddedIndex {
+    async fn stored(
+        &self,
+        topic: &TopicName,
+        stream: &StreamId,
+        starts: ByteRange,
+        limit: PageLimit,
+    ) -> Result<StoredPage, IndexError> {
+        let (topic, stream) = (topic.clone(), *stream);
+        self.read_with(move |catalog| catalog.stored(&topic, &stream, starts, limit)).await
+    }
+
+    async fn delete(&self, topic: &TopicName, places: &[Place]) -> Result<Vec<bool>, IndexError> {
+        let (topic, places) = (topic.clone(), places.to_vec());
+        self.write_with(move |catalog| catalog.delete_documents(&topic, &places)).await
     }
 }

@@ -14,6 +14,7 @@ use tantivy::{DocAddress, Searcher, SegmentReader, TantivyDocument};
 
 use crate::catalog::Catalog;
 use crate::error::from_tantivy;
+use crate::live::each_live;
 use crate::page::{self, SortKey};
 use crate::schema::{Fields, ID_COLUMNS, OFFSET_COLUMN, STREAM_COLUMNS, STREAM_FIELD, TIMESTAMP_COLUMN};
 use crate::sum::places;
@@ -114,7 +115,7 @@ impl Catalog {
         for part in self.parts(selection)? {
             part.for_each_segment(selection, &mut |_, weight, segment| {
                 let times: Column<i64> = segment.fast_fields().i64(TIMESTAMP_COLUMN)?;
-                weight.for_each_no_score(segment, &mut |docs| {
+                each_live(weight, segment, &mut |docs| {
                     for time in docs.iter().filter_map(|doc| times.first(*doc)) {
                         let start = time.saturating_sub(time.rem_euclid(interval));
                         // One more than allowed is enough to know.
@@ -229,7 +230,7 @@ impl Top {
         segment: &SegmentReader,
     ) -> tantivy::Result<()> {
         let keys = Keys::open(self.order, slice, segment)?;
-        weight.for_each_no_score(segment, &mut |docs| {
+        each_live(weight, segment, &mut |docs| {
             self.total += docs.len() as u64;
             for doc in docs {
                 self.offer(&keys, part, DocAddress::new(segment_number, *doc));
@@ -291,7 +292,7 @@ impl Keys {
 }
 
 /// The number whose halves lie in two columns.
-fn whole(halves: &[Column<u64>; 2], doc: u32) -> u128 {
+pub(crate) fn whole(halves: &[Column<u64>; 2], doc: u32) -> u128 {
     let [high, low] = [&halves[0], &halves[1]].map(|half| u128::from(half.first(doc).unwrap_or(0)));
     high << 64 | low
 }
@@ -316,10 +317,10 @@ fn collect_spans(
         let columns = segment.fast_fields();
         let ids = [columns.u64(ID_COLUMNS[0])?, columns.u64(ID_COLUMNS[1])?];
         let place = places(segment)?;
-        weight.for_each_no_score(segment, &mut |docs| {
+        each_live(weight.as_ref(), segment, &mut |docs| {
             for doc in docs {
                 let Some(range) = place(*doc) else { continue };
-                heap.push(EventSpan { range, id: DocId::from_bytes(whole(&ids, *doc).to_be_bytes()) });
+                heap.push(EventSpan { range, id: Some(DocId::from_bytes(whole(&ids, *doc).to_be_bytes())) });
                 if heap.len() > limit {
                     heap.pop();
                 }

@@ -9,10 +9,11 @@ use logmesh_index::{IndexError, NewDoc, Outcome};
 use logmesh_types::DocId;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy};
 use tantivy::schema::Field;
-use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument};
+use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
 use crate::directory::SliceDirectory;
 use crate::error::from_tantivy;
+use crate::live::{note_live, sorted};
 use crate::schema::{Fields, register_tokenizer, schema};
 
 /// Segments of less than this many documents are merged as soon as there are [`MERGED_SEGMENTS`] of them.
@@ -41,9 +42,9 @@ enum WriterState {
 }
 
 /// What came of a try to write to a slice.
-pub(crate) enum Written {
-    /// One outcome for each document.
-    Done(Vec<Outcome>),
+pub(crate) enum Written<T> {
+    /// It's written, or deleted.
+    Done(T),
     /// The handle is of no use: open the slice again.
     Gone,
 }
@@ -93,12 +94,21 @@ impl SliceIndex {
     }
 
     /// Writes documents of this slice, durably. After an error the handle is [`Written::Gone`].
-    pub(crate) fn write(&self, docs: &[&NewDoc], memory_bytes: usize) -> Result<Written, IndexError> {
+    pub(crate) fn write(&self, docs: &[&NewDoc], memory_bytes: usize) -> Result<Written<Vec<Outcome>>, IndexError> {
+        self.change(|state| self.write_with(state, docs, memory_bytes))
+    }
+
+    /// Deletes documents, durably, and says of each whether it was there. After an error the handle is [`Written::Gone`].
+    pub(crate) fn delete(&self, ids: &[DocId], memory_bytes: usize) -> Result<Written<Vec<bool>>, IndexError> {
+        self.change(|state| self.delete_with(state, ids, memory_bytes))
+    }
+
+    fn change<T>(&self, work: impl FnOnce(&mut WriterState) -> tantivy::Result<T>) -> Result<Written<T>, IndexError> {
         let mut state = self.writer();
         if matches!(*state, WriterState::Gone) {
             return Ok(Written::Gone);
         }
-        let result = self.write_with(&mut state, docs, memory_bytes);
+        let result = work(&mut state);
         if result.is_err() {
             // Part of the documents may lie in the writer, and it may be broken: drop both, and open the slice anew.
             *state = WriterState::Gone;
@@ -139,6 +149,19 @@ impl SliceIndex {
             self.reader.reload()?;
         }
         Ok(outcomes)
+    }
+
+    fn delete_with(&self, state: &mut WriterState, ids: &[DocId], memory_bytes: usize) -> tantivy::Result<Vec<bool>> {
+        let present = contains(&self.searcher(), self.fields.id, ids)?;
+        if present.contains(&true) {
+            let writer = self.open_writer(state, memory_bytes)?;
+            for (id, _) in ids.iter().zip(&present).filter(|(_, present)| **present) {
+                writer.delete_term(Term::from_field_text(self.fields.id, &id.to_string()));
+            }
+            writer.commit()?;
+            self.reader.reload()?;
+        }
+        Ok(present)
     }
 
     fn open_writer<'a>(
@@ -195,16 +218,7 @@ impl SliceIndex {
 
 fn contains(searcher: &Searcher, id_field: Field, ids: &[DocId]) -> tantivy::Result<Vec<bool>> {
     let mut found = vec![false; ids.len()];
-    // In the order of the dictionary, neighbouring lookups share its pages.
-    let mut sorted: Vec<(String, usize)> = ids.iter().enumerate().map(|(at, id)| (id.to_string(), at)).collect();
-    sorted.sort_unstable();
-    for segment in searcher.segment_readers() {
-        let index = segment.inverted_index(id_field)?;
-        for (id, at) in &sorted {
-            if let Some(found) = found.get_mut(*at).filter(|found| !**found) {
-                *found = index.terms().get(id.as_bytes())?.is_some();
-            }
-        }
-    }
+    let sorted = sorted(ids);
+    searcher.segment_readers().iter().try_for_each(|segment| note_live(segment, id_field, &sorted, &mut found))?;
     Ok(found)
 }

@@ -7,6 +7,7 @@ use tantivy::{Searcher, SegmentReader};
 
 use crate::catalog::Catalog;
 use crate::error::from_tantivy;
+use crate::live::each_live;
 use crate::schema::{Fields, LENGTH_COLUMN, OFFSET_COLUMN, STREAM_FIELD};
 use crate::translate::of_stream;
 
@@ -37,7 +38,7 @@ fn add_slice(
         let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
         for segment in searcher.segment_readers() {
             let place = places(segment)?;
-            weight.for_each_no_score(segment, &mut |docs| {
+            each_live(weight.as_ref(), segment, &mut |docs| {
                 docs.iter()
                     .filter_map(|doc| place(*doc))
                     .filter(|range| range.start < *before)

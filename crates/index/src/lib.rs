@@ -1,13 +1,14 @@
 //! The index: documents written once by id, found by one query language.
 //!
-//! Two things implement [`IndexWriter`] and [`IndexReader`]: `logmesh-index-embedded` on tantivy, and Elasticsearch.
-//! What an implementation owes is written on the traits and tested by [`conformance`]. The query language is
+//! Two things implement [`IndexWriter`], [`IndexReader`] and [`IndexRepair`]: `logmesh-index-embedded` on tantivy, and
+//! Elasticsearch. What an implementation owes is written on the traits and tested by [`conformance`]. The query language is
 //! [`query`], parsed once into a tree that each index translates.
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
 pub mod facets;
 pub mod query;
+mod repair;
 pub mod sum;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 
 pub use crate::facets::{Facet, Facets, MAX_FACETS};
 use crate::query::Query;
+pub use crate::repair::{IndexRepair, Place, Stored, StoredPage};
 pub use crate::sum::StreamSum;
 
 /// The part of the index that a document belongs to: one day of one topic. A function of the record alone (its topic
@@ -243,8 +245,8 @@ pub struct Bar {
 pub struct EventSpan {
     /// The bytes of the stream that the document holds.
     pub range: ByteRange,
-    /// The document's id.
-    pub id: DocId,
+    /// The document's id; `None` if it's none that logmesh gives: somebody wrote it by hand.
+    pub id: Option<DocId>,
 }
 
 /// Finds documents. Used by the console only.

@@ -2,7 +2,7 @@
 //!
 //! One place knows the two formats of a topic ([`codec`]), how a chunk is cut into events ([`chunk`]), the one document
 //! builder ([`document`]) that gives equal documents wherever it runs, the books ([`book`]), what of them is retired
-//! ([`slices`], [`mark`]), the times of a record's way ([`hops`]), and what a topic is ([`topic`]). No I/O.
+//! ([`slices`], [`mark`]), what a document says of its event ([`origin`]), the times of a record's way ([`hops`]), and what a topic is ([`topic`]). No I/O.
 
 pub mod book;
 pub mod chunk;
@@ -11,6 +11,7 @@ pub mod document;
 pub mod hops;
 pub mod mark;
 mod message;
+pub mod origin;
 pub mod slices;
 pub mod topic;
 
@@ -19,5 +20,6 @@ pub use chunk::{ChunkError, EventSlice};
 pub use codec::{Content, DeadLetter, DecodeError, Document, Format, Redrive, decode};
 pub use hops::Times;
 pub use mark::{Mark, Marks};
+pub use origin::Origin;
 pub use slices::Slices;
 pub use topic::{TRANSFER_GROUP, TopicSettings, Topics, with_books};

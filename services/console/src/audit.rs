@@ -6,13 +6,16 @@
 //!
 //! Books are read once and followed from then on ([`shelf`]). The index is asked for sums first, all streams of a page in one
 //! call ([`stream::sums`]); only of a stream that doesn't come to what its book says are the documents listed. What is missing
-//! [`repair`] puts back: from the bus, and what that no longer holds from the [`file`].
+//! [`repair`] puts back: from the bus, and what that no longer holds from the [`file`]. What is there twice it takes away
+//! ([`removal`]), where it's sure which of them is the [copy](copies).
 
+mod copies;
 mod coverage;
 mod file;
 mod ledger;
 mod marks;
 mod page;
+mod removal;
 mod repair;
 mod service;
 mod shelf;

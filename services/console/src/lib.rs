@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use logmesh_bus::Bus;
 use logmesh_grpc::{Choice, Routes, Upstream};
-use logmesh_index::IndexReader;
+use logmesh_index::IndexRepair;
 use logmesh_proto::audit::v1::audit_service_server::AuditServiceServer;
 use logmesh_proto::search::v1::search_service_server::SearchServiceServer;
 use logmesh_runtime::Tasks;
@@ -52,7 +52,7 @@ impl Console {
     /// Sets the services up. Nothing needs to be reachable yet; live tails end when the tasks are asked to.
     pub fn start(
         bus: Arc<dyn Bus>,
-        index: Arc<dyn IndexReader>,
+        index: Arc<dyn IndexRepair>,
         settings: &Settings,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {

@@ -10,6 +10,7 @@ mod documents;
 mod facets;
 mod oracle;
 mod queries;
+mod repairing;
 mod searching;
 mod writing;
 
@@ -21,17 +22,18 @@ pub use documents::{Doc, NOON, selection, slice, stream, topic};
 pub use facets::*;
 pub use oracle::*;
 pub use queries::*;
+pub use repairing::*;
 pub use searching::*;
 pub use writing::*;
 
 use crate::query::Query;
-use crate::{IndexReader, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection};
+use crate::{IndexReader, IndexRepair, IndexWriter, NewDoc, Order, Outcome, PageLimit, Selection};
 
 /// An index to test, empty at first.
 #[async_trait]
 pub trait Fixture: Send + Sync {
     /// The implementation.
-    type Index: IndexWriter + IndexReader;
+    type Index: IndexWriter + IndexRepair;
 
     /// Opens the index: the second time with what was written before. All handles of the first time are dropped then.
     async fn open(&self) -> Arc<Self::Index>;
@@ -131,6 +133,10 @@ macro_rules! conformance {
             what_has_no_values_is_refused
             spans_tell_where_documents_lie
             sums_tell_what_documents_come_to
+            copies_are_told_apart
+            a_document_is_deleted_in_its_slice_only
+            what_was_deleted_is_counted_nowhere
+            documents_come_in_parts
             a_query_finds_what_its_definition_says
         );
     };

@@ -182,7 +182,7 @@ pub async fn spans_tell_where_documents_lie(fixture: &impl Fixture) {
     let starts = |spans: &[EventSpan]| spans.iter().map(|span| span.range.start).collect::<Vec<_>>();
     let all = spans(0, 100).await;
     assert_eq!(starts(&all), [0, 10, 10, 20, 30, 40]);
-    assert_eq!(all[3], EventSpan { range: ByteRange::new(20, 30), id: doc(20).id() });
+    assert_eq!(all[3], EventSpan { range: ByteRange::new(20, 30), id: Some(doc(20).id()) });
     assert_eq!(starts(&spans(10, 100).await), [10, 10, 20, 30, 40]);
     assert_eq!(starts(&spans(11, 2).await), [20, 30]);
     assert!(spans(41, 100).await.is_empty());

@@ -102,7 +102,7 @@ impl<'a> Coverage<'a> {
             && span.range.start < covered
         {
             let twice = ByteRange::new(span.range.start, span.range.end.min(covered));
-            let same = before.id == span.id;
+            let same = before.id.is_some() && before.id == span.id;
             let cause = if same { FindingCause::SameDocument } else { FindingCause::Overlap };
             self.doubles.add(twice, cause, || explain_double(&before, &span));
         }
@@ -134,10 +134,11 @@ impl<'a> Coverage<'a> {
 }
 
 fn explain_double(before: &EventSpan, span: &EventSpan) -> String {
-    if before.id == span.id {
-        return format!("document {} is in the index more than once", span.id);
+    let name = |span: &EventSpan| span.id.map_or_else(|| "of a foreign id".to_owned(), |id| id.to_string());
+    if before.id.is_some() && before.id == span.id {
+        return format!("document {} is in the index more than once", name(span));
     }
-    format!("documents {} {} and {} {} hold the same bytes", before.id, before.range, span.id, span.range)
+    format!("documents {} {} and {} {} hold the same bytes", name(before), before.range, name(span), span.range)
 }
 
 #[cfg(test)]
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     fn span(start: u64, end: u64, id: u8) -> EventSpan {
-        EventSpan { range: ByteRange::new(start, end), id: DocId::from_bytes([id; 16]) }
+        EventSpan { range: ByteRange::new(start, end), id: (id < 255).then(|| DocId::from_bytes([id; 16])) }
     }
 
     type Places = Vec<(u64, u64)>;
@@ -189,6 +190,16 @@ mod tests {
         let mut coverage_of_a_long_one = [span(0, 20, 1), span(3, 5, 2), span(8, 9, 3)].to_vec();
         coverage_of_a_long_one.push(span(20, 21, 4));
         assert_eq!(compare(&[(0, 21)], &coverage_of_a_long_one), (vec![], vec![(3, 5), (8, 9)]));
+    }
+
+    #[test]
+    fn documents_of_foreign_ids_are_none_and_the_same() {
+        let nothing = Ranges::default();
+        let mut coverage = Coverage::new(&nothing);
+        [span(0, 5, 255), span(0, 5, 255), span(0, 5, 1)].into_iter().for_each(|span| coverage.add(span));
+        let one = &coverage.doubles.listed[0];
+        assert_eq!(one.cause(), FindingCause::Overlap);
+        assert!(one.detail.contains("documents of a foreign id [0, 5) and of a foreign id"), "{one:?}");
     }
 
     #[test]

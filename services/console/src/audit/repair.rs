@@ -1,7 +1,7 @@
 //! The repair: events that are missing from the index and still lie on the bus are sent through it once more; others their
 //! agents read again ([`file`]).
 //!
-//! The console writes nothing else. Transfer takes such an event for one that was sent again: it asks the index for its id,
+//! The console writes nothing else to the bus. Transfer takes such an event for one that was sent again: it asks the index for its id,
 //! stores it if it isn't there, and books it. So the books keep their one writer, twice the same repair changes nothing, and
 //! one that is killed half-way has only done half of the work.
 
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::file::{self, FromFile};
+use super::removal::Removal;
 
 /// Bytes that are read from the bus at a time.
 const READ_BYTES: usize = 4 << 20;
@@ -49,6 +50,10 @@ pub(super) struct Want {
     pub(super) events: u64,
     /// What of the file was.
     pub(super) file: FromFile,
+    /// What is there more than once.
+    pub(super) doubled: Ranges,
+    /// What was removed of it.
+    pub(super) removal: Removal,
 }
 
 /// The streams of a partition, by id.
@@ -61,7 +66,7 @@ pub(super) async fn repair(
     fleet: &FleetServiceClient<Upstream>,
     wanted: &mut Wanted,
 ) -> Result<(), BusError> {
-    for (at, streams) in wanted.iter_mut() {
+    for (at, streams) in wanted.iter_mut().filter(|(_, streams)| streams.values().any(Want::is_open)) {
         send_again(bus, at, streams).await?;
     }
     file::read_again(fleet, wanted).await;

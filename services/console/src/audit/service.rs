@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use logmesh_bus::{Bus, TopicPartition};
 use logmesh_grpc::{Upstream, bad_field, page_size};
-use logmesh_index::{IndexReader, StreamSum};
+use logmesh_index::{IndexRepair, StreamSum};
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{
     AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, RepairRequest, RepairResponse, StreamAudit,
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::AuditError;
 use super::ledger::Ledger;
 use super::page::{self, Candidate, Filter, Key, Page};
+use super::removal::remove;
 use super::repair::{Want, Wanted, repair};
 use super::shelf::Shelf;
 use super::stream::{self, Audited, Look};
@@ -43,7 +44,7 @@ const RECHECK_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub(crate) struct Audit {
     bus: Arc<dyn Bus>,
-    index: Arc<dyn IndexReader>,
+    index: Arc<dyn IndexRepair>,
     fleet: FleetServiceClient<Upstream>,
     shelf: Arc<Shelf>,
     places: Arc<Semaphore>,
@@ -52,7 +53,7 @@ pub(crate) struct Audit {
 
 impl Audit {
     /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
-    pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexReader>, config: Upstream) -> Self {
+    pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexRepair>, config: Upstream) -> Self {
         let fleet = FleetServiceClient::new(config);
         let (places, repairs) = (Arc::new(Semaphore::new(MAX_AUDITS)), Arc::new(Semaphore::new(MAX_REPAIRS)));
         Self { bus, index, fleet, shelf: Arc::default(), places, repairs }
@@ -122,18 +123,20 @@ impl Audit {
         let mut silent = self.ask_again(&mut candidates, &filter).await?;
         let mut wanted = Wanted::new();
         for one in self.examine(&candidates, &filter, &mut silent).await?.into_iter().zip(&candidates) {
-            let (Audited { audit, missing, known }, Candidate { topic, stream, .. }) = one;
+            let (Audited { audit, missing, doubled, known }, Candidate { topic, stream, .. }) = one;
             if !known {
                 let unknown = format!("neither an agent nor the books know a stream {stream} in topic {topic}");
                 return Err(AuditError::unknown(unknown, silent));
             }
-            if !missing.is_empty() {
+            if !missing.is_empty() || !doubled.is_empty() {
                 let at = TopicPartition { topic: topic.clone(), partition: audit.partition };
-                let want = Want { agent: audit.agent_id, missing, ..Want::default() };
+                let want = Want { agent: audit.agent_id, missing, doubled, ..Want::default() };
                 wanted.entry(at).or_default().insert(*stream, want);
             }
         }
         repair(self.bus.as_ref(), &self.fleet, &mut wanted).await?;
+        // Last of all: what was missing is there again.
+        remove(self.index.as_ref(), &mut wanted).await?;
         let after = self.examine(&candidates, &filter, &mut silent).await?;
         let after = after.into_iter().zip(candidates).map(|(after, one)| conclude(after.audit, &one, &wanted));
         Ok(RepairResponse { streams: after.collect(), unreachable_servers: silent.into_iter().collect() })
@@ -205,7 +208,7 @@ fn conclude(mut audit: StreamAudit, candidate: &Candidate, wanted: &Wanted) -> S
     let Some(want) = wanted.get(&at).and_then(|streams| streams.get(&candidate.stream)) else {
         return StreamRepair { audit: Some(audit), ..StreamRepair::default() };
     };
-    let again = want.explain(&mut audit);
+    let again = want.explain(&mut audit) | want.explain_doubles(&mut audit);
     StreamRepair {
         audit: Some(audit),
         events: want.events,
@@ -214,6 +217,8 @@ fn conclude(mut audit: StreamAudit, candidate: &Candidate, wanted: &Wanted) -> S
         file_events: want.file.events,
         file_bytes: want.file.sent.bytes(),
         ranges: want.ranges(),
+        removed_documents: want.removal.documents,
+        removed: want.removal.told.clone(),
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Audited {
     pub(super) audit: StreamAudit,
     /// What is missing, and wasn't lost at the source: more than the audit lists.
     pub(super) missing: Ranges,
+    /// What several documents of the topic hold: more than the audit lists.
+    pub(super) doubled: Ranges,
     /// False if neither an agent nor the bus knows of such a stream.
     pub(super) known: bool,
 }
@@ -89,11 +91,12 @@ impl<'a> Look<'a> {
         let missing = missing.into_iter().flat_map(|ranges| ranges.as_slice()).copied().collect();
         let status = self.status();
         let lost = lost.with(status.map(|status| source::lost(status, &self.flow.arrived)).unwrap_or_default());
+        let doubled = coverage.doubles.ranges().clone();
         let doubles = coverage.doubles.merge(elsewhere(&self.indexed, &self.candidate.topic, self.known));
         let audit = self.answer(coverage.documents, coverage.gaps.with(lost), doubles);
         let known =
             self.candidate.reported.is_some() || self.known.iter().any(|(topic, _)| *topic == self.candidate.topic);
-        Ok(Audited { audit, missing, known })
+        Ok(Audited { audit, missing, doubled, known })
     }
 
     fn status(&self) -> Option<&StreamStatus> {

@@ -24,7 +24,7 @@ use logmesh_proto::ingest::v1::{Chunk, Source};
 use logmesh_record::{Book, TRANSFER_GROUP, Topics, codec, document};
 use logmesh_runtime::Tasks;
 use logmesh_testing::Folder;
-use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
 
@@ -143,12 +143,12 @@ struct Mesh {
 const NOON: &str = "2026-01-31T12:00:00Z";
 const NEXT_DAY: &str = "2026-02-01T12:00:00Z";
 
-fn stream(number: u8) -> StreamId {
+pub(super) fn stream(number: u8) -> StreamId {
     StreamId::from_bytes([number; 16])
 }
 
 /// Three lines of five bytes each, from `start` on.
-fn chunk(stream: StreamId, topic: &TopicName, start: u64, time: &str) -> Chunk {
+pub(super) fn chunk(stream: StreamId, topic: &TopicName, start: u64, time: &str) -> Chunk {
     let data = b"aaaa\nbbbb\ncccc\n".as_slice();
     let read_time: UnixNanos = time.parse().unwrap();
     Chunk {

@@ -1,5 +1,5 @@
 //! `audit`: exits with 0 if nothing is missing and nothing is there twice, else with 1 and a list. `--repair` puts back what
-//! still lies on the bus or in its file, and what counts is what is left.
+//! still lies on the bus or in its file, removes copies from the index, and what counts is what is left.
 
 mod known;
 mod show;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
-use logmesh_proto::audit::v1::{AuditFleetRequest, RepairRequest, StreamAudit, StreamKey, StreamRepair};
+use logmesh_proto::audit::v1::{AuditFleetRequest, FindingCause, RepairRequest, StreamAudit, StreamKey, StreamRepair};
 use logmesh_types::{AgentId, TopicName};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -25,7 +25,7 @@ const PAGE: i32 = 500;
 /// Streams repaired at a time, the most that a console takes: it reads the bus once for them.
 const REPAIRED: usize = 1_000;
 
-/// How often a stream is repaired that has more gaps than one repair mends: a million of them.
+/// How often a stream is repaired that has more faults than one repair mends: a million gaps, ten million copies.
 const MAX_ROUNDS: usize = 100;
 
 /// How long a page may take.
@@ -45,7 +45,8 @@ pub(crate) struct AuditArgs {
     /// Only streams of this agent
     #[arg(long, value_name = "ID")]
     agent: Option<AgentId>,
-    /// Put what is missing back: send it through the bus again; what the bus no longer holds is read from its file again
+    /// Put what is missing back: send it through the bus again; what the bus no longer holds is read from its file again. And
+    /// remove copies of documents from the index
     #[arg(long)]
     repair: bool,
     /// Show every stream in a table: how far it is read, acked, indexed, and what was rejected
@@ -95,6 +96,7 @@ struct Sum {
     repaired_bytes: u64,
     file_events: u64,
     file_bytes: u64,
+    removed: u64,
 }
 
 pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
@@ -134,9 +136,10 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
     conclude(&sum, nothing, &mut session.out)
 }
 
-/// True if something of the stream is missing that isn't gone for good.
+/// True if something of the stream is missing that isn't gone for good, or is twice in one topic.
 fn is_repairable(audit: &StreamAudit) -> bool {
     audit.gaps.iter().any(|gap| !gap.lost_at_source && !gap.off_bus)
+        || audit.doubles.iter().any(|double| double.cause() != FindingCause::OtherTopic)
 }
 
 /// Repairs streams until a repair finds nothing more to do: one mends a bounded number of ranges.
@@ -160,11 +163,13 @@ async fn repair(
         let mut again = Vec::new();
         for (place, answered) in left.into_iter().zip(answer.streams) {
             let one = &mut done[place];
-            let more = answered.again && answered.events + answered.file_events > 0;
+            let more = answered.again && answered.events + answered.file_events + answered.removed_documents > 0;
             (one.events, one.bytes) = (one.events + answered.events, one.bytes + answered.bytes);
             one.file_events += answered.file_events;
             one.file_bytes += answered.file_bytes;
             one.ranges.extend(answered.ranges);
+            one.removed_documents += answered.removed_documents;
+            one.removed.extend(answered.removed);
             one.audit = answered.audit;
             again.extend(more.then_some(place));
         }
@@ -237,6 +242,7 @@ impl Sum {
         self.repaired_bytes += one.bytes;
         self.file_events += one.file_events;
         self.file_bytes += one.file_bytes;
+        self.removed += one.removed_documents;
         Shown { audit, faulty, known, repaired: one }
     }
 
@@ -262,6 +268,9 @@ impl Sum {
                 line.push_str(&format!("; {events} events, {}, {how}", bytes(size)));
             }
         }
+        if self.removed > 0 {
+            line.push_str(&format!("; {} copies {}", self.removed, show::REMOVED));
+        }
         let apart = [
             (self.on_its_way, "on their way"),
             (self.dead_letters, "in the dead letters"),
@@ -285,7 +294,7 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
-    use logmesh_proto::audit::v1::Finding;
+    use logmesh_proto::audit::v1::{Finding, RangeRemoval};
 
     use super::*;
 
@@ -355,6 +364,13 @@ mod tests {
             bytes: 30,
             file_events: 2,
             file_bytes: 20,
+            removed_documents: 4,
+            removed: vec![RangeRemoval {
+                end_offset: 15,
+                documents: 4,
+                slice: "2026-02-01".into(),
+                ..Default::default()
+            }],
             ..StreamRepair::default()
         });
         show(&[shown], &sum, true, &mut out).unwrap();
@@ -362,6 +378,8 @@ mod tests {
         assert!(text.contains("gap     at 15  7 bytes were gone"), "{text}");
         assert!(text.contains("3 events, 30 B, were sent") && text.starts_with("TOPIC"), "{text}");
         assert!(sum.to_line().contains("3 events, 30 B, were sent"), "{}", sum.to_line());
+        assert!(text.contains("removed  [0, 15)  4 copies, from 2026-02-01\n"), "{text}");
+        assert!(sum.to_line().contains("4 copies were removed from the index"), "{}", sum.to_line());
         assert!(sum.to_line().contains("2 events, 20 B, were read from their file"), "{}", sum.to_line());
         let (outcome, text) = conclusion(&[stream], "", "");
         assert!(outcome.is_err() && text.contains("1 gaps (1 lost at the source), 0 doubles"), "{text}");

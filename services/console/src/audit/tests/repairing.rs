@@ -2,7 +2,7 @@
 
 use logmesh_index::query::Query;
 use logmesh_index::{IndexReader, Selection};
-use logmesh_proto::audit::v1::{RangeRepair, RepairRequest, RepairSource, StreamKey, StreamRepair};
+use logmesh_proto::audit::v1::{RangeRemoval, RangeRepair, RepairRequest, RepairSource, StreamKey, StreamRepair};
 use logmesh_proto::fleet::v1::{RangeRead, ReadOutcome};
 use logmesh_runtime::Readiness;
 use logmesh_transfer::{Settings, Transfer};
@@ -114,7 +114,7 @@ async fn what_the_bus_passed_over_is_booked_by_its_repair() {
 }
 
 #[tokio::test]
-async fn what_the_bus_no_longer_holds_and_doubles_are_left_and_said() {
+async fn what_the_bus_no_longer_holds_is_left_and_said() {
     let mesh = Mesh::new().await;
     let whole = chunk(stream(1), &mesh.topic, 0, NOON);
     mesh.index(&whole, &[0], NOON).await;
@@ -122,10 +122,74 @@ async fn what_the_bus_no_longer_holds_and_doubles_are_left_and_said() {
     mesh.book(&mesh.topic, &booked(&whole)).await;
     let repaired = mesh.repair(&[1]).await;
     let audit = repaired[0].audit.as_ref().unwrap();
-    assert_eq!((repaired[0].events, places(&audit.gaps), places(&audit.doubles)), (0, vec![(5, 15)], vec![(0, 5)]));
+    assert_eq!((repaired[0].events, places(&audit.gaps), places(&audit.doubles)), (0, vec![(5, 15)], vec![]));
     assert!(audit.gaps[0].off_bus && audit.gaps[0].detail.contains("no longer holds it; the file: "), "{audit:?}");
-    assert_eq!(audit.doubles[0].cause(), FindingCause::SameDocument);
+    assert_eq!(repaired[0].removed_documents, 1, "gaps beside it don't keep a copy");
     assert!(!repaired[0].again);
+}
+
+/// What was removed: how many, where, from which slice.
+fn removed(repair: &StreamRepair) -> (u64, Vec<(u64, u64, u64, &str)>) {
+    let told = |one: &RangeRemoval| (one.start_offset, one.end_offset, one.documents);
+    let ranges = repair.removed.iter().map(|one| (told(one), one.slice.as_str()));
+    (repair.removed_documents, ranges.map(|((start, end, documents), slice)| (start, end, documents, slice)).collect())
+}
+
+/// An audit names copies and leaves them; a repair removes them, and what it removed is no gap.
+#[tokio::test]
+async fn copies_are_removed_and_each_line_stays_once() {
+    let mesh = Mesh::new().await;
+    mesh.start_transfer();
+    let whole = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&whole).await;
+    mesh.push(&chunk(stream(2), &mesh.topic, 0, NOON)).await;
+    mesh.settle(6).await;
+    mesh.index(&whole, &[0, 1], NEXT_DAY).await;
+    // The last line once more, under an id that somebody made up.
+    let slice = Slice { topic: mesh.topic.clone(), date: "2026-01-31".into() };
+    let body = document::of_chunk(&whole).pop().unwrap().body;
+    mesh.index.write(vec![NewDoc { slice, id: DocId::from_bytes([5; 16]), body }]).await.unwrap();
+    let doubles = |audits: &[StreamAudit]| audits.iter().map(|one| places(&one.doubles)).collect::<Vec<_>>();
+    for _ in 0..2 {
+        assert_eq!(doubles(&mesh.audit().await), [vec![(0, 15)], vec![]]);
+        assert_eq!(mesh.documents().await, 9, "an audit removes nothing");
+    }
+    let records = mesh.bus_records(&mesh.topic).await;
+    let repaired = mesh.repair(&[1, 2]).await;
+    assert_eq!(counts(&repaired), [(0, 0, true), (0, 0, true)]);
+    let (sum, ranges) = removed(&repaired[0]);
+    assert_eq!((sum, ranges), (3, vec![(0, 10, 2, "2026-02-01"), (10, 15, 1, "2026-01-31")]));
+    assert_eq!(removed(&repaired[1]), (0, vec![]));
+    assert_eq!((mesh.documents().await, mesh.bus_records(&mesh.topic).await), (6, records));
+    assert!(mesh.audit().await.iter().all(|one| one.clean && one.documents == 3));
+    assert_eq!(removed(&mesh.repair(&[1]).await[0]), (0, vec![]), "twice the same repair changes nothing");
+
+    // The line can come again, and finds its document.
+    mesh.push(&chunk(stream(1), &mesh.topic, 0, NEXT_DAY)).await;
+    mesh.settle(6).await;
+    assert!(mesh.audit().await.iter().all(|one| one.clean));
+}
+
+/// Two contents of one range, with a gap beside them: the gap is mended, and the double left with its reason.
+#[tokio::test]
+async fn what_says_two_things_of_one_range_is_left_and_said() {
+    let mesh = Mesh::new().await;
+    mesh.start_transfer();
+    let whole = chunk(stream(1), &mesh.topic, 0, NOON);
+    mesh.push(&whole).await;
+    mesh.settle(3).await;
+    let mut other = whole.clone();
+    other.data = b"aaaa\nBBBB\ncccc\n".as_slice().into();
+    other.crc32c = crc32c::crc32c(&other.data);
+    mesh.index(&other, &[1], NOON).await;
+    for _ in 0..2 {
+        let repaired = mesh.repair(&[1]).await.remove(0);
+        let audit = repaired.audit.as_ref().unwrap();
+        assert_eq!((places(&audit.doubles), removed(&repaired)), (vec![(5, 10)], (0, vec![])));
+        assert!(audit.doubles[0].detail.contains("they don't say the same") && !audit.clean, "{audit:?}");
+        assert!(!repaired.again);
+    }
+    assert_eq!(mesh.documents().await, 4);
 }
 
 #[tokio::test]

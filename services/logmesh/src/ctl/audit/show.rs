@@ -1,6 +1,6 @@
 //! How streams are shown: one JSON document each, as rows of a table, or only those with faults and what is wrong there.
 
-use logmesh_proto::audit::v1::{Finding, FindingCause, RangeRepair, RepairSource};
+use logmesh_proto::audit::v1::{Finding, FindingCause, RangeRemoval, RangeRepair, RepairSource};
 use logmesh_proto::fleet::v1::ReadOutcome;
 use serde_json::{Value, json};
 
@@ -9,6 +9,7 @@ use super::{Failure, Output, Shown, Sum, bytes};
 /// What is said of repaired events.
 pub(super) const FROM_BUS: &str = "were sent through the bus again";
 pub(super) const FROM_FILE: &str = "were read from their file again";
+pub(super) const REMOVED: &str = "were removed from the index";
 
 const HEADER: [&str; 12] = [
     "TOPIC",
@@ -61,7 +62,8 @@ pub(super) fn faults(shown: &Shown, out: &mut Output) -> Result<(), Failure> {
         (shown.repaired.events, shown.repaired.bytes, FROM_BUS),
         (shown.repaired.file_events, shown.repaired.file_bytes, FROM_FILE),
     ];
-    if shown.faulty == 0 && repairs.iter().all(|(events, ..)| *events == 0) {
+    let removed = shown.repaired.removed_documents;
+    if shown.faulty == 0 && removed == 0 && repairs.iter().all(|(events, ..)| *events == 0) {
         return Ok(());
     }
     out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
@@ -78,6 +80,13 @@ pub(super) fn faults(shown: &Shown, out: &mut Output) -> Result<(), Failure> {
     ))?;
     for (events, size, how) in repairs.into_iter().filter(|(events, ..)| *events > 0) {
         out.line(&format!("  repair  {events} events, {}, {how}", bytes(size)))?;
+    }
+    for one in &shown.repaired.removed {
+        let place = format!("[{}, {})", one.start_offset, one.end_offset);
+        out.line(&format!("  removed  {place}  {} copies, from {}", one.documents, one.slice))?;
+    }
+    if removed > 0 {
+        out.line(&format!("  repair  {removed} copies {REMOVED}"))?;
     }
     for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
         for one in findings {
@@ -126,6 +135,18 @@ pub(super) fn to_json(shown: &Shown, sum: &Sum) -> Value {
         "file_events": shown.repaired.file_events,
         "file_bytes": shown.repaired.file_bytes,
         "repaired_ranges": shown.repaired.ranges.iter().map(repaired).collect::<Vec<_>>(),
+        "removed_documents": shown.repaired.removed_documents,
+        "removed_ranges": shown.repaired.removed.iter().map(removed).collect::<Vec<_>>(),
+    })
+}
+
+/// Copies that a repair removed from one slice of the index.
+fn removed(one: &RangeRemoval) -> Value {
+    json!({
+        "start_offset": one.start_offset,
+        "end_offset": one.end_offset,
+        "documents": one.documents,
+        "slice": one.slice,
     })
 }
 
