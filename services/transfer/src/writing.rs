@@ -10,8 +10,8 @@ use logmesh_bus::{NextOffset, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{DeadLetter, Marks};
 use logmesh_types::{ByteRange, DocId, UnixNanos, metric};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
 use crate::books::{Books, Closed};
@@ -32,7 +32,8 @@ pub(crate) struct Writing {
     closed: Option<Vec<(TopicPartition, Closed)>>,
     begin: Instant,
     documents: usize,
-    task: AbortOnDropHandle<Created>,
+    /// Writes what is certain: one task, which ends with this.
+    task: JoinSet<Created>,
     created: Option<Created>,
 }
 
@@ -48,7 +49,8 @@ impl Writing {
             samples.stored(&to.shared.freshness);
             Ok((stored, samples))
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(work));
+        let mut task = JoinSet::new();
+        task.spawn(work);
         Self { rest: bulk, closed, begin: Instant::now(), documents, task, created: None }
     }
 
@@ -61,7 +63,8 @@ impl Writing {
     pub(crate) async fn indexed(&mut self) {
         if self.created.is_none() {
             // It has no result only if it panicked or the runtime ends.
-            self.created = Some((&mut self.task).await.unwrap_or(Err(Stop::Cancelled)));
+            let result = self.task.join_next().await.and_then(Result::ok);
+            self.created = Some(result.unwrap_or(Err(Stop::Cancelled)));
         }
     }
 
