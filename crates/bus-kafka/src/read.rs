@@ -3,13 +3,14 @@
 //! A consumer that stayed at its partition would ask for more all the time; and a request that waits for records holds up
 //! the next partition's. So each read costs some 20 ms, whatever it reads: callers read a MiB or more at a time.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use logmesh_bus::{BusError, NextOffset, Offset, Record, TopicPartition};
-use logmesh_types::UnixNanos;
+use logmesh_types::{UnixNanos, header};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -144,17 +145,28 @@ fn is_final(code: RDKafkaErrorCode) -> bool {
     is_unknown(code) || matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::Authentication)
 }
 
-/// The record as the bus tells it. What Kafka calls null is empty here.
+/// The record as the bus tells it. What Kafka calls null is empty here. All its bytes lie in one buffer.
 pub(crate) fn to_record(message: &BorrowedMessage<'_>) -> Record {
-    let bytes = |part: Option<&[u8]>| part.map_or_else(Bytes::new, Bytes::copy_from_slice);
-    let headers = message
-        .headers()
-        .map(|headers| headers.iter().map(|header| (header.key.to_owned().into(), bytes(header.value))).collect());
+    let found = message.headers();
+    let count = found.map_or(0, |headers| headers.count());
+    let values = || found.into_iter().flat_map(|headers| headers.iter()).filter_map(|header| header.value);
+    let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+    let mut buffer = BytesMut::with_capacity(key.len() + value.len() + values().map(<[u8]>::len).sum::<usize>());
+    let mut part = |bytes: &[u8]| {
+        buffer.extend_from_slice(bytes);
+        buffer.split().freeze()
+    };
+    let (key, value) = (part(key), part(value));
+    let mut headers = Vec::with_capacity(count);
+    for header in found.into_iter().flat_map(|headers| headers.iter()) {
+        let name = header::known(header.key).map_or_else(|| header.key.to_owned().into(), Cow::Borrowed);
+        headers.push((name, part(header.value.unwrap_or_default())));
+    }
     Record {
         offset: Offset(message.offset() as u64),
         timestamp: UnixNanos(message.timestamp().to_millis().unwrap_or(0).saturating_mul(1_000_000)),
-        key: bytes(message.key()),
-        value: bytes(message.payload()),
-        headers: headers.unwrap_or_default(),
+        key,
+        value,
+        headers,
     }
 }

@@ -4,6 +4,7 @@
 //! first is created. Bulks are written through aliases (see [`Names::alias`]): an index that isn't there is made first.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::Inner;
 use crate::client::{Body, unavailable};
 use crate::form;
 use crate::names::Names;
+use crate::plain::is_plain;
 
 /// What is asked of Elasticsearch's answer: a hundred bytes a document less.
 const WANTED: &str = "items.*.status,items.*.error.type,items.*.error.reason,items.*.error.caused_by.reason";
@@ -260,15 +262,20 @@ impl Input {
         let alias = alias.ok_or_else(|| format!("{:?} is not a date", doc.slice.date))?;
         let no_types = FieldTypes::new();
         let types = self.types.get(&doc.slice.topic).unwrap_or(&no_types);
-        let mut read = form::read(&doc.body, types)?;
-        if todo.wrap {
-            read = read.wrap();
+        let mut read = None;
+        if todo.wrap || !is_plain(&doc.body, types) {
+            let found = form::read(&doc.body, types)?;
+            read = Some(if todo.wrap { found.wrap() } else { found });
         }
-        // Neither name nor id holds a character that JSON escapes.
-        out.extend_from_slice(format!("{{\"create\":{{\"_index\":\"{alias}\",\"_id\":\"{}\"}}}}\n", doc.id).as_bytes());
-        read.write(&doc.body, &doc.id, types, out);
+        // Neither name nor id holds a character that JSON escapes. To a vector writing can't fail.
+        let written = writeln!(out, "{{\"create\":{{\"_index\":\"{alias}\",\"_id\":\"{}\"}}}}", doc.id);
+        debug_assert!(written.is_ok());
+        match &read {
+            Some(read) => read.write(&doc.body, &doc.id, types, out),
+            None => out.extend_from_slice(&doc.body),
+        }
         out.push(b'\n');
-        Ok(read.is_wrapped())
+        Ok(read.is_some_and(|read| read.is_wrapped()))
     }
 }
 

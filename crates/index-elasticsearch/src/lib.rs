@@ -13,6 +13,7 @@ mod facets;
 mod form;
 mod names;
 mod page;
+mod plain;
 mod repair;
 mod scope;
 mod search;

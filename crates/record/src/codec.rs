@@ -9,30 +9,16 @@ use bytes::Bytes;
 use logmesh_bus::{NewRecord, Record};
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_types::limits::MAX_RECORD_BYTES;
-use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, Day, DocId, StreamId, TopicName, UnixNanos};
 use prost::Message;
 
 use crate::chunk;
 use crate::document;
 
-/// Header: `chunk` or `event`.
-pub const FORMAT: &str = "logmesh-format";
-/// Header of an event: its document id; absent if it takes its id from its place on the bus.
-pub const ID: &str = "logmesh-id";
-/// Header of an event: the date of its index slice.
-pub const DATE: &str = "logmesh-date";
-/// Header of an event of a stream: its range, `start-end`.
-pub const RANGE: &str = "logmesh-range";
-/// Header of a dead letter: why it could not be stored.
-pub const REASON: &str = "logmesh-reason";
-/// Header of an event that is a dead letter sent through again: `operation/partition/offset`, the last two being its place
-/// in the dead-letter topic. Other readers take it for what it is, an event that comes once more.
-pub const REDRIVE: &str = "logmesh-redrive";
+pub use logmesh_types::header::{DATE, FORMAT, ID, RANGE, REASON, REDRIVE, REPEATED};
+
 /// The longest reason that a dead letter keeps, in bytes.
 const MAX_REASON_BYTES: usize = 8_192;
-
-/// Header of a record that was on the bus before and is sent again, by a repair of the index: who reads the bus may leave it out.
-pub const REPEATED: &str = "logmesh-repeated";
 
 /// The format of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -180,8 +166,7 @@ fn decode_event(record: &Record) -> Result<Document, DecodeError> {
     let bad = |name: &str| DecodeError(format!("its header {name} can't be read"));
     let date = text(DATE)?.ok_or_else(|| bad(DATE))?.to_owned();
     // The date becomes a folder and an index name.
-    let noon: Result<UnixNanos, _> = format!("{date}T12:00:00Z").parse();
-    if noon.map(UnixNanos::date).ok().as_ref() != Some(&date) {
+    if date.parse::<Day>().is_err() {
         return Err(bad(DATE));
     }
     let id = text(ID)?.map(|id| id.parse::<DocId>().map_err(|_| bad(ID))).transpose()?;

@@ -7,9 +7,7 @@ use logmesh_proto::ingest::v1::Chunk;
 use logmesh_proto::time::unix_nanos;
 use logmesh_types::UnixNanos;
 
-/// Header: when the events were written, read and received, `written/read/received` in nanoseconds since 1970; what isn't
-/// known is empty.
-pub const TIMES: &str = "logmesh-times";
+pub use logmesh_types::header::TIMES;
 
 /// When events were where. Each by the clock of the machine that says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -49,7 +49,9 @@ impl fmt::Display for Day {
 impl FromStr for Day {
     type Err = DayError;
     fn from_str(text: &str) -> Result<Self, DayError> {
-        let day = if text.len() == 10 { text.parse().ok().map(Self) } else { None };
+        // Only as it is written: it becomes a part of names.
+        let is_date = matches!(text.as_bytes(), [_, _, _, _, b'-', _, _, b'-', _, _]);
+        let day = if is_date { text.parse().ok().map(Self) } else { None };
         day.ok_or_else(|| DayError { text: text.to_owned() })
     }
 }

@@ -4,6 +4,7 @@
 //! check is made once, at the edge where text comes in.
 
 pub mod day;
+pub mod header;
 pub mod id;
 pub mod limits;
 pub mod metric;

@@ -118,6 +118,11 @@ fn fits_keyword(text: &str) -> bool {
 
 /// The value as a time in nanoseconds since the Unix epoch, if it is RFC 3339 and between the years 1677 and 2262.
 pub fn document_time(value: &Value) -> Option<i64> {
-    let time: jiff::Timestamp = value.as_str()?.parse().ok()?;
+    time_of(value.as_str()?)
+}
+
+/// The same of its text.
+pub fn time_of(text: &str) -> Option<i64> {
+    let time: jiff::Timestamp = text.parse().ok()?;
     i64::try_from(time.as_nanosecond()).ok()
 }
