@@ -5,14 +5,13 @@
 
 use std::io::Write;
 
-use data_encoding::BASE64;
 use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::cluster::{self, http};
 use logmesh_integration_tests::program::Done;
 use logmesh_integration_tests::{Client, Cluster, Mesh, PATIENCE, grpcurl};
 use logmesh_testing::wait_for;
 use logmesh_types::UnixNanos;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// A stream that no agent knows.
 const STREAM: &str = "217a55e0e277d86e24b960c80282a1c5";
@@ -23,16 +22,9 @@ fn ago(days: i64) -> UnixNanos {
     UnixNanos(UnixNanos::now().0 - days * DAY)
 }
 
-/// Sends lines that were read so many days ago, as an agent would.
+/// Sends lines that were read so many days ago.
 fn push(address: &str, start: usize, text: &str, days: i64) {
-    let chunk = json!({"chunk": {
-        "stream_id": STREAM, "topic": "logs", "rule": "rules/old", "rule_revision": 1,
-        "start_offset": start, "end_offset": start + text.len(),
-        "data": BASE64.encode(text.as_bytes()), "crc32c": crc32c::crc32c(text.as_bytes()),
-        "read_time": ago(days).to_string(), "source": {"agent_id": "web-1", "path": "/var/log/old.log"},
-    }});
-    let done = grpcurl::call(address, "logmesh.ingest.v1.IngestService/Push", &chunk.to_string(), 30).expect(0);
-    assert!(done.stdout.contains("\"ack\""), "{done:?}");
+    grpcurl::push(address, STREAM, start, text, ago(days));
 }
 
 #[track_caller]
@@ -207,7 +199,10 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
         cluster.spawn(name);
     }
     cluster.client().wait_ready();
-    assert!(cluster.client().run(&["status"]).stdout.contains("all topics are paused"));
+    wait_for("the new workers to say that they are paused", PATIENCE, || {
+        let status = cluster.client().run(&["status"]);
+        if status.stdout.contains("all topics are paused") { Ok(()) } else { Err(format!("{status:?}")) }
+    });
     assert_eq!(cluster.client().count("*"), 101);
     prints(&cluster.client().run(&["transfer", "resume"]).expect(0), "nothing is paused");
     cluster.kill("transfer-2");

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 use logmesh_bus::NewRecord;
-use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
+use logmesh_types::{ByteRange, Day, Ranges, StreamId, TopicName};
 
 use crate::slices::Slices;
 
@@ -131,6 +131,16 @@ impl Book {
         true
     }
 
+    /// Forgets which bytes were rejected, since their letters are gone: from this day on what isn't in the index of them is
+    /// missing. How many events that were.
+    pub fn forget_rejected(&mut self, today: Day) -> u64 {
+        let rejected = std::mem::take(&mut self.rejected);
+        rejected.as_slice().iter().for_each(|range| self.slices.place(*range, today));
+        let events = std::mem::take(&mut self.rejected_events);
+        self.corrections += u64::from(events > 0 || !rejected.is_empty());
+        events
+    }
+
     /// Takes in what another record of this stream's book says. What is done only grows; so of two of which neither holds
     /// all of the other, one was written by a worker that had lost its partition and didn't know it yet, and both are true.
     /// What that one rejected and the other doesn't know of was not committed: its event comes again.
@@ -228,6 +238,12 @@ mod tests {
         one.merge(&older);
         other.merge(&settled);
         assert_eq!((&one, &other), (&settled, &settled), "in any order");
+        let mut forgotten = settled.clone();
+        let today = "2026-01-31".parse().unwrap();
+        assert_eq!((forgotten.forget_rejected(today), forgotten.forget_rejected(today)), (1, 0));
+        assert_eq!(forgotten.slices.known().as_slice(), [ByteRange::new(8, 10)], "they should be there");
+        forgotten.merge(&settled);
+        assert_eq!((forgotten.rejected.bytes(), forgotten.rejected_events, forgotten.done.bytes()), (0, 0, 10));
     }
 
     #[test]

@@ -78,6 +78,12 @@ impl TopicName {
         Self(format!("{}{DEAD}", self.0))
     }
 
+    /// The topic whose books or dead letters lie in this one.
+    pub fn owner(&self) -> Option<Self> {
+        let name = self.0.strip_suffix(BOOKS).or_else(|| self.0.strip_suffix(DEAD))?;
+        Some(Self(name.to_owned()))
+    }
+
     /// The compacted topic, one for the mesh, in which transfer's workers keep what they do beside the stream of events:
     /// replays, and which dead letters have been sent through again.
     pub fn jobs() -> Self {
@@ -152,6 +158,8 @@ mod tests {
         let topic: TopicName = "nginx".parse().unwrap();
         assert!(!topic.is_internal());
         assert!(topic.books().is_internal() && topic.dead_letters().is_internal() && TopicName::jobs().is_internal());
+        assert_eq!([topic.books().owner(), topic.dead_letters().owner()], [Some(topic.clone()), Some(topic.clone())]);
+        assert_eq!([topic.owner(), TopicName::jobs().owner()], [None, None]);
         assert_eq!(TopicName::jobs().as_str().parse::<TopicName>().unwrap(), TopicName::jobs());
         let longest: TopicName = "a".repeat(MAX_NAME_BYTES).parse().unwrap();
         assert_eq!(longest.books().as_str().parse::<TopicName>().unwrap(), longest.books());

@@ -12,6 +12,7 @@ mod bulk;
 mod freshness;
 mod jobs;
 mod letters;
+mod mend;
 mod operate;
 mod pace;
 mod paused;
@@ -148,6 +149,7 @@ impl Transfer {
             bus: bus.clone(),
             index,
             jobs: jobs.clone(),
+            specs: settings.topics.clone(),
             shared: shared.clone(),
             pace: Arc::new(Pace::new(&settings)),
             readiness,

@@ -87,6 +87,11 @@ impl Redriven {
         }
     }
 
+    /// Forgets which letters are done, since all are gone: others come to lie where they lay. False if none was.
+    pub(crate) fn forget_letters(&mut self) -> bool {
+        !std::mem::take(&mut self.done).is_empty()
+    }
+
     /// Whether the letter at this offset is done.
     pub(crate) fn is_done(&self, offset: u64) -> bool {
         let done = self.done.as_slice();

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use logmesh_bus::{Bus, NewRecord, TopicPartition};
+use logmesh_bus::{Bus, BusError, NewRecord, Offset, Position, TopicPartition};
 use logmesh_index::{IndexError, IndexWriter, NewDoc, Outcome, Slice};
-use logmesh_record::{DeadLetter, Document};
+use logmesh_record::{DeadLetter, Document, Topics};
 use logmesh_runtime::{CancellationToken, Readiness, RetryPolicy};
 use logmesh_types::{DocId, TopicName, UnixNanos};
 use tracing::warn;
@@ -25,12 +25,17 @@ pub(crate) struct Backends {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) index: Arc<dyn IndexWriter>,
     pub(crate) jobs: Arc<Jobs>,
+    /// What topics are made as.
+    pub(crate) specs: Topics,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pace: Arc<Pace>,
     pub(crate) readiness: Readiness,
     pub(crate) retry: RetryPolicy,
     pub(crate) token: CancellationToken,
 }
+
+/// Where a record lies.
+pub(crate) type Placed = (TopicPartition, Offset);
 
 /// The worker was told to stop, or something failed for good. Nothing that was read and not committed is lost.
 #[derive(Debug, thiserror::Error)]
@@ -192,9 +197,10 @@ async fn held(topic: &TopicName, entries: &[Entry], to: &Backends) -> Result<Vec
     }
 }
 
-/// Appends records and waits until all are durable. One that failed is appended again.
-pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Result<(), Stop> {
-    let mut left = records;
+/// Appends records and waits until all are durable: where they lie. One that failed is appended again; where its topic was
+/// removed and can be made again, it's made.
+pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backends) -> Result<Vec<Placed>, Stop> {
+    let (mut left, mut placed) = (records, Vec::new());
     let mut attempt = 0;
     while !left.is_empty() {
         let mut pending = Vec::with_capacity(left.len());
@@ -206,12 +212,12 @@ pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backen
         left = Vec::new();
         for (topic, record, append) in pending {
             let stored = match append {
-                Ok(append) => append.await.map(drop),
+                Ok(append) => append.await,
                 Err(error) => Err(error),
             };
             match stored {
-                Ok(()) => {}
-                Err(error) if error.retryable() => {
+                Ok(Position { partition, offset }) => placed.push((TopicPartition { topic, partition }, offset)),
+                Err(error) if error.retryable() || to.is_mended(&error).await? => {
                     failed = Some(error);
                     left.push((topic, record));
                 }
@@ -223,10 +229,19 @@ pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backen
             to.wait(&error, &mut attempt).await?;
         }
     }
-    Ok(())
+    Ok(placed)
 }
 
 impl Backends {
+    /// True of the error that a topic isn't there if it is again now, or may be soon.
+    async fn is_mended(&self, error: &BusError) -> Result<bool, Stop> {
+        let BusError::UnknownPartition { topic, .. } = error else { return Ok(false) };
+        match self.mend_named(topic).await {
+            Err(error) if error.retryable() => Ok(true),
+            mended => Ok(mended?),
+        }
+    }
+
     /// Says what can't be done now and waits before the next attempt.
     pub(crate) async fn wait(&self, error: &(dyn std::fmt::Display + Sync), attempt: &mut u32) -> Result<(), Stop> {
         self.stuck(&error.to_string(), *attempt);

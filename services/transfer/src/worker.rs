@@ -5,19 +5,20 @@ use std::sync::Arc;
 
 use logmesh_bus::{BusError, Consumer, Event, NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
-use logmesh_record::{Marks, with_books};
+use logmesh_record::Marks;
 use logmesh_types::{Day, TopicName, UnixNanos};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::books::Books;
+use crate::books::{Books, Kept};
 use crate::bulk::Bulk;
+use crate::mend::{Found, Removed};
 use crate::paused::Paused;
 use crate::replay::run::Replays;
 use crate::retired::marks;
 use crate::status::Partition;
 use crate::store::{Backends, Stop};
-use crate::writing::Writing;
+use crate::writing::{Writing, look_for_removed, write_books};
 use crate::{GROUP, Settings};
 
 /// What it is called where readiness is shown.
@@ -75,6 +76,7 @@ impl Worker {
         let mut usable = Vec::new();
         for topic in &topics {
             if self.ensure_topic(topic).await? {
+                self.to.own(topic).await?;
                 usable.push(topic.clone());
             }
         }
@@ -110,7 +112,7 @@ impl Worker {
     /// The topics to read, when there is at least one.
     async fn wait_for_topics(&self) -> Result<Vec<TopicName>, Stop> {
         loop {
-            let topics = self.topics().await?;
+            let topics = self.topics().await?.topics;
             if !topics.is_empty() {
                 return Ok(topics);
             }
@@ -123,10 +125,31 @@ impl Worker {
     }
 
     /// The topics that are to be read: those that aren't paused.
-    async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
+    async fn topics(&self) -> Result<Found, BusError> {
         let paused = Paused::read(&self.to.jobs).await?;
-        let names = with_books(self.to.bus.topics().await?).into_iter().map(|spec| spec.name);
-        Ok(names.filter(|topic| !paused.holds(topic)).collect())
+        let mut found = self.to.topics().await?;
+        found.topics.retain(|topic| !paused.holds(topic));
+        Ok(found)
+    }
+
+    /// Writes books whose topic was removed, or of whose letters that's true, once all that is held is in the index.
+    async fn write_again(
+        &self,
+        removed: &Removed,
+        consumer: &mut dyn Consumer,
+        holding: &mut Holding,
+    ) -> Result<(), Stop> {
+        look_for_removed(&mut holding.books, removed, &self.to).await?;
+        if holding.books.values().any(Books::is_to_write) {
+            self.flush(consumer, holding).await?;
+            write_books(&mut holding.books, &holding.marks, &self.to).await?;
+        }
+        for (at, books) in &mut holding.books {
+            if let Some(kept) = books.written_since(removed.get(&at.topic.books())) {
+                self.to.keep(&Kept::key(at), &kept).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn work(
@@ -167,10 +190,12 @@ impl Worker {
                             Err(error) => debug!(%error, "can't look for retired slices now"),
                         }
                         match self.topics().await {
-                            Ok(now) if now == topics => {}
-                            Ok(_) => {
-                                self.flush(consumer, holding).await?;
-                                return Ok(End::TopicsChanged);
+                            Ok(found) => {
+                                self.write_again(&found.removed, consumer, holding).await?;
+                                if found.topics != topics {
+                                    self.flush(consumer, holding).await?;
+                                    return Ok(End::TopicsChanged);
+                                }
                             }
                             // Those that are known go on.
                             Err(error) if error.retryable() => debug!(%error, "can't look for new topics now"),

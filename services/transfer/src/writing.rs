@@ -4,7 +4,7 @@
 //! the order of the bulks: what is doubtful, letters, books, and the offsets that may be committed then. A book says no more
 //! than what is in the index: what is done is noted when a bulk is closed, since later bulks add to it while this one is written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use logmesh_bus::{NextOffset, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
@@ -14,12 +14,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use crate::books::{Books, Closed};
+use crate::books::{Books, Closed, Kept};
 use crate::bulk::Bulk;
 use crate::freshness::Samples;
+use crate::mend::Removed;
 use crate::redrive::{Attempt, Redriven};
 use crate::retired::{is_late, sift, stays, was_retired};
-use crate::store::{Backends, Entry, Stop, Stored, append_all, create, create_missing};
+use crate::store::{Backends, Entry, Placed, Stop, Stored, append_all, create, create_missing};
 
 /// What is certain of a bulk, when it is in the index.
 type Created = Result<(Vec<(Entry, Stored)>, Samples), Stop>;
@@ -113,8 +114,7 @@ impl Writing {
         if counts.overlaps > 0 {
             error!(events = counts.overlaps, "events overlap others of their stream; those with new ids are kept");
         }
-        let records = letters.into_iter().map(|(at, letter)| (at.topic.dead_letters(), letter.encode())).collect();
-        append_all(records, to).await?;
+        write_letters(letters, books, to).await?;
         match self.closed {
             Some(closed) => append_closed(closed, books, marks, to).await?,
             None => write_books(books, marks, to).await?,
@@ -145,7 +145,89 @@ async fn append_closed(
         let changed = books.records(closed, marks.before(&at.topic));
         records.extend(changed.map(|record| (at.topic.books(), record)));
     }
-    append_all(records, to).await
+    let placed = append_all(records, to).await?;
+    made_anew(placed, false, books, to).await?;
+    for (at, books) in books.iter_mut() {
+        if let Some(kept) = books.take_first() {
+            to.keep(&Kept::key(at), &kept).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes letters. Where those before them turn out to be gone, only these are booked as rejected.
+async fn write_letters(
+    letters: Vec<(TopicPartition, DeadLetter)>,
+    books: &mut HashMap<TopicPartition, Books>,
+    to: &Backends,
+) -> Result<(), Stop> {
+    let records = letters.iter().map(|(at, letter)| (at.topic.dead_letters(), letter.encode())).collect();
+    let placed = append_all(records, to).await?;
+    let gone = made_anew(placed, true, books, to).await?;
+    for (at, letter) in letters.iter().filter(|(at, _)| gone.contains(at)) {
+        if let (Some((stream, range)), Some(books)) = (letter.document.stream, books.get_mut(at)) {
+            books.reject(stream, range);
+        }
+    }
+    Ok(())
+}
+
+/// Takes note of where books, or letters, were written: the partitions of which all that was written before is gone, since the topic
+/// was made anew in between. Their books are to be written again.
+async fn made_anew(
+    placed: Vec<Placed>,
+    letter: bool,
+    books: &mut HashMap<TopicPartition, Books>,
+    to: &Backends,
+) -> Result<BTreeSet<TopicPartition>, Stop> {
+    let mut anew = BTreeSet::new();
+    for (beside, offset) in placed {
+        let Some(topic) = beside.topic.owner() else { continue };
+        let at = TopicPartition { topic, partition: beside.partition };
+        let Some(books) = books.get_mut(&at).filter(|_| !anew.contains(&at)) else { continue };
+        if !books.is_behind(letter, offset) {
+            continue;
+        }
+        // A record that was appended again may lie before one that wasn't. Books can be written again for that; letters aren't given
+        // up for it.
+        if !letter || end_of(&beside, to).await? < books.ends()[1] {
+            books.removed(&at, !letter, letter);
+            anew.insert(at);
+        }
+    }
+    Ok(anew)
+}
+
+/// Looks whether books or letters were removed that these partitions tell of, where that was seen of any topic: their books are to be
+/// written again then.
+pub(crate) async fn look_for_removed(
+    books: &mut HashMap<TopicPartition, Books>,
+    removed: &Removed,
+    to: &Backends,
+) -> Result<(), Stop> {
+    for (at, books) in books.iter_mut() {
+        if !books.is_news(at, removed) {
+            continue;
+        }
+        let mut gone = [false; 2];
+        for ((gone, topic), end) in gone.iter_mut().zip([at.topic.books(), at.topic.dead_letters()]).zip(books.ends()) {
+            *gone = end > 0 && end_of(&TopicPartition { topic, partition: at.partition }, to).await? < end;
+        }
+        books.removed(at, gone[0], gone[1]);
+    }
+    Ok(())
+}
+
+/// The end of a partition, however long it takes to be told.
+async fn end_of(at: &TopicPartition, to: &Backends) -> Result<u64, Stop> {
+    let mut attempt = 0;
+    loop {
+        match to.bus.watermarks(at).await {
+            Ok(marks) => return Ok(marks.high.0),
+            Err(error) if error.retryable() => to.wait(&error, &mut attempt).await?,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Writes the books that have changed, and then what became of letters.

@@ -193,11 +193,11 @@ impl Task {
                 return;
             }
         }
-        // One that was rejected once and is in the index now.
+        // One that was rejected once, or whose book was lost, and that is in the index now.
         if let (None, Some((stream, range)), Some(books)) =
             (&self.replay.into, entry.document.stream, books.get_mut(&self.at))
         {
-            books.settle_rejected(stream, range);
+            books.settle(stream, range);
         }
     }
 }

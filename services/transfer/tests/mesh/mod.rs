@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use logmesh_bus::{Bus, NewRecord, NextOffset, Position, TopicPartition};
+use logmesh_bus::{Bus, Cleanup, Event, NewRecord, NextOffset, Position, Record, TopicPartition};
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_grpc::Routes;
 use logmesh_index::query::Query;
@@ -33,7 +33,7 @@ pub(crate) struct Mesh {
     pub(crate) server: String,
     /// Of the workers that are started from now on.
     pub(crate) settings: Settings,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Mesh {
@@ -52,7 +52,7 @@ impl Mesh {
             tasks: Tasks::new(),
             server: String::new(),
             settings: Settings::default(),
-            _folder: folder,
+            folder,
         };
         mesh.start_transfer().await;
         mesh
@@ -86,6 +86,33 @@ impl Mesh {
     pub(crate) async fn stop_transfer(&self) {
         self.tasks.shutdown();
         self.tasks.finish(Duration::from_secs(20)).await.unwrap();
+    }
+
+    /// Puts a bus in the place of the one that is there, with all that lies on that but these topics. No worker may run.
+    pub(crate) async fn remove_topics(&mut self, removed: &[TopicName]) {
+        let bus =
+            EmbeddedBus::open(&tempfile::tempdir_in(self.folder.path()).unwrap().keep(), Default::default()).unwrap();
+        let left = self.bus.topics().await.unwrap().into_iter().filter(|spec| !removed.contains(&spec.name));
+        for spec in left {
+            bus.ensure_topic(&spec).await.unwrap();
+            let mut committed = Vec::new();
+            for partition in 0..spec.partitions {
+                let at = TopicPartition { topic: spec.name.clone(), partition };
+                for record in self.bus.read(&at, NextOffset(0), usize::MAX).await.unwrap() {
+                    let Record { key, value, headers, timestamp, offset } = record;
+                    let same = NewRecord { key, value, headers, timestamp: Some(timestamp) };
+                    let position = bus.append(&spec.name, same).await.unwrap().await.unwrap();
+                    assert_eq!(position.partition, partition);
+                    assert!(position.offset == offset || spec.cleanup == Cleanup::Compact);
+                }
+                let next = self.bus.committed(GROUP, &at).await.unwrap();
+                committed.extend(next.map(|next| (at, next)));
+            }
+            let mut consumer = bus.subscribe(GROUP, std::slice::from_ref(&spec.name)).await.unwrap();
+            while !matches!(consumer.next().await.unwrap(), Event::Assigned(_)) {}
+            consumer.commit(&committed).await.unwrap();
+        }
+        self.bus = Arc::new(bus);
     }
 
     pub(crate) async fn append(&self, record: NewRecord) -> Position {

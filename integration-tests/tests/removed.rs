@@ -1,0 +1,117 @@
+//! Somebody removes topics of the mesh's own from Kafka: the books of a topic, and its dead letters. They are made again, nothing is
+//! doubled, and what was only in them is named and comes back.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::io::Write;
+use std::time::Duration;
+
+use logmesh_integration_tests::client::json_lines;
+use logmesh_integration_tests::cluster;
+use logmesh_integration_tests::program::Done;
+use logmesh_integration_tests::{Cluster, PATIENCE, grpcurl};
+use logmesh_testing::wait_for;
+use logmesh_types::UnixNanos;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+/// Streams that no agent knows.
+const QUIET: &str = "217a55e0e277d86e24b960c80282a1c5";
+const ASTRAY: &str = "00112233445566778899aabbccddeeff";
+
+const WORKERS: [&str; 2] = ["transfer-1", "transfer-2"];
+
+fn ago(days: i64) -> UnixNanos {
+    UnixNanos(UnixNanos::now().0 - days * 86_400_000_000_000)
+}
+
+/// Removes topics.
+fn remove(kafka: &str, topics: &[&str]) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", kafka).create().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let removed = runtime.block_on(admin.delete_topics(topics, &AdminOptions::new())).unwrap();
+    removed.into_iter().for_each(|topic| drop(topic.unwrap()));
+}
+
+fn until_gone(kafka: &str, topic: &str) {
+    let asking: BaseConsumer = ClientConfig::new().set("bootstrap.servers", kafka).create().unwrap();
+    wait_for("a topic to be gone", PATIENCE, || {
+        let metadata = asking.fetch_metadata(None, Duration::from_secs(10)).map_err(|error| error.to_string())?;
+        if metadata.topics().iter().any(|one| one.name() == topic) { Err("it's there".to_owned()) } else { Ok(()) }
+    });
+}
+
+fn lines(from: usize) -> String {
+    (from..from + 100).map(|line| format!("line {line}\n")).collect()
+}
+
+fn append(cluster: &Cluster, from: usize) {
+    let mut log = std::fs::File::options().create(true).append(true).open(cluster.log("app.log")).unwrap();
+    log.write_all(lines(from).as_bytes()).unwrap();
+}
+
+/// Waits until the command says this, and ends so.
+fn until_says(cluster: &Cluster, args: &[&str], code: i32, text: &str) -> Done {
+    wait_for(&format!("{args:?} to say {text:?}"), PATIENCE, || {
+        let done = cluster.client().run(args);
+        if done.code == Some(code) && done.stdout.contains(text) { Ok(done) } else { Err(format!("{done:?}")) }
+    })
+}
+
+/// A mesh with lines of an agent, lines that come by hand, and a dead letter of a host whose clock is behind.
+fn with_a_letter() -> Cluster {
+    let mut cluster = Cluster::new(
+        "[topics.default]\nindex_retention = \"3d\"\n[transfer]\nretention_interval = \"1s\"\n[config]\nendpoint_ttl = \"3s\"\n",
+    );
+    cluster.start();
+    let file = cluster.folder.join("rule.yaml");
+    std::fs::write(&file, cluster::rule("all", &[&cluster.log("*.log")])).unwrap();
+    cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap(), "--wait", "30s"]).expect(0);
+    append(&cluster, 0);
+    grpcurl::push(&cluster.grpc("gateway-1"), QUIET, 0, "still\nhere\n", ago(0));
+    cluster.client().wait_count("*", 102);
+    until_says(&cluster, &["status", "--json"], 0, "retired_before\":{\"logs\"");
+    grpcurl::push(&cluster.grpc("gateway-1"), ASTRAY, 0, "astray\n", ago(9));
+    until_says(&cluster, &["deadletters", "list"], 0, "by the clock of agent 'web-1'");
+    cluster
+}
+
+#[test]
+fn what_is_removed_comes_back_and_nothing_is_lost_or_doubled() {
+    let mut cluster = with_a_letter();
+    let kafka = cluster.backend("kafka").address();
+
+    // While workers run: they know what was in the books, and nobody knows what was in the letters.
+    remove(&kafka, &["logs.books", "logs.dead"]);
+    append(&cluster, 100);
+    cluster.client().wait_count("*", 202);
+    let audit =
+        until_says(&cluster, &["audit"], 1, "3 streams, 202 documents: 1 streams with faults, 1 gaps, 0 doubles");
+    assert!(audit.stdout.contains("booked as indexed, and no document holds it"), "{audit:?}");
+    until_says(&cluster, &["audit", "--repair"], 0, "7 B in the dead letters");
+    until_says(&cluster, &["deadletters", "list"], 0, "by the clock of agent 'web-1'");
+    cluster.client().wait_ready();
+
+    // While none runs, nobody knows what was in the books. What comes again on another day is found by its id.
+    WORKERS.iter().for_each(|name| cluster.stop(name));
+    remove(&kafka, &["logs.books"]);
+    until_gone(&kafka, "logs.books");
+    grpcurl::push(&cluster.grpc("gateway-1"), QUIET, 0, "still\nhere\nmore\n", ago(1));
+    append(&cluster, 200);
+    WORKERS.iter().for_each(|name| cluster.spawn(name));
+    cluster.client().wait_ready();
+    cluster.client().wait_count("*", 303);
+    cluster.client().wait_count("more", 1);
+    until_says(&cluster, &["audit", "--repair"], 0, "no gap, no double");
+    until_says(&cluster, &["deadletters", "redrive", "--topic", "logs"], 0, " 0 refused again");
+    cluster.client().wait_count("astray", 1);
+    cluster.client().audit();
+    assert_eq!(cluster.client().count("*"), 304);
+    assert!(WORKERS.iter().any(|name| cluster.said(name).contains("somebody removed a topic of the mesh's")));
+    let streams = json_lines(&cluster.client().run(&["audit", "--json"]).expect(0).stdout);
+    assert!(streams.iter().all(|one| one["clean"] == true), "{streams:?}");
+    cluster.assert_alive();
+}
