@@ -151,7 +151,7 @@ impl Handle {
         recall.await.map_err(|_| ended())
     }
 
-    /// Sends a chunk once more when nothing new can be sent; gives what becomes of it. Dropped, it may not be sent.
+    /// Sends a chunk once more, when nothing new can be sent or it's its turn; gives what becomes of it. Dropped, it may not be sent.
     pub(crate) async fn repeat(&self, chunk: Chunk) -> anyhow::Result<oneshot::Receiver<Fate>> {
         let (fate, told) = oneshot::channel();
         self.send(Command::Repeat(chunk, fate)).await?;
@@ -287,8 +287,12 @@ impl Driver {
                 self.collector.poll(now, 0);
                 return false;
             };
-            let chunk = self.collector.poll(now, *credit).or_else(|| self.repeats.next(*credit));
-            let Some(chunk) = chunk else { return false };
+            let chunk = match self.repeats.are_due() {
+                // It waits for its credit: a gateway's is enough for any chunk once what is on its way is acked.
+                true => self.repeats.next(*credit).or_else(|| self.collector.poll(now, 0)),
+                false => self.collector.poll(now, *credit).inspect(|_| self.repeats.overtake()),
+            };
+            let Some(chunk) = chunk.or_else(|| self.repeats.next(*credit)) else { return false };
             *credit -= chunk.data.len() as u64;
             room.send(chunk);
         }
@@ -307,5 +311,117 @@ impl Driver {
             totals: self.collector.totals(),
             state_error: self.collector.state_error().map(str::to_owned),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use logmesh_tail::{FramingSpec, Pace, StartAt};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const CREDIT: u64 = 64 << 10;
+
+    /// A collector of one file, connected.
+    struct Bench {
+        driver: Driver,
+        chunks: mpsc::Receiver<Chunk>,
+        folder: TempDir,
+        _commands: mpsc::Sender<Command>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let glob = folder.path().join("logs/*.log").display().to_string();
+            std::fs::create_dir(folder.path().join("logs")).unwrap();
+            let state = folder.path().join("state");
+            let mut settings = logmesh_tail::Settings::new("agent".parse().unwrap(), state, vec![glob.clone()]);
+            settings.linger = Duration::ZERO;
+            let mut collector = Collector::open(settings).unwrap();
+            let rule = TailRule {
+                name: "a".parse().unwrap(),
+                revision: 1,
+                globs: vec![glob],
+                exclude: Vec::new(),
+                topic: "t".parse().unwrap(),
+                priority: 0,
+                start_at: StartAt::Beginning,
+                framing: FramingSpec::default(),
+                ignore_older: None,
+                flush_after: None,
+                pace: Pace::default(),
+                service: None,
+            };
+            collector.apply(vec![rule], Instant::now()).into_iter().for_each(|(_, result)| result.unwrap());
+            let ((commands, receiver), (activity, _)) = (mpsc::channel(COMMANDS), watch::channel(0));
+            let (sender, chunks) = mpsc::channel(CHUNKS);
+            let connection = Some(Connection { chunks: sender, credit: 0 });
+            let repeats = Repeats::default();
+            let driver = Driver { collector, commands: receiver, connection, repeats, activity, stop: false };
+            let bench = Self { driver, chunks, folder, _commands: commands };
+            bench.write(8 << 20);
+            bench
+        }
+
+        /// More new lines than are sent here.
+        fn write(&self, bytes: usize) {
+            let path = self.folder.path().join("logs/a.log");
+            let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+            file.write_all("a line of the file, of which there is always more\n".repeat(bytes / 50).as_bytes())
+                .unwrap();
+        }
+
+        /// What is sent with so much more credit; acked at once.
+        fn step(&mut self, credit: u64) -> Vec<Chunk> {
+            self.driver.take(Command::Credit(credit));
+            let mut sent = Vec::new();
+            // One at a time: all that the credit is good for.
+            while self.driver.connection.is_some() {
+                self.driver.send_chunks();
+                match self.chunks.try_recv() {
+                    Ok(chunk) => sent.push(chunk),
+                    Err(_) => break,
+                }
+            }
+            sent.iter().for_each(|chunk| self.driver.take(Command::Ack(chunk.stream, chunk.range.end)));
+            sent
+        }
+    }
+
+    /// Under constant load a repeat that needs more credit than ever is left comes all the same, and takes its share, not more.
+    #[test]
+    fn what_is_new_leaves_repeats_their_turns() {
+        let mut bench = Bench::new();
+        let first = bench.step(3 * CREDIT).remove(0);
+        assert!(first.data.len() as u64 > CREDIT, "void: it fits into what each ack gives");
+        let mut fates = Vec::new();
+        for _ in 0..3 {
+            let (fate, told) = oneshot::channel();
+            bench.driver.take(Command::Repeat(Chunk { again: true, ..first.clone() }, fate));
+            fates.push(told);
+        }
+        let sent: Vec<bool> = (0..60).flat_map(|_| bench.step(CREDIT)).map(|chunk| chunk.again).collect();
+        let repeats: Vec<usize> = (0..sent.len()).filter(|place| sent[*place]).collect();
+        assert_eq!(repeats.len(), 3, "{sent:?}");
+        let turn = crate::repeats::TURN as usize;
+        assert!(repeats.windows(2).all(|pair| pair[1] - pair[0] == turn), "{repeats:?}");
+        assert!(sent.len() > 5 * turn && sent[repeats[2] + 1..].iter().all(|again| !again), "{sent:?}");
+        assert!(fates.iter_mut().all(|told| told.try_recv() == Ok(Fate::Acked)));
+    }
+
+    /// One that nobody waits for any more holds nothing up.
+    #[test]
+    fn a_repeat_that_was_given_up_is_forgotten() {
+        let mut bench = Bench::new();
+        let first = bench.step(3 * CREDIT).remove(0);
+        let (fate, told) = oneshot::channel();
+        bench.driver.take(Command::Repeat(Chunk { again: true, ..first }, fate));
+        drop(told);
+        let sent: Vec<Chunk> = (0..20).flat_map(|_| bench.step(CREDIT)).collect();
+        assert!(sent.len() >= 20 && sent.iter().all(|chunk| !chunk.again));
     }
 }

@@ -1,6 +1,7 @@
 //! Chunks that are sent once more, since what they became was lost behind the gateway.
 //!
-//! They go when nothing new can, and are no part of any checkpoint: an ack is one of theirs if it names exactly their end, which
+//! They go when nothing new can, and before what is new once every [`TURN`] chunks: an agent that always has something new sends them
+//! too, and what is new is held up by an eighth at most. They are no part of any checkpoint: an ack is one of theirs if it names exactly their end, which
 //! lies before every end that the collector waits for.
 
 use std::collections::VecDeque;
@@ -8,6 +9,9 @@ use std::collections::VecDeque;
 use logmesh_tail::Chunk;
 use logmesh_types::{ByteRange, StreamId};
 use tokio::sync::oneshot;
+
+/// Of so many chunks one is a repeat, while any waits.
+pub(crate) const TURN: u32 = 8;
 
 /// What became of a chunk.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(crate) enum Fate {
 pub(crate) struct Repeats {
     waiting: VecDeque<(Chunk, oneshot::Sender<Fate>)>,
     sent: Vec<(StreamId, ByteRange, oneshot::Sender<Fate>)>,
+    /// Chunks that went before those that wait.
+    overtaken: u32,
 }
 
 impl Repeats {
@@ -35,10 +41,26 @@ impl Repeats {
 
     /// The next chunk to send, if it fits.
     pub(crate) fn next(&mut self, credit: u64) -> Option<Chunk> {
-        self.waiting.retain(|(_, fate)| !fate.is_closed());
+        self.forget();
         let (chunk, fate) = self.waiting.pop_front_if(|(chunk, _)| chunk.data.len() as u64 <= credit)?;
         self.sent.push((chunk.stream, chunk.range, fate));
+        self.overtaken = 0;
         Some(chunk)
+    }
+
+    /// True if it's the turn of one that waits: nothing new may go before it, or there would never be credit enough for it.
+    pub(crate) fn are_due(&mut self) -> bool {
+        self.forget();
+        !self.waiting.is_empty() && self.overtaken >= TURN - 1
+    }
+
+    /// A chunk of what is new was sent.
+    pub(crate) fn overtake(&mut self) {
+        self.overtaken = if self.waiting.is_empty() { 0 } else { self.overtaken.saturating_add(1) };
+    }
+
+    fn forget(&mut self) {
+        self.waiting.retain(|(_, fate)| !fate.is_closed());
     }
 
     /// The gateway has acked a stream up to `end`.

@@ -54,7 +54,14 @@ pub(crate) async fn read_again(
         let gone = |range: &ByteRange| told(*range, ReadOutcome::Gone, "this agent knows of no such stream");
         return Ok(RangesRead { ranges: wanted.ranges.iter().map(gone).collect() });
     };
-    let busy = Busy::begin(busy)?;
+    let busy = match Busy::begin(busy) {
+        Ok(busy) => busy,
+        // It ends: whoever asks again a little later is served.
+        Err(why) => {
+            let undone = |range: &ByteRange| told(*range, ReadOutcome::Undone, &why);
+            return Ok(RangesRead { ranges: wanted.ranges.iter().map(undone).collect() });
+        }
+    };
     let (sender, parts) = mpsc::channel(1);
     let (reading, until) = (wanted.clone(), at + TIME);
     // Not a task of the runtime's: one that a disk holds up must not hold up the end of the process.

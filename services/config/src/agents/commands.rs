@@ -15,7 +15,7 @@ use logmesh_types::AgentId;
 use rand::Rng;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::registry::Registry;
 use super::report::cut;
@@ -36,6 +36,21 @@ struct Waiting {
     answer: oneshot::Sender<AnswerCommandRequest>,
 }
 
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    /// The agent is there and takes no command now: it may be asked again.
+    pub(crate) busy: bool,
+    /// In words.
+    pub(crate) why: String,
+}
+
+impl NoAnswer {
+    fn of(why: impl Into<String>) -> Self {
+        Self { busy: false, why: why.into() }
+    }
+}
+
 /// Takes a command that nobody waits for any more out of those that wait.
 struct Forget<'a>(&'a Commands, String);
 
@@ -50,23 +65,28 @@ impl Commands {
         Self { registry, waiting: Arc::default(), room: Arc::new(Semaphore::new(COMMANDS_AT_A_TIME)) }
     }
 
-    /// What an agent answers until then; why there is no answer, in words.
-    pub(crate) async fn ask(&self, agent: &AgentId, kind: Kind, until: Instant) -> Result<Answer, String> {
-        let busy = || format!("{COMMANDS_AT_A_TIME} other agents were being asked all the time");
-        let Ok(Ok(_room)) = timeout_at(until, self.room.acquire()).await else { return Err(busy()) };
+    /// What an agent answers until then.
+    pub(crate) async fn ask(&self, agent: &AgentId, kind: Kind, until: Instant) -> Result<Answer, NoAnswer> {
+        let busy = |why| NoAnswer { busy: true, why };
+        let Ok(Ok(_room)) = timeout_at(until, self.room.acquire()).await else {
+            return Err(busy(format!("{COMMANDS_AT_A_TIME} other agents were being asked all the time")));
+        };
         // Nobody else can answer what can't be guessed.
         let id = format!("{:032x}", rand::rng().random::<u128>());
         let (answer, answered) = oneshot::channel();
         self.waiting().insert(id.clone(), Waiting { agent: agent.clone(), answer });
         let _forget = Forget(self, id.clone());
         let told = self.registry.tell(agent, Update::Command(Command { id, kind: Some(kind) }));
-        told.map_err(|status| logmesh_grpc::describe(&status))?;
-        let answer = timeout_at(until, answered).await.map_err(|_| "it did not answer in time".to_owned())?;
-        let AnswerCommandRequest { answer, error, .. } = answer.map_err(|_| "it did not answer".to_owned())?;
+        told.map_err(|status| match status.code() {
+            Code::ResourceExhausted => busy(logmesh_grpc::describe(&status)),
+            _ => NoAnswer::of(logmesh_grpc::describe(&status)),
+        })?;
+        let answer = timeout_at(until, answered).await.map_err(|_| NoAnswer::of("it did not answer in time"))?;
+        let AnswerCommandRequest { answer, error, .. } = answer.map_err(|_| NoAnswer::of("it did not answer"))?;
         match answer {
             Some(answer) if error.is_empty() => Ok(answer),
-            None if error.is_empty() => Err("its answer is empty".to_owned()),
-            _ => Err(error),
+            None if error.is_empty() => Err(NoAnswer::of("its answer is empty")),
+            _ => Err(NoAnswer::of(error)),
         }
     }
 

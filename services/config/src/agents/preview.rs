@@ -117,7 +117,7 @@ impl Previews {
                 let error = "it answered something else".to_owned();
                 AgentPreview { agent_id: id.to_string(), online, error, ..AgentPreview::default() }
             }
-            Err(error) => AgentPreview { agent_id: id.to_string(), online, error, ..AgentPreview::default() },
+            Err(none) => AgentPreview { agent_id: id.to_string(), online, error: none.why, ..AgentPreview::default() },
         }
     }
 }

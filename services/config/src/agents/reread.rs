@@ -1,6 +1,6 @@
 //! Has an agent read again what it has collected, at whichever server it is connected.
 
-use logmesh_grpc::{not_found, unavailable};
+use logmesh_grpc::{not_found, resource_exhausted, unavailable};
 use logmesh_proto::fleet::v1::answer_command_request::Answer;
 use logmesh_proto::fleet::v1::command::Kind;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
@@ -10,7 +10,7 @@ use logmesh_types::{AgentId, StreamId, TopicName};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-use super::commands::Commands;
+use super::commands::{Commands, NoAnswer};
 use super::merged::{Fleet, incomplete};
 use super::report::cut;
 use crate::error::bad_field;
@@ -63,7 +63,11 @@ async fn ask(commands: &Commands, id: &AgentId, request: ReadAgainRequest) -> Re
     let most = 2 * ranges.len() + MAX_READ_AGAIN_RANGES;
     let kind = Kind::ReadRanges(ReadRanges { stream_id, topic, ranges });
     let unable = |error: String| unavailable("AGENT_UNABLE", format!("agent {id}: {error}"));
-    match commands.ask(id, kind, Instant::now() + READ_AGAIN_TIME).await.map_err(unable)? {
+    let none = |NoAnswer { busy, why }| match busy {
+        true => resource_exhausted("AGENT_BUSY", format!("agent {id}: {why}")),
+        false => unable(why),
+    };
+    match commands.ask(id, kind, Instant::now() + READ_AGAIN_TIME).await.map_err(none)? {
         Answer::RangesRead(RangesRead { mut ranges }) => {
             ranges.truncate(most);
             ranges.iter_mut().for_each(|range| cut(&mut range.detail, MAX_REPORT_TEXT_BYTES));

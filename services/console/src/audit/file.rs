@@ -4,19 +4,34 @@
 //! what became of it, and what it couldn't do is said in the gap that is left.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use logmesh_grpc::Upstream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{RangeRead, ReadAgainRequest, ReadOutcome, StreamRange};
+use logmesh_runtime::RetryPolicy;
 use logmesh_types::limits::MAX_READ_AGAIN_RANGES;
 use logmesh_types::{ByteRange, Ranges, StreamId, TopicName};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::info;
 
 use super::repair::{Want, Wanted};
 
-/// How often an agent is asked for the rest in a row without getting on.
-const STANDSTILL: usize = 2;
+/// An agent may have other things to do: how long it is asked again without getting on, and what is waited in between.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// It's asked twice in any case.
+    pub(super) standing: Duration,
+    pub(super) pause: RetryPolicy,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let pause = RetryPolicy { initial: Duration::from_millis(200), max: Duration::from_secs(5) };
+        Self { standing: Duration::from_secs(60), pause }
+    }
+}
 
 /// Why a range isn't read from its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,15 +52,15 @@ pub(super) struct FromFile {
 }
 
 /// Has agents read what is still missing.
-pub(super) async fn read_again(fleet: &FleetServiceClient<Upstream>, wanted: &mut Wanted) {
-    // Who isn't there isn't asked for each of its files.
+pub(super) async fn read_again(fleet: &FleetServiceClient<Upstream>, patience: Patience, wanted: &mut Wanted) {
+    // Who isn't there, or does nothing for so long, isn't asked for each of its files.
     let mut away: BTreeMap<String, String> = BTreeMap::new();
     for (at, streams) in wanted.iter_mut() {
         for (stream, want) in streams.iter_mut().filter(|(_, want)| want.is_open()) {
             match away.get(&want.agent) {
                 Some(error) => want.give_up(error),
                 None => {
-                    if let Err(error) = one(fleet.clone(), &at.topic, *stream, want).await {
+                    if let Err(error) = one(fleet.clone(), patience, &at.topic, *stream, want).await {
                         want.give_up(&error);
                         away.insert(want.agent.clone(), error);
                     }
@@ -55,9 +70,10 @@ pub(super) async fn read_again(fleet: &FleetServiceClient<Upstream>, wanted: &mu
     }
 }
 
-/// Asks the agent of a stream until it has nothing more to say.
+/// Asks the agent of a stream until it has said of each range what became of it.
 async fn one(
     mut fleet: FleetServiceClient<Upstream>,
+    patience: Patience,
     topic: &TopicName,
     stream: StreamId,
     want: &mut Want,
@@ -65,27 +81,51 @@ async fn one(
     if want.agent.is_empty() {
         return Err("no agent is known that collected it".to_owned());
     }
-    let mut standing = 0;
-    while want.is_open() && standing < STANDSTILL {
+    let (mut standing, mut moved) = (0, Instant::now());
+    while want.is_open() {
         let left = want.left();
-        let ranges = left.as_slice().iter().take(MAX_READ_AGAIN_RANGES);
-        let request = ReadAgainRequest {
-            agent_id: want.agent.clone(),
-            stream_id: stream.to_string(),
-            topic: topic.to_string(),
-            ranges: ranges.map(|range| StreamRange { start_offset: range.start, end_offset: range.end }).collect(),
-            this_server_only: false,
-        };
-        let answer = fleet.read_again(request).await.map_err(in_words)?.into_inner();
-        answer.ranges.into_iter().for_each(|range| want.file.note(range));
-        standing = if want.left() == left { standing + 1 } else { 0 };
+        let why = ask(&mut fleet, topic, stream, want, &left).await?;
+        if want.left() != left {
+            (standing, moved) = (0, Instant::now());
+            continue;
+        }
+        standing += 1;
+        if standing > 1 && moved.elapsed() >= patience.standing {
+            return Err(format!("the agent was asked {standing} times and did not get on with it: {why}"));
+        }
+        tokio::time::sleep(patience.pause.delay(standing)).await;
     }
     let (events, bytes) = (want.file.events, want.file.sent.bytes());
     info!(%topic, %stream, agent = want.agent, events, bytes, "a repair had events read from their file again");
-    if want.is_open() {
-        want.give_up("the agent does not get on with it: see its status");
-    }
     Ok(())
+}
+
+/// Asks for some of what is left, once; why some of it may be left, if that passes.
+async fn ask(
+    fleet: &mut FleetServiceClient<Upstream>,
+    topic: &TopicName,
+    stream: StreamId,
+    want: &mut Want,
+    left: &Ranges,
+) -> Result<String, String> {
+    let ranges = left.as_slice().iter().take(MAX_READ_AGAIN_RANGES);
+    let request = ReadAgainRequest {
+        agent_id: want.agent.clone(),
+        stream_id: stream.to_string(),
+        topic: topic.to_string(),
+        ranges: ranges.map(|range| StreamRange { start_offset: range.start, end_offset: range.end }).collect(),
+        this_server_only: false,
+    };
+    let answer = match fleet.read_again(request).await {
+        Ok(answer) => answer.into_inner(),
+        // It's there, and has no room for it now.
+        Err(status) if status.code() == Code::ResourceExhausted => return Ok(in_words(status)),
+        Err(status) => return Err(in_words(status)),
+    };
+    let undone = answer.ranges.iter().find(|range| range.outcome() == ReadOutcome::Undone);
+    let why = undone.map(|range| range.detail.clone()).unwrap_or_default();
+    answer.ranges.into_iter().for_each(|range| want.file.note(range));
+    Ok(why)
 }
 
 fn in_words(status: Status) -> String {

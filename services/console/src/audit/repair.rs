@@ -20,7 +20,7 @@ use logmesh_types::{ByteRange, Ranges, StreamId};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::file::{self, FromFile};
+use super::file::{self, FromFile, Patience};
 use super::removal::Removal;
 
 /// Bytes that are read from the bus at a time.
@@ -64,12 +64,13 @@ pub(super) type Wanted = BTreeMap<TopicPartition, HashMap<StreamId, Want>>;
 pub(super) async fn repair(
     bus: &dyn Bus,
     fleet: &FleetServiceClient<Upstream>,
+    patience: Patience,
     wanted: &mut Wanted,
 ) -> Result<(), BusError> {
     for (at, streams) in wanted.iter_mut().filter(|(_, streams)| streams.values().any(Want::is_open)) {
         send_again(bus, at, streams).await?;
     }
-    file::read_again(fleet, wanted).await;
+    file::read_again(fleet, patience, wanted).await;
     let mut ends = Vec::new();
     for (at, streams) in wanted.iter() {
         if streams.values().any(|want| want.events + want.file.events > 0) {

@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
 use super::AuditError;
+use super::file::Patience;
 use super::ledger::Ledger;
 use super::page::{self, Candidate, Filter, Key, Page};
 use super::removal::remove;
@@ -49,6 +50,8 @@ pub(crate) struct Audit {
     shelf: Arc<Shelf>,
     places: Arc<Semaphore>,
     repairs: Arc<Semaphore>,
+    /// With agents that read again.
+    pub(super) patience: Patience,
 }
 
 impl Audit {
@@ -56,7 +59,7 @@ impl Audit {
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexRepair>, config: Upstream) -> Self {
         let fleet = FleetServiceClient::new(config);
         let (places, repairs) = (Arc::new(Semaphore::new(MAX_AUDITS)), Arc::new(Semaphore::new(MAX_REPAIRS)));
-        Self { bus, index, fleet, shelf: Arc::default(), places, repairs }
+        Self { bus, index, fleet, shelf: Arc::default(), places, repairs, patience: Patience::default() }
     }
 
     fn place(&self) -> Result<SemaphorePermit<'_>, AuditError> {
@@ -134,7 +137,7 @@ impl Audit {
                 wanted.entry(at).or_default().insert(*stream, want);
             }
         }
-        repair(self.bus.as_ref(), &self.fleet, &mut wanted).await?;
+        repair(self.bus.as_ref(), &self.fleet, self.patience, &mut wanted).await?;
         // Last of all: what was missing is there again.
         remove(self.index.as_ref(), &mut wanted).await?;
         let after = self.examine(&candidates, &filter, &mut silent).await?;

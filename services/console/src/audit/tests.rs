@@ -49,7 +49,7 @@ struct Reports {
 }
 
 /// What agents answer when they are to read again, in turn; none is connected when all is said.
-type Reads = Arc<Mutex<VecDeque<Vec<fleet::RangeRead>>>>;
+type Reads = Arc<Mutex<VecDeque<Result<Vec<fleet::RangeRead>, Status>>>>;
 
 #[tonic::async_trait]
 impl FleetService for Reports {
@@ -59,8 +59,12 @@ impl FleetService for Reports {
             let mut ranges = asked.ranges.iter();
             ranges.any(|range| range.start_offset <= read.start_offset && read.end_offset <= range.end_offset)
         };
-        let answer =
-            self.reads.lock().unwrap().pop_front().ok_or_else(|| Status::unavailable("it is not connected"))?;
+        let answer = self
+            .reads
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or_else(|| Err(Status::unavailable("it is not connected")))?;
         assert!(asked.agent_id == "web-1" && answer.iter().all(read), "{asked:?} is answered with {answer:?}");
         Ok(Response::new(fleet::ReadAgainResponse { ranges: answer }))
     }

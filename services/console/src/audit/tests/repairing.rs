@@ -192,21 +192,59 @@ async fn what_says_two_things_of_one_range_is_left_and_said() {
     assert_eq!(mesh.documents().await, 4);
 }
 
+fn read(start_offset: u64, end_offset: u64, outcome: ReadOutcome) -> RangeRead {
+    let events = u64::from(outcome == ReadOutcome::Sent);
+    RangeRead { start_offset, end_offset, outcome: outcome.into(), detail: "so it says".into(), events }
+}
+
+/// Nothing of two streams of one agent is in the index or on the bus.
+async fn only_in_the_file() -> Mesh {
+    let mesh = Mesh::new().await;
+    for number in [1, 2] {
+        mesh.book(&mesh.topic, &booked(&chunk(stream(number), &mesh.topic, 0, NOON))).await;
+    }
+    mesh
+}
+
+/// An agent that has no room for it now is asked again, and none of its streams is given up.
+#[tokio::test]
+async fn a_busy_agent_is_waited_for() {
+    let mesh = only_in_the_file().await;
+    let busy = || Err(Status::resource_exhausted("it has too much to do"));
+    let (undone, sent) = (|| Ok(vec![read(0, 15, ReadOutcome::Undone)]), || Ok(vec![read(0, 15, ReadOutcome::Sent)]));
+    mesh.reads.lock().unwrap().extend([busy(), undone(), undone(), sent(), busy(), sent()]);
+    let repaired = mesh.repair(&[1, 2]).await;
+    assert!(repaired.iter().all(|one| one.file_bytes == 15), "{repaired:?}");
+    assert!(mesh.reads.lock().unwrap().is_empty());
+}
+
+/// One that never gets on is named after a while, and isn't asked for its other streams.
+#[tokio::test]
+async fn an_agent_that_stays_busy_is_named() {
+    let mesh = only_in_the_file().await;
+    let busy = || Err(Status::resource_exhausted("it has too much to do"));
+    mesh.reads.lock().unwrap().extend([busy(), Ok(vec![read(0, 15, ReadOutcome::Undone)]), busy()]);
+    let mut service = mesh.service().await;
+    service.patience.standing = Duration::ZERO;
+    let key = |number| StreamKey { topic: mesh.topic.to_string(), stream_id: stream(number).to_string() };
+    let request = RepairRequest { streams: [1, 2].map(key).into() };
+    let repaired = service.repair(Request::new(request)).await.unwrap().into_inner().streams;
+    for one in &repaired {
+        let gap = &one.audit.as_ref().unwrap().gaps[0];
+        assert!(gap.detail.contains("asked 2 times and did not get on with it: so it says"), "{gap:?}");
+        assert_eq!(gap.read_outcome(), ReadOutcome::Undone);
+    }
+    assert_eq!(mesh.reads.lock().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn the_agent_is_asked_for_the_rest_until_it_has_said_of_each_range() {
     let mesh = Mesh::new().await;
     let whole = chunk(stream(1), &mesh.topic, 0, NOON);
     mesh.book(&mesh.topic, &booked(&whole)).await;
-    let read = |start_offset, end_offset, outcome: ReadOutcome| RangeRead {
-        start_offset,
-        end_offset,
-        outcome: outcome.into(),
-        detail: "so it says".into(),
-        events: u64::from(outcome == ReadOutcome::Sent),
-    };
     let first = vec![read(0, 5, ReadOutcome::Sent), read(5, 15, ReadOutcome::Undone)];
     let second = vec![read(5, 10, ReadOutcome::Changed), read(10, 15, ReadOutcome::Sent)];
-    mesh.reads.lock().unwrap().extend([first, second]);
+    mesh.reads.lock().unwrap().extend([Ok(first), Ok(second)]);
     let repaired = mesh.repair(&[1]).await.remove(0);
     assert_eq!((repaired.events, repaired.file_events, repaired.file_bytes), (0, 2, 10), "{repaired:?}");
     let told = |one: &RangeRepair| (one.start_offset, one.end_offset, one.source(), one.read_outcome());
