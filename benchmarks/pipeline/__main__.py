@@ -16,6 +16,7 @@ in the topic or the index ends the benchmark without a figure.
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -32,6 +33,9 @@ PARTS = {"kafka": to_kafka.run, "index": to_index.run, "standalone": standalone_
 RATIOS = [
     ("lines_per_s", "logmesh, events", "rsyslog, raw lines", "at least 2"),
     ("collector_cpu_s_per_million", "logmesh, events", "rsyslog, raw lines", "below 1"),
+    ("lines_per_s", "logmesh, events", "rsyslog, raw, as it comes", "at least 2"),
+    ("collector_cpu_s_per_million", "logmesh, events", "rsyslog, raw, as it comes", "below 1"),
+    ("lines_per_s", "logmesh, chunks", "rsyslog, raw, as it comes", "at least 6"),
     ("lines_per_s", "logmesh, events", "rsyslog, JSON", ""),
     ("collector_cpu_s_per_million", "logmesh, events", "rsyslog, JSON", ""),
     ("lines_per_s", "logmesh, chunks", "rsyslog, raw lines", "at least 6"),
@@ -85,6 +89,8 @@ def main():
     parser.add_argument("--bin", type=Path, default=Path(__file__).resolve().parent.parent.parent / "target/release")
     args = parser.parse_args()
     args.bin = args.bin.resolve()
+    # Ended from outside, it ends what it started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def note(name, figures):
         told = {key: round(value, 2) for key, value in figures.items()}
