@@ -34,7 +34,7 @@ pub struct Book {
     /// How many events went to the dead letters.
     #[serde(default)]
     pub rejected_events: u64,
-    /// How often a range was left out of a book that is full. Unless it is 0, a range that isn't booked may be in the
+    /// How often a range was left out of a book that is full, and 1 more if the books before it were lost. Unless it is 0, a range that isn't booked may be in the
     /// index all the same.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u64,

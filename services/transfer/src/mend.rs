@@ -2,8 +2,9 @@
 //!
 //! A topic with books is the mesh's own. That it is stays known (`topic/T` in `logmesh.jobs`) when its books are gone. What was removed
 //! comes back as far as somebody knows it: that it was is written down (`removed/TOPIC`), the worker that holds a partition has its
-//! books in memory and writes them again ([`crate::books`]). Where no worker lived to do that, what has no book is looked up in the index by its id before it is written; and of letters that are
-//! gone the books say no more that they are somewhere, so that the audit names their bytes.
+//! books in memory and writes them again ([`crate::books`]). Where no worker lived to do that, what has no book is looked up in the
+//! index by its id before it is written; and of letters that are gone the books say no more that they are somewhere, so that the
+//! audit names their bytes.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,6 +18,8 @@ use crate::store::Backends;
 
 /// What the keys of topics begin with that are the mesh's own.
 const OWN: &str = "topic/";
+/// What the keys of removals begin with, of books and of letters.
+const REMOVED: &str = "removed/";
 
 /// A topic that was read.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,13 +27,12 @@ struct Own {
     since: UnixNanos,
 }
 
-/// And those of books and letters that were removed.
-const REMOVED: &str = "removed/";
-
 /// The topics of the mesh.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) topics: Vec<TopicName>,
+    /// Those beside which a topic is missing that the bus refuses to make, and why.
+    pub(crate) refused: Vec<(TopicName, String)>,
     pub(crate) removed: Removed,
 }
 
@@ -59,11 +61,11 @@ impl Backends {
             if !names.contains(&spec.name.books()) && !own.contains_key(&format!("{OWN}{}", spec.name)) {
                 continue; // of others on the same bus
             }
-            for beside in [spec.name.books(), spec.name.dead_letters()].into_iter().filter(|name| !names.contains(name))
-            {
-                self.mend(spec, &beside).await?;
+            match self.mend_all(spec, &names).await {
+                Ok(()) => found.topics.push(spec.name.clone()),
+                Err(error) if error.retryable() => return Err(error),
+                Err(error) => found.refused.push((spec.name.clone(), error.to_string())),
             }
-            found.topics.push(spec.name.clone());
         }
         found.removed = Removed::read(&self.jobs).await?;
         Ok(found)
@@ -84,6 +86,14 @@ impl Backends {
         let Some(spec) = self.bus.topic(&topic).await? else { return Ok(false) };
         self.mend(&spec, beside).await?;
         Ok(true)
+    }
+
+    async fn mend_all(&self, of: &TopicSpec, names: &HashSet<&TopicName>) -> Result<(), BusError> {
+        let missing = [of.name.books(), of.name.dead_letters()].into_iter().filter(|name| !names.contains(name));
+        for beside in missing {
+            self.mend(of, &beside).await?;
+        }
+        Ok(())
     }
 
     async fn mend(&self, of: &TopicSpec, beside: &TopicName) -> Result<(), BusError> {

@@ -208,7 +208,7 @@ pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backen
             let append = to.bus.append(&topic, record.clone()).await;
             pending.push((topic, record, append));
         }
-        let mut failed = None;
+        let (mut failed, mut gone) = (None, BTreeMap::new());
         left = Vec::new();
         for (topic, record, append) in pending {
             let stored = match append {
@@ -217,12 +217,22 @@ pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backen
             };
             match stored {
                 Ok(Position { partition, offset }) => placed.push((TopicPartition { topic, partition }, offset)),
-                Err(error) if error.retryable() || to.is_mended(&error).await? => {
+                Err(error) if error.retryable() => {
                     failed = Some(error);
+                    left.push((topic, record));
+                }
+                Err(error @ BusError::UnknownPartition { .. }) => {
+                    gone.insert(topic.clone(), error);
                     left.push((topic, record));
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+        for (topic, error) in gone {
+            if !to.is_mended(&topic).await? {
+                return Err(error.into());
+            }
+            failed = Some(error);
         }
         // Once for all that failed together.
         if let Some(error) = failed {
@@ -233,9 +243,8 @@ pub(crate) async fn append_all(records: Vec<(TopicName, NewRecord)>, to: &Backen
 }
 
 impl Backends {
-    /// True of the error that a topic isn't there if it is again now, or may be soon.
-    async fn is_mended(&self, error: &BusError) -> Result<bool, Stop> {
-        let BusError::UnknownPartition { topic, .. } = error else { return Ok(false) };
+    /// True of a topic that isn't there if it is again now, or may be soon.
+    async fn is_mended(&self, topic: &TopicName) -> Result<bool, Stop> {
         match self.mend_named(topic).await {
             Err(error) if error.retryable() => Ok(true),
             mended => Ok(mended?),

@@ -72,7 +72,11 @@ impl Worker {
 
     /// Joins the group for all topics that there are now, and works until there are others.
     async fn member(&self, attempt: &mut u32) -> Result<End, Stop> {
-        let topics = self.wait_for_topics().await?;
+        let Found { topics, refused, .. } = self.wait_for_topics().await?;
+        for (topic, reason) in &refused {
+            error!(%topic, reason, "the topic is left out until that is mended: its records stay on the bus");
+            self.to.readiness.set(TOPICS, false, format!("topic {topic} is left out: {reason}"));
+        }
         let mut usable = Vec::new();
         for topic in &topics {
             if self.ensure_topic(topic).await? {
@@ -85,7 +89,7 @@ impl Worker {
         if *attempt == 0 {
             self.to.going();
         }
-        if usable.len() == topics.len() {
+        if usable.len() == topics.len() && refused.is_empty() {
             self.to.readiness.set(TOPICS, true, "");
         }
         let mut holding = Holding::default();
@@ -110,11 +114,11 @@ impl Worker {
     }
 
     /// The topics to read, when there is at least one.
-    async fn wait_for_topics(&self) -> Result<Vec<TopicName>, Stop> {
+    async fn wait_for_topics(&self) -> Result<Found, Stop> {
         loop {
-            let topics = self.topics().await?.topics;
-            if !topics.is_empty() {
-                return Ok(topics);
+            let found = self.topics().await?;
+            if !found.topics.is_empty() {
+                return Ok(found);
             }
             self.to.going(); // nothing to do is no fault
             tokio::select! {
@@ -142,7 +146,6 @@ impl Worker {
         look_for_removed(&mut holding.books, removed, &self.to).await?;
         if holding.books.values().any(Books::is_to_write) {
             self.flush(consumer, holding).await?;
-            write_books(&mut holding.books, &holding.marks, &self.to).await?;
         }
         for (at, books) in &mut holding.books {
             if let Some(kept) = books.written_since(removed.get(&at.topic.books())) {
@@ -161,8 +164,8 @@ impl Worker {
     ) -> Result<End, Stop> {
         let mut look_for_topics = Instant::now() + self.settings.topic_refresh.0;
         loop {
-            let wake =
-                [holding.flush_at, holding.replays.due()].into_iter().flatten().fold(look_for_topics, Instant::min);
+            let replay_at = self.replay_at(holding);
+            let wake = [holding.flush_at, replay_at].into_iter().flatten().fold(look_for_topics, Instant::min);
             let under_way = holding.writing.front_mut();
             tokio::select! {
                 biased;
@@ -177,7 +180,7 @@ impl Worker {
                     if holding.flush_at.is_some_and(|at| at <= Instant::now()) {
                         self.write(consumer, holding).await?;
                     }
-                    if holding.replays.due().is_some_and(|due| due <= Instant::now()) {
+                    if replay_at.is_some_and(|at| at <= Instant::now()) {
                         // It writes books, which say what is in the index.
                         self.flush(consumer, holding).await?;
                         holding.replays.step(&mut holding.books, &holding.marks, &self.to).await?;
@@ -274,10 +277,10 @@ impl Worker {
     }
 
     /// Reads the marks once more before something is written that may be retired since: what was read before yesterday.
-    async fn know_marks(&self, bulk: &Bulk, holding: &mut Holding) -> Result<(), Stop> {
+    async fn know_marks(&self, oldest: Option<&str>, holding: &mut Holding) -> Result<(), Stop> {
         let yesterday = Day::of(UnixNanos::now()).minus(1).to_string();
         let mut attempt = 0;
-        while bulk.oldest().is_some_and(|oldest| oldest < yesterday.as_str()) {
+        while oldest.is_some_and(|oldest| oldest < yesterday.as_str()) {
             match marks(&self.to.jobs).await {
                 Ok(marks) => {
                     holding.marks = marks;
@@ -297,12 +300,12 @@ impl Worker {
         if bulk.is_empty() {
             return Ok(());
         }
-        self.know_marks(&bulk, holding).await?;
         let most = self.to.pace.limits().requests;
-        let are_most = holding.writing.len() >= most;
-        if let Some(first) = holding.writing.front_mut().filter(|_| are_most) {
+        let is_full = holding.writing.len() >= most;
+        if let Some(first) = holding.writing.front_mut().filter(|_| is_full) {
             first.indexed().await;
         }
+        self.know_marks(bulk.oldest(), holding).await?;
         let writing = bulk.begin(&mut holding.books, &holding.marks, &self.to);
         let most = if writing.is_plain() { most } else { 0 };
         holding.writing.push_back(writing);
@@ -314,7 +317,9 @@ impl Worker {
 
     /// Finishes the bulk that was begun first, and commits its offsets.
     async fn finish(&self, consumer: &mut dyn Consumer, holding: &mut Holding) -> Result<(), Stop> {
-        let Some(first) = holding.writing.pop_front() else { return Ok(()) };
+        let Some(mut first) = holding.writing.pop_front() else { return Ok(()) };
+        first.indexed().await;
+        self.know_marks(first.oldest(), holding).await?;
         let done = first.finish(&mut holding.books, &holding.marks, &self.to).await?;
         let offsets: Vec<(TopicPartition, NextOffset)> =
             done.iter().map(|(at, (next, _))| (at.clone(), *next)).collect();
@@ -334,7 +339,16 @@ impl Worker {
         while !holding.writing.is_empty() {
             self.finish(consumer, holding).await?;
         }
+        if holding.books.values().any(Books::is_to_write) {
+            write_books(&mut holding.books, &holding.marks, &self.to).await?;
+        }
         Ok(())
+    }
+
+    /// When a replay has its next step: it waits a little for the bulk that is filled, which it would cut short.
+    fn replay_at(&self, holding: &Holding) -> Option<Instant> {
+        let due = holding.replays.due()?;
+        Some(holding.flush_at.map_or(due, |at| due.max(at.min(due + self.settings.bulk_wait.0))))
     }
 }
 

@@ -55,6 +55,11 @@ impl Writing {
         Self { rest: bulk, closed, begin: Instant::now(), documents, task, created: None }
     }
 
+    /// The earliest date of what isn't certain.
+    pub(crate) fn oldest(&self) -> Option<&str> {
+        self.rest.oldest().filter(|_| !self.is_plain())
+    }
+
     /// True if the next bulk may be filled before this one is done.
     pub(crate) fn is_plain(&self) -> bool {
         self.closed.is_some()
@@ -63,9 +68,11 @@ impl Writing {
     /// Waits until what is certain is in the index. May be dropped and asked again.
     pub(crate) async fn indexed(&mut self) {
         if self.created.is_none() {
-            // It has no result only if it panicked or the runtime ends.
-            let result = self.task.join_next().await.and_then(Result::ok);
-            self.created = Some(result.unwrap_or(Err(Stop::Cancelled)));
+            self.created = Some(match self.task.join_next().await {
+                Some(Ok(created)) => created,
+                Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Some(Err(_)) | None => Err(Stop::Cancelled), // the runtime ends
+            });
         }
     }
 
@@ -258,10 +265,12 @@ pub(crate) fn note_place(entry: &Entry, stored: &Stored, books: &mut HashMap<Top
 /// Notes where the documents lie that aren't refused: were one there already, it would be there under this date. Those that follow
 /// each other in a stream are noted at once.
 fn place_all(stored: &[(Entry, Stored)], books: &mut HashMap<TopicPartition, Books>) {
-    let is_next = |(before, _): &(Entry, Stored), (next, stored): &(Entry, Stored)| {
+    let is_there = |stored: &Stored| !matches!(stored, Stored::Rejected(_));
+    let is_next = |(before, one): &(Entry, Stored), (next, other): &(Entry, Stored)| {
         let ends = before.document.stream.map(|(stream, range)| (stream, range.end));
         let starts = next.document.stream.map(|(stream, range)| (stream, range.start));
-        !matches!(stored, Stored::Rejected(_))
+        is_there(one)
+            && is_there(other)
             && ends == starts
             && (&before.at, &before.document.date) == (&next.at, &next.document.date)
     };
@@ -273,7 +282,7 @@ fn place_all(stored: &[(Entry, Stored)], books: &mut HashMap<TopicPartition, Boo
         else {
             continue;
         };
-        if !matches!(stored, Stored::Rejected(_))
+        if is_there(stored)
             && let Some(books) = books.get_mut(&*first.at)
         {
             books.place(stream, ByteRange::new(range.start, last.end), day);

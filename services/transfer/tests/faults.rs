@@ -204,7 +204,7 @@ async fn bulks_are_written_side_by_side_and_booked_in_their_order() {
         };
         End::Items(items.iter().map(fault).collect())
     });
-    let (one, two) = ("shard 1\ngood 2\npoison 3\n", "good 4\nbusy 5\ngood 6\n");
+    let (one, two) = ("poison 1\nshard 2\ngood 3\n", "good 4\nbusy 5\ngood 6\n");
     let first = mesh.append(codec::encode_chunk(&chunk(0, one, 0))).await;
     let second = mesh.append(codec::encode_chunk(&chunk(one.len() as u64, two, 0))).await;
     let indexed = async |documents| {
@@ -222,6 +222,7 @@ async fn bulks_are_written_side_by_side_and_booked_in_their_order() {
     mesh.done(&first).await;
     let book = mesh.books(first.partition).await.pop().unwrap();
     assert_eq!((book.done.bytes(), book.rejected.bytes()), (one.len() as u64, 9), "what is in the index, and no more");
+    assert_eq!(book.slices.known(), book.done.without(&book.rejected), "where all lies but what was refused");
     assert!(!is_done(&mesh, &second).await);
     held.lock().unwrap().clear();
     mesh.done(&again).await;
