@@ -1,11 +1,11 @@
-//! What each kind of client is told.
+//! What each kind of client of librdkafka's is told; appends have a client of our own ([`crate::producer`]).
 
 use logmesh_types::limits;
 use logmesh_types::unit::Span;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use crate::settings::{Compression, Mechanism, Settings};
+use crate::settings::{Mechanism, Settings};
 
 /// The largest batch that Kafka takes from us: the largest record and what its headers and framing come to.
 pub(crate) const MAX_BATCH_BYTES: usize = limits::MAX_RECORD_BYTES + (1 << 20);
@@ -72,27 +72,6 @@ impl Settings {
     pub(crate) fn asking(&self) -> ClientConfig {
         let mut config = self.client();
         config.set_log_level(RDKafkaLogLevel::Emerg);
-        config
-    }
-
-    pub(crate) fn producing(&self) -> ClientConfig {
-        let compression = match self.compression {
-            Compression::None => "none",
-            Compression::Lz4 => "lz4",
-            Compression::Snappy => "snappy",
-            Compression::Gzip => "gzip",
-        };
-        let mut config = self.client();
-        config
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("delivery.timeout.ms", millis(self.delivery_timeout))
-            .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
-            .set("compression.type", compression)
-            .set("topic.metadata.propagation.max.ms", "5000")
-            // Our own queue is the bound. Kafka's lets go of a record a little after ours, so it is twice as large.
-            .set("queue.buffering.max.kbytes", (2 * self.queue_bytes.0 / 1024).to_string())
-            .set("queue.buffering.max.messages", (2 * self.queue_bytes.0 / RECORD_COST as u64).to_string());
         config
     }
 
@@ -163,13 +142,7 @@ mod tests {
             ..Settings::default()
         };
         let ours = |settings: &Settings| {
-            [
-                settings.asking(),
-                settings.producing(),
-                settings.reading(),
-                settings.joining("g"),
-                settings.asking_group("g"),
-            ]
+            [settings.asking(), settings.reading(), settings.joining("g"), settings.asking_group("g")]
         };
         let mut allowed = Vec::new();
         for config in ours(&client(&[])) {

@@ -1,10 +1,10 @@
-//! The bus on Apache Kafka, 3.6 or newer, through librdkafka.
+//! The bus on Apache Kafka, 3.6 or newer: appends through a producer of our own, everything else through librdkafka.
 //!
-//! One producer writes everything ([`producer`]), a few consumers read without a group ([`read`]), each member of a
+//! One producer writes everything ([`producer`]), a few consumers of librdkafka's read without a group ([`read`]), each member of a
 //! group has a client and a thread of its own ([`group`]), and one client asks about topics ([`topics`]) and offsets
 //! ([`ends`]). Calls that block run on tokio's blocking threads or threads of their own. Kafka that is away makes calls
 //! fail with [`BusError::Unavailable`] within their time-outs; the same clients find it again by themselves. See
-//! docs/decisions/0005-kafka-client.md.
+//! docs/decisions/0005-kafka-client.md and 0027-producer.md.
 
 mod clients;
 mod context;
@@ -81,7 +81,7 @@ impl KafkaBus {
         Ok(Self {
             topics: Topics::new(&settings, Arc::clone(&asking)).map_err(SettingsError::Client)?,
             ends: Arc::new(Ends::new(&settings, asking)),
-            producer: Producer::new(&settings).map_err(SettingsError::Client)?,
+            producer: Producer::new(&settings),
             readers: Arc::new(Readers::new(&settings)),
             leaving: Leaving::default(),
             settings,

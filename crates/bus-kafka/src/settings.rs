@@ -9,15 +9,19 @@ use logmesh_runtime::Tls;
 use logmesh_types::unit::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
-/// Properties of librdkafka that are ours: the bus's promises, or a setting of its own, depend on them.
+/// Properties of librdkafka that are ours: the bus's promises, or a setting of its own, depend on them. So are those of its producer,
+/// which isn't used: what is set must not be without effect.
 const RESERVED: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
     "auto.commit.enable",
     "auto.offset.reset",
+    "batch.num.messages",
+    "batch.size",
     "bootstrap.servers",
     "check.crcs",
     "compression.codec",
+    "compression.level",
     "compression.type",
     "delivery.report.only.error",
     "delivery.timeout.ms",
@@ -35,6 +39,7 @@ const RESERVED: &[&str] = &[
     "group.protocol",
     "heartbeat.interval.ms",
     "isolation.level",
+    "linger.ms",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
     "max.partition.fetch.bytes",
@@ -45,11 +50,14 @@ const RESERVED: &[&str] = &[
     "partition.assignment.strategy",
     "partitioner",
     "plugin.library.paths",
+    "queue.buffering.backpressure.threshold",
     "queue.buffering.max.kbytes",
     "queue.buffering.max.messages",
+    "queue.buffering.max.ms",
     "queued.max.messages.kbytes",
     "receive.message.max.bytes",
     "request.required.acks",
+    "request.timeout.ms",
     "retries",
     "sasl.mechanism",
     "sasl.mechanisms",
@@ -60,6 +68,7 @@ const RESERVED: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
     "ssl.key.location",
+    "sticky.partitioning.linger.ms",
     "topic.metadata.propagation.max.ms",
     "topic.metadata.refresh.interval.ms",
     "transactional.id",
@@ -98,7 +107,8 @@ pub struct Settings {
     pub session_timeout: Span,
     /// How long a consumer may take to release a partition before it loses it.
     pub release_timeout: Span,
-    /// More properties of librdkafka, passed on to every client. Those on which the bus's promises rest are refused.
+    /// More properties of librdkafka, which reads, asks and makes topics. Those on which the bus's promises rest are refused. Appends go
+    /// by the settings above and `client.id` alone.
     pub client: BTreeMap<String, String>,
 }
 
@@ -237,6 +247,7 @@ mod tests {
             let message = message(client(secret));
             assert!(message.contains(secret) && message.contains("printed"), "{message}");
         }
+        assert!(message(client("linger.ms")).contains("linger.ms"));
         client("client.rack").check().unwrap();
         assert!(message(Settings { brokers: vec!["kafka".to_owned()], ..Settings::default() }).contains("host:port"));
         assert!(

@@ -1,0 +1,389 @@
+//! Batches of records as Kafka stores them (magic 2): written once, straight from the records, and sent as they are.
+//!
+//! Records are encoded behind a gap for the header as they are appended; nothing is allocated for one of them. [`Batch::pack`]
+//! compresses them, and [`Packed::stamp`] fills in the header with what says who sends them: the same bytes go out however often
+//! they are sent.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use logmesh_bus::NewRecord;
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+
+use crate::settings::Compression;
+
+/// How large a batch of several records gets before it is compressed: within what Kafka takes if nobody has set anything
+/// (`max.message.bytes`, 1,048,588), however little there is to compress.
+pub(super) const BATCH_BYTES: usize = 1_000_000;
+
+/// Bytes before the records: offset, length, leader's epoch, version, sum, attributes, and what [`Packed::stamp`] writes.
+const HEADER: usize = 61;
+
+/// Where the part of the header begins that the length counts, and that of which the sum is taken.
+const COUNTED: usize = 12;
+const SUMMED: usize = 21;
+
+/// The header of an LZ4 frame: version 1, independent blocks of 64 KiB at most, no sums.
+const LZ4_HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+
+/// Bytes of records in a block of LZ4. Just short of 64 KiB, where the compressor may use its smaller and quicker table.
+const LZ4_BLOCK: usize = 65_534;
+
+/// Says of a block of LZ4 that it isn't compressed.
+const LZ4_STORED: u32 = 1 << 31;
+
+/// Records that are being gathered.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// A gap for the header, and the records.
+    bytes: Vec<u8>,
+    count: u32,
+    /// Milliseconds; that of the first record, and the latest.
+    first_time: i64,
+    last_time: i64,
+}
+
+/// A batch that wants only to be stamped.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// A gap for the header, and the records as they are sent.
+    bytes: Vec<u8>,
+    attributes: i16,
+    count: u32,
+    first_time: i64,
+    last_time: i64,
+}
+
+/// Who sends a batch, and which of its records it begins with: by this a broker knows one that it has already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) producer: i64,
+    pub(super) epoch: i16,
+    pub(super) sequence: i32,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self { bytes: vec![0; HEADER], count: 0, first_time: 0, last_time: 0 }
+    }
+
+    /// How many records it holds.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Adds a record of this time (milliseconds); false if the batch is full. An empty one takes any record.
+    pub(super) fn push(&mut self, record: &NewRecord, time: i64) -> bool {
+        if self.count == 0 {
+            (self.first_time, self.last_time) = (time, time);
+        }
+        let (delta, number) = (time.wrapping_sub(self.first_time), i64::from(self.count));
+        let len = body_len(record, delta, number);
+        if self.count > 0 && self.bytes.len() + varint_len(len as i64) + len > BATCH_BYTES {
+            return false;
+        }
+        let out = &mut self.bytes;
+        out.reserve(len + 10);
+        varint(out, len as i64);
+        out.push(0); // attributes, of which there are none
+        varint(out, delta);
+        varint(out, number);
+        sized(out, &record.key);
+        if record.value.is_empty() {
+            varint(out, -1); // null: what removes a key when Kafka compacts
+        } else {
+            sized(out, &record.value);
+        }
+        varint(out, record.headers.len() as i64);
+        for (name, value) in &record.headers {
+            sized(out, name.as_bytes());
+            sized(out, value);
+        }
+        self.count += 1;
+        self.last_time = self.last_time.max(time);
+        true
+    }
+
+    /// Compresses the records, unless that makes them larger.
+    pub(super) fn pack(self, compression: Compression) -> io::Result<Packed> {
+        let records = &self.bytes[HEADER..];
+        let smaller = match compression {
+            Compression::None => None,
+            Compression::Gzip => Some((1, gzip(records)?)),
+            Compression::Snappy => Some((2, snappy(records)?)),
+            Compression::Lz4 => Some((3, lz4(records)?)),
+        };
+        let Self { bytes, count, first_time, last_time } = self;
+        let (attributes, bytes) = smaller.filter(|(_, packed)| packed.len() < bytes.len()).unwrap_or((0, bytes));
+        Ok(Packed { bytes, attributes, count, first_time, last_time })
+    }
+}
+
+impl Packed {
+    /// The batch as it is sent.
+    pub(super) fn stamp(self, by: Stamp) -> Bytes {
+        let Self { mut bytes, attributes, count, first_time, last_time } = self;
+        let mut counted = Vec::with_capacity(HEADER - SUMMED);
+        counted.extend(attributes.to_be_bytes());
+        counted.extend((count - 1).to_be_bytes());
+        counted.extend(first_time.to_be_bytes());
+        counted.extend(last_time.to_be_bytes());
+        counted.extend(by.producer.to_be_bytes());
+        counted.extend(by.epoch.to_be_bytes());
+        counted.extend(by.sequence.to_be_bytes());
+        counted.extend(count.to_be_bytes());
+        bytes[SUMMED..HEADER].copy_from_slice(&counted);
+        let sum = crc32c::crc32c(&bytes[SUMMED..]);
+        let len = (bytes.len() - COUNTED) as u32;
+        // The offset is the broker's to give, and the epoch of its leader.
+        bytes[..8].fill(0);
+        bytes[8..12].copy_from_slice(&len.to_be_bytes());
+        bytes[12..16].copy_from_slice(&(-1_i32).to_be_bytes());
+        bytes[16] = 2;
+        bytes[17..21].copy_from_slice(&sum.to_be_bytes());
+        bytes.into()
+    }
+}
+
+fn gzip(records: &[u8]) -> io::Result<Vec<u8>> {
+    let mut out = GzEncoder::new(vec![0; HEADER], flate2::Compression::default());
+    out.write_all(records)?;
+    out.finish()
+}
+
+/// As librdkafka and brokers take it: one piece without a frame.
+fn snappy(records: &[u8]) -> io::Result<Vec<u8>> {
+    let mut out = vec![0; HEADER + snap::raw::max_compress_len(records.len())];
+    let len = snap::raw::Encoder::new().compress(records, &mut out[HEADER..])?;
+    out.truncate(HEADER + len);
+    Ok(out)
+}
+
+fn lz4(records: &[u8]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(HEADER + records.len() / 3);
+    out.resize(HEADER, 0);
+    out.extend(LZ4_HEADER);
+    let mut table = CompressTable::small();
+    for block in records.chunks(LZ4_BLOCK) {
+        let begin = out.len();
+        out.resize(begin + 4 + get_maximum_output_size(block.len()), 0);
+        let packed = compress_into_with_table(block, &mut out[begin + 4..], &mut table).map_err(io::Error::other)?;
+        let (len, word) = if packed < block.len() {
+            (packed, packed as u32)
+        } else {
+            out[begin + 4..][..block.len()].copy_from_slice(block);
+            (block.len(), block.len() as u32 | LZ4_STORED)
+        };
+        out[begin..][..4].copy_from_slice(&word.to_le_bytes());
+        out.truncate(begin + 4 + len);
+    }
+    out.extend([0; 4]); // no more blocks
+    Ok(out)
+}
+
+/// Bytes of a record behind its length.
+fn body_len(record: &NewRecord, delta: i64, number: i64) -> usize {
+    let sized = |len: usize| varint_len(len as i64) + len;
+    let value = if record.value.is_empty() { 1 } else { sized(record.value.len()) };
+    let headers: usize = record.headers.iter().map(|(name, value)| sized(name.len()) + sized(value.len())).sum();
+    let count = varint_len(record.headers.len() as i64);
+    1 + varint_len(delta) + varint_len(number) + sized(record.key.len()) + value + count + headers
+}
+
+fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
+    varint(out, bytes.len() as i64);
+    out.extend_from_slice(bytes);
+}
+
+/// Small numbers of either sign are small: 0, -1, 1, -2, …
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn varint_len(number: i64) -> usize {
+    (70 - (zigzag(number) | 1).leading_zeros() as usize) / 7
+}
+
+fn varint(out: &mut Vec<u8>, number: i64) {
+    let mut left = zigzag(number);
+    while left >= 0x80 {
+        out.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    out.push(left as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::io::Read;
+
+    use logmesh_types::UnixNanos;
+    use logmesh_types::limits::MAX_RECORD_BYTES;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clients::MAX_BATCH_BYTES;
+
+    const BY: Stamp = Stamp { producer: 4711, epoch: 3, sequence: 17 };
+
+    fn record(key: &[u8], value: &[u8]) -> NewRecord {
+        let (key, value) = (key.to_vec().into(), value.to_vec().into());
+        NewRecord { key, value, ..NewRecord::default() }
+    }
+
+    fn take<'a>(left: &mut &'a [u8], len: usize) -> &'a [u8] {
+        let (taken, rest) = left.split_at(len);
+        *left = rest;
+        taken
+    }
+
+    fn read_varint(left: &mut &[u8]) -> i64 {
+        let (mut number, mut shift) = (0_u64, 0);
+        loop {
+            let byte = take(left, 1)[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return (number >> 1) as i64 ^ -((number & 1) as i64);
+            }
+        }
+    }
+
+    fn read_sized(left: &mut &[u8]) -> Option<Bytes> {
+        let len = usize::try_from(read_varint(left)).ok()?;
+        Some(Bytes::copy_from_slice(take(left, len)))
+    }
+
+    fn unpack(attributes: i16, packed: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        match attributes {
+            0 => out.extend(packed),
+            1 => drop(flate2::read::GzDecoder::new(packed).read_to_end(&mut out).unwrap()),
+            2 => out = snap::raw::Decoder::new().decompress_vec(packed).unwrap(),
+            3 => {
+                let mut left = packed.strip_prefix(&LZ4_HEADER).unwrap();
+                loop {
+                    let word = u32::from_le_bytes(take(&mut left, 4).try_into().unwrap());
+                    let block = take(&mut left, (word & !LZ4_STORED) as usize);
+                    match word {
+                        0 => break,
+                        stored if stored & LZ4_STORED != 0 => out.extend(block),
+                        _ => out.extend(lz4_flex::block::decompress(block, 64 << 10).unwrap()),
+                    }
+                }
+                assert!(left.is_empty());
+            }
+            other => panic!("{other}"),
+        }
+        out
+    }
+
+    /// The records of a batch as a reader has them, after its header was checked.
+    fn read(batch: &[u8]) -> Vec<NewRecord> {
+        let number = |at: usize| i64::from_be_bytes(batch[at..at + 8].try_into().unwrap());
+        let small = |at: usize| i32::from_be_bytes(batch[at..at + 4].try_into().unwrap());
+        assert_eq!((number(0), small(8) as usize, small(12), batch[16]), (0, batch.len() - 12, -1, 2));
+        assert_eq!(small(17) as u32, crc32c::crc32c(&batch[21..]));
+        assert_eq!((number(43), &batch[51..53], small(53)), (BY.producer, &[0, 3][..], BY.sequence));
+        let count = small(57);
+        assert_eq!(small(23), count - 1);
+        let (first, last) = (number(27), number(35));
+        let unpacked = unpack(i16::from_be_bytes([batch[21], batch[22]]), &batch[61..]);
+        let mut left = &unpacked[..];
+        let mut latest = i64::MIN;
+        let records = (0..count).map(|index| {
+            let mut record = &read_sized(&mut left).unwrap()[..];
+            assert_eq!(take(&mut record, 1), [0]);
+            let time = first + read_varint(&mut record);
+            latest = latest.max(time);
+            assert_eq!(read_varint(&mut record), i64::from(index));
+            let (key, value) = (read_sized(&mut record).unwrap(), read_sized(&mut record));
+            assert_ne!(value.as_deref(), Some(&[][..]), "an empty value is null");
+            let headers = (0..read_varint(&mut record)).map(|_| {
+                let name = String::from_utf8(read_sized(&mut record).unwrap().to_vec()).unwrap();
+                (Cow::Owned(name), read_sized(&mut record).unwrap())
+            });
+            let headers = headers.collect();
+            assert!(record.is_empty());
+            NewRecord { key, value: value.unwrap_or_default(), headers, timestamp: Some(UnixNanos(time)) }
+        });
+        let records = records.collect();
+        assert!(left.is_empty() && latest == last);
+        records
+    }
+
+    fn records() -> impl Strategy<Value = Vec<NewRecord>> {
+        let bytes = || vec(any::<u8>(), 0..200).prop_map(Bytes::from);
+        let headers = vec(("[a-zä]{0,20}".prop_map(Cow::Owned), bytes()), 0..4);
+        let time = prop_oneof![any::<i32>().prop_map(i64::from), 0..4_000_000_000_000_i64];
+        let record = (bytes(), bytes(), 1..600_usize, headers, time).prop_map(|(key, value, times, headers, time)| {
+            NewRecord { key, value: value.repeat(times).into(), headers, timestamp: Some(UnixNanos(time)) }
+        });
+        vec(record, 1..20)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_is_written_is_read_back(records in records()) {
+            for compression in [Compression::None, Compression::Lz4, Compression::Snappy, Compression::Gzip] {
+                let mut left = &records[..];
+                while !left.is_empty() {
+                    let mut batch = Batch::new();
+                    let taken = left.iter().take_while(|record| batch.push(record, record.timestamp.unwrap().0)).count();
+                    prop_assert!(batch.bytes.len() <= BATCH_BYTES || taken == 1);
+                    prop_assert_eq!(batch.count() as usize, taken);
+                    let sent = batch.pack(compression).unwrap().stamp(BY);
+                    prop_assert_eq!(&read(&sent)[..], &left[..taken]);
+                    left = &left[taken..];
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_full_before_kafka_says_so_unless_it_holds_one_record() {
+        let mut batch = Batch::new();
+        let small = record(b"key", &[b'x'; 1_000]);
+        let count = (0..).take_while(|_| batch.push(&small, 1)).count();
+        assert!((980..990).contains(&count), "{count}");
+        assert!(batch.bytes.len() <= BATCH_BYTES && BATCH_BYTES + batch.bytes.len() / 100 < 1_048_588);
+
+        let largest = record(b"", &vec![b'x'; MAX_RECORD_BYTES]);
+        let mut batch = Batch::new();
+        assert!(batch.push(&largest, 1) && !batch.push(&record(b"", b""), 1));
+        let sent = batch.pack(Compression::None).unwrap().stamp(BY);
+        assert!(sent.len() <= MAX_BATCH_BYTES);
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_is_sent_as_it_is() {
+        let mut state = 1_u32;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .take(300_000)
+        .collect();
+        for compression in [Compression::Lz4, Compression::Snappy, Compression::Gzip] {
+            let mut batch = Batch::new();
+            batch.push(&record(b"k", &noise), 1);
+            let plain = batch.bytes.len();
+            let sent = batch.pack(compression).unwrap().stamp(BY);
+            assert_eq!((sent.len(), sent[22]), (plain, 0));
+            assert_eq!(read(&sent)[0].value, noise);
+        }
+    }
+
+    #[test]
+    fn numbers_are_as_long_as_is_said() {
+        for number in [0, -1, 1, 63, 64, -64, -65, 8_191, 8_192, i64::from(i32::MAX), i64::MAX, i64::MIN] {
+            let mut out = Vec::new();
+            varint(&mut out, number);
+            assert_eq!((out.len(), read_varint(&mut &out[..])), (varint_len(number), number));
+        }
+    }
+}

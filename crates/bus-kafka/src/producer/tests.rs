@@ -1,0 +1,311 @@
+//! The producer against librdkafka's simulated cluster, and a broker whose every move is set.
+
+#![allow(clippy::disallowed_methods, reason = "these are tests")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use logmesh_types::unit::Span;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio::sync::Notify;
+
+use super::*;
+use broker::{Act, Broker};
+
+mod broker;
+
+fn record(value: &str) -> NewRecord {
+    NewRecord { key: "k".into(), value: value.to_owned().into(), ..NewRecord::default() }
+}
+
+fn partition(partition: u32) -> TopicPartition {
+    TopicPartition { topic: "t".parse().unwrap(), partition }
+}
+
+/// A producer for a topic on a simulated cluster, whose errors can be chosen.
+fn simulated<'c>(brokers: i32) -> (MockCluster<'c, DefaultProducerContext>, Producer, TopicPartition) {
+    let cluster = MockCluster::new(brokers).unwrap();
+    cluster.create_topic("t", 2, 1).unwrap();
+    let settings = Settings {
+        brokers: cluster.bootstrap_servers().split(',').map(str::to_owned).collect(),
+        client: BTreeMap::new(),
+        ..Settings::default()
+    };
+    let producer = Producer::new(&Arc::new(settings));
+    (cluster, producer, partition(0))
+}
+
+async fn append(producer: &Producer, at: &TopicPartition, value: &str) -> Result<Position, BusError> {
+    match producer.append(at.clone(), &[record(value)]).await {
+        (append, None) => append.await,
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// What is appended now, and has an outcome later.
+async fn begin(producer: &Producer, partition_number: u32, value: &str) -> Append {
+    let (append, failed) = producer.append(partition(partition_number), &[record(value)]).await;
+    assert!(failed.is_none());
+    append
+}
+
+/// Many records fall into groups and batches, and their one outcome is that of all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_are_appended_together_have_one_outcome() {
+    let (cluster, producer, at) = simulated(1);
+    let room = producer.room.available_permits();
+    let records = vec![record(&"x".repeat(300_000)); 10];
+    assert_eq!((group_len(&records), group_len(&records[..2])), (3, 2));
+    assert_eq!(group_len(&[record(&"x".repeat(2 << 20)), record("y")]), 1);
+    let (stored, failed) = producer.append(at.clone(), &records).await;
+    assert!(failed.is_none());
+    assert_eq!(stored.await.unwrap(), Position { partition: 0, offset: Offset(9) });
+    assert_eq!(producer.room.available_permits(), room, "the room is given back");
+
+    // One that can never be stored, among others: they are stored, and it's the outcome of all.
+    let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED];
+    cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+    let (outcome, failed) = producer.append(at.clone(), &records).await;
+    assert!(failed.is_none());
+    let error = outcome.await.unwrap_err();
+    assert!(matches!(error, BusError::Refused { .. }), "{error}");
+    assert_eq!(producer.room.available_permits(), room);
+    let nothing = producer.append(at.clone(), &[]).await.0.await;
+    assert!(nothing.unwrap_err().retryable());
+}
+
+/// Kafka says that it has the record, and not where: it is appended again rather than believed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_without_a_place_is_not_stored() {
+    let (cluster, producer, at) = simulated(1);
+    append(&producer, &at, "0").await.unwrap();
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
+    let error = append(&producer, &at, "1").await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("not where"), "{error}");
+    append(&producer, &at, "1").await.unwrap();
+}
+
+/// What passes is waited for, and no batch overtakes one that is tried again; nothing is stored twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passing_errors_cost_nothing_but_time() {
+    use RDKafkaRespErr::*;
+    let (cluster, producer, at) = simulated(1);
+    let passing = [
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+        RD_KAFKA_RESP_ERR_INVALID_MSG,
+        RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        RD_KAFKA_RESP_ERR__TRANSPORT, // the connection is closed
+    ];
+    for (round, error) in passing.into_iter().enumerate() {
+        cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+        let appends = [begin(&producer, 0, "first").await, begin(&producer, 0, "second").await];
+        for (index, append) in appends.into_iter().enumerate() {
+            let offset = Offset((2 * round + index) as u64);
+            assert_eq!(append.await.unwrap(), Position { partition: 0, offset }, "{error:?}");
+        }
+    }
+    // The same of questions that come before any batch.
+    let other = Producer::new(&producer.settings);
+    cluster.request_errors(RDKafkaApiKey::Metadata, &[RD_KAFKA_RESP_ERR__TRANSPORT]);
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS]);
+    let offset = Offset(2 * passing.len() as u64);
+    assert_eq!(append(&other, &at, "last").await.unwrap(), Position { partition: 0, offset });
+}
+
+/// What is final is told to all that are in the batch, and the next one is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn final_errors_are_those_of_all_records_of_the_batch() {
+    use RDKafkaRespErr::*;
+    let (cluster, producer, at) = simulated(1);
+    let (size, refused) = ("too large", "refused");
+    let errors = [
+        (RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, size),
+        (RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED, refused),
+        (RD_KAFKA_RESP_ERR_POLICY_VIOLATION, refused),
+        (RD_KAFKA_RESP_ERR_INVALID_RECORD, refused),
+        (RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, "retryable"),
+        (RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID, "retryable"),
+        (RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH, "retryable"),
+        (RD_KAFKA_RESP_ERR_PRODUCER_FENCED, "retryable"),
+    ];
+    for (round, (error, wanted)) in errors.into_iter().enumerate() {
+        cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+        // In one batch: they are appended in one call.
+        let (appended, failed) = producer.append(at.clone(), &[record("a"), record("b")]).await;
+        assert!(failed.is_none());
+        let got = appended.await.unwrap_err();
+        let kind = match &got {
+            BusError::RecordTooLarge { size: 2, .. } => size,
+            BusError::Refused { .. } => refused,
+            BusError::Unavailable { .. } => "retryable",
+            _ => "other",
+        };
+        assert_eq!(kind, wanted, "{got}");
+        let next = append(&producer, &at, "next").await.unwrap();
+        assert_eq!(next.offset, Offset(round as u64), "none of the batch is stored");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kafka_does_not_know_is_unknown_after_a_while() {
+    let (_cluster, producer, at) = simulated(1);
+    let begin = std::time::Instant::now();
+    let error = append(&producer, &partition(7), "x").await.unwrap_err();
+    assert!(matches!(error, BusError::UnknownPartition { partition: 7, .. }), "{error}");
+    assert!(begin.elapsed() >= Duration::from_secs(5), "it may be made just now");
+    append(&producer, &at, "x").await.unwrap();
+}
+
+/// A leader goes, another takes over: the batch finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_is_found() {
+    let (cluster, producer, at) = simulated(3);
+    for (round, leader) in [1, 2, 3, 1].into_iter().enumerate() {
+        cluster.partition_leader("t", 0, Some(leader)).unwrap();
+        if round == 3 {
+            cluster.broker_down(3).unwrap();
+        }
+        assert_eq!(append(&producer, &at, "x").await.unwrap().offset, Offset(round as u64));
+    }
+}
+
+/// The answer is lost, not the batch: it's sent again as it was, and Kafka says where it lies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_does_not_double_a_batch() {
+    let broker = Broker::start([Act::Lose]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    for offset in 0..3 {
+        assert_eq!(append(&producer, &partition(0), "x").await.unwrap().offset, Offset(offset));
+    }
+    let seen = broker.seen();
+    assert_eq!(seen[0].bytes, seen[1].bytes);
+    let sequences: Vec<_> = seen.iter().map(|seen| (seen.stamp.epoch, seen.stamp.sequence)).collect();
+    assert_eq!(sequences, [(0, 0), (0, 0), (0, 1), (0, 2)]);
+}
+
+/// What was given up may still be stored by a broker that thaws, until what replaced it is: that has a new epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_given_up_has_no_ghost() {
+    let broker = Broker::start([Act::Say(19), Act::Freeze]).await;
+    let producer = broker.producer(Duration::from_secs(1));
+    let error = append(&producer, &partition(0), "frozen").await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("not enough in-sync replicas"), "{error}");
+    // What comes next waits behind it, until the link is given up as well.
+    let again = loop {
+        match append(&producer, &partition(0), "again").await {
+            Ok(position) => break position,
+            Err(error) => assert!(error.retryable(), "{error}"),
+        }
+    };
+    assert_eq!(again.offset, Offset(0));
+    assert_eq!(append(&producer, &partition(0), "more").await.unwrap().offset, Offset(1));
+    let seen = broker.seen();
+    let (frozen, stored) = seen.split_at(2);
+    assert!(frozen.iter().all(|seen| (seen.stamp.epoch, seen.stamp.sequence) == (0, 0)), "{frozen:?}");
+    assert!(stored[0].stamp.epoch > 0 && stored[0].stamp.sequence == 0, "{stored:?}");
+    let last = &stored[stored.len() - 1].stamp;
+    assert_eq!((last.epoch, last.sequence), (stored[stored.len() - 2].stamp.epoch, 1));
+    // Other partitions have epochs of their own.
+    append(&producer, &partition(1), "x").await.unwrap();
+    assert_eq!(broker.seen().last().unwrap().stamp.epoch, 0);
+}
+
+/// Kafka knows a newer epoch than ours: another producer's number is as good as none used before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_producer_gets_another_number() {
+    let broker = Broker::start([Act::Say(0), Act::Say(47)]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    for _ in 0..2 {
+        assert!(append(&producer, &partition(0), "x").await.unwrap_err().retryable());
+    }
+    append(&producer, &partition(0), "x").await.unwrap();
+    let stamps: Vec<_> = broker.seen().iter().map(|seen| (seen.stamp.producer, seen.stamp.epoch)).collect();
+    assert_eq!(stamps, [(1, 0), (1, 1), (2, 0)]);
+}
+
+/// While a batch is under way, records gather in the next one, and partitions in the next request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_is_gathered() {
+    let go = Arc::new(Notify::new());
+    let broker = Broker::start([Act::Wait(Arc::clone(&go)), Act::Wait(Arc::clone(&go))]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    let mut appends = vec![begin(&producer, 0, "first").await];
+    broker.until_seen(1).await;
+    appends.push(begin(&producer, 1, "first").await);
+    for _ in 0..100 {
+        appends.push(begin(&producer, 0, "more").await);
+    }
+    // The second request lies in the broker's socket; these don't find room in the link.
+    for number in 2..6 {
+        appends.push(begin(&producer, number, "x").await);
+    }
+    go.notify_one();
+    broker.until_seen(2).await;
+    go.notify_one();
+    for append in appends {
+        append.await.unwrap();
+    }
+    let seen = broker.seen();
+    let of_first: Vec<_> = seen.iter().filter(|seen| seen.partition == 0).map(|seen| seen.count).collect();
+    assert_eq!(of_first, [1, 100]);
+    assert!(seen.last().unwrap().request < seen.len() - 1, "no request has two batches: {seen:?}");
+}
+
+/// Dropping the producer is an outcome for all, at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dropped_producer_had_fails() {
+    let broker = Broker::start([Act::Freeze]).await;
+    let producer = broker.producer(Duration::from_secs(3600));
+    let room = Arc::clone(&producer.room);
+    let before = room.available_permits();
+    let mut appends = vec![begin(&producer, 0, "under way").await];
+    broker.until_seen(1).await;
+    appends.push(begin(&producer, 0, "waiting").await);
+    drop(producer);
+    for append in appends {
+        assert!(append.await.unwrap_err().to_string().contains("shutting down"));
+    }
+    assert_eq!(room.available_permits(), before);
+}
+
+/// A runtime that ends takes its tasks with it; the producer goes on in another one, with a new epoch.
+#[test]
+fn a_lane_outlives_its_runtime() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let brokers = runtime();
+    let broker = brokers.block_on(Broker::start([Act::Freeze]));
+    let producer = broker.producer(Duration::from_secs(60));
+    let first = runtime();
+    let lost = first.block_on(begin(&producer, 0, "x"));
+    first.block_on(broker.until_seen(1));
+    drop(first);
+    runtime().block_on(async {
+        assert!(lost.await.unwrap_err().retryable());
+        assert_eq!(append(&producer, &partition(0), "y").await.unwrap().offset, Offset(0));
+    });
+    assert_eq!(broker.seen()[1].stamp.epoch, 1);
+}
+
+/// Something else answers at that address: it's no crash, and no end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_kafka_is_unavailable() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            drop(tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        }
+    });
+    let delivery_timeout = Span(Duration::from_secs(1));
+    let producer =
+        Producer::new(&Arc::new(Settings { brokers: vec![address], delivery_timeout, ..Settings::default() }));
+    let error = append(&producer, &partition(0), "x").await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("127.0.0.1"), "{error}");
+}
