@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod lane;
 mod link;
+mod load;
 mod sasl;
 mod wire;
 
@@ -27,7 +28,8 @@ use crate::clients::RECORD_COST;
 use crate::context::stopping;
 use crate::settings::Settings;
 use cluster::Cluster;
-use lane::{Lane, Share};
+use lane::Lane;
+use load::Share;
 
 /// The most bytes of records that get room at once, one record more at most.
 const GROUP_BYTES: usize = 1 << 20;

@@ -64,8 +64,11 @@ pub(super) struct Stamp {
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
-        Self { bytes: vec![0; HEADER], count: 0, first_time: 0, last_time: 0 }
+    /// One without records, in this memory.
+    pub(super) fn new(mut memory: Vec<u8>) -> Self {
+        memory.clear();
+        memory.resize(HEADER, 0);
+        Self { bytes: memory, count: 0, first_time: 0, last_time: 0 }
     }
 
     /// How many records it holds.
@@ -105,18 +108,23 @@ impl Batch {
         true
     }
 
-    /// Compresses the records, unless that makes them larger.
-    pub(super) fn pack(self, compression: Compression) -> io::Result<Packed> {
-        let records = &self.bytes[HEADER..];
-        let smaller = match compression {
-            Compression::None => None,
-            Compression::Gzip => Some((1, gzip(records)?)),
-            Compression::Snappy => Some((2, snappy(records)?)),
-            Compression::Lz4 => Some((3, lz4(records)?)),
-        };
+    /// Compresses the records, unless that makes them larger. Gives its memory back if that isn't what will be sent, nor of a record
+    /// larger than batches are.
+    pub(super) fn pack(self, compression: Compression) -> io::Result<(Packed, Vec<u8>)> {
         let Self { bytes, count, first_time, last_time } = self;
-        let (attributes, bytes) = smaller.filter(|(_, packed)| packed.len() < bytes.len()).unwrap_or((0, bytes));
-        Ok(Packed { bytes, attributes, count, first_time, last_time })
+        let records = &bytes[HEADER..];
+        let (attributes, packed) = match compression {
+            Compression::None => (0, Vec::new()),
+            Compression::Gzip => (1, gzip(records)?),
+            Compression::Snappy => (2, snappy(records)?),
+            Compression::Lz4 => (3, lz4(records)?),
+        };
+        let is_smaller = (HEADER..bytes.len()).contains(&packed.len());
+        let (attributes, bytes, mut spare) = if is_smaller { (attributes, packed, bytes) } else { (0, bytes, packed) };
+        if spare.capacity() > 2 * BATCH_BYTES {
+            spare = Vec::new();
+        }
+        Ok((Packed { bytes, attributes, count, first_time, last_time }, spare))
     }
 }
 
@@ -332,11 +340,11 @@ mod tests {
             for compression in [Compression::None, Compression::Lz4, Compression::Snappy, Compression::Gzip] {
                 let mut left = &records[..];
                 while !left.is_empty() {
-                    let mut batch = Batch::new();
+                    let mut batch = Batch::new(Vec::new());
                     let taken = left.iter().take_while(|record| batch.push(record, record.timestamp.unwrap().0)).count();
                     prop_assert!(batch.bytes.len() <= BATCH_BYTES || taken == 1);
                     prop_assert_eq!(batch.count() as usize, taken);
-                    let sent = batch.pack(compression).unwrap().stamp(BY);
+                    let sent = batch.pack(compression).unwrap().0.stamp(BY);
                     prop_assert_eq!(&read(&sent)[..], &left[..taken]);
                     left = &left[taken..];
                 }
@@ -346,16 +354,16 @@ mod tests {
 
     #[test]
     fn a_batch_is_full_before_kafka_says_so_unless_it_holds_one_record() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Vec::new());
         let small = record(b"key", &[b'x'; 1_000]);
         let count = (0..).take_while(|_| batch.push(&small, 1)).count();
         assert!((980..990).contains(&count), "{count}");
         assert!(batch.bytes.len() <= BATCH_BYTES && BATCH_BYTES + batch.bytes.len() / 100 < 1_048_588);
 
         let largest = record(b"", &vec![b'x'; MAX_RECORD_BYTES]);
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Vec::new());
         assert!(batch.push(&largest, 1) && !batch.push(&record(b"", b""), 1));
-        let sent = batch.pack(Compression::None).unwrap().stamp(BY);
+        let sent = batch.pack(Compression::None).unwrap().0.stamp(BY);
         assert!(sent.len() <= MAX_BATCH_BYTES);
     }
 
@@ -369,10 +377,10 @@ mod tests {
         .take(300_000)
         .collect();
         for compression in [Compression::Lz4, Compression::Snappy, Compression::Gzip] {
-            let mut batch = Batch::new();
+            let mut batch = Batch::new(Vec::new());
             batch.push(&record(b"k", &noise), 1);
             let plain = batch.bytes.len();
-            let sent = batch.pack(compression).unwrap().stamp(BY);
+            let sent = batch.pack(compression).unwrap().0.stamp(BY);
             assert_eq!((sent.len(), sent[22]), (plain, 0));
             assert_eq!(read(&sent)[0].value, noise);
         }

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
-use super::lane::{Failure, Trouble};
 use super::link::Link;
+use super::load::{Failure, Trouble};
 use super::wire::{self, Api, Code, INIT_PRODUCER_ID, METADATA, Meaning, Metadata, Request};
 use crate::settings::Settings;
 

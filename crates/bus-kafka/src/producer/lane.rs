@@ -9,26 +9,22 @@
 //! A lane has a task while it has records, and nothing but a few numbers otherwise.
 
 use std::collections::VecDeque;
-use std::fmt::Display;
-use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use logmesh_bus::{BusError, NewRecord, TopicPartition};
-use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_bus::{NewRecord, TopicPartition};
 use logmesh_types::{UnixNanos, metric};
 use metrics::counter;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::batch::{Batch, Packed, Stamp};
 use super::cluster::Cluster;
+use super::load::{Failure, Load, Share, Trouble};
 use super::wire::{Meaning, Stored};
-use crate::clients::RECORD_COST;
-use crate::context::unknown;
-use crate::settings::{Compression, Settings};
+use crate::settings::Settings;
 
 /// How long to wait before a batch is sent again: twice as long each time, up to a second.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -36,125 +32,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long brokers may take to learn of a topic that was just made.
 const PROPAGATION: Duration = Duration::from_secs(5);
-
-/// What became of a batch: the offset of its first record, or why it failed; `None` as long as nothing did.
-pub(super) type Fate = Option<Result<u64, Failure>>;
-
-/// Why records weren't stored, for all that it concerns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The batch is larger than the topic takes.
-    TooLarge,
-    /// Kafka won't have it, however often it's asked.
-    Refused(Arc<str>),
-    /// There's no such topic or partition.
-    Unknown,
-    /// It may go well when it's appended again.
-    Unavailable(Arc<str>),
-}
-
-/// Why one attempt failed.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// Another may not.
-    Passing(Arc<str>),
-    /// Kafka doesn't know the partition, yet or any more.
-    Unknown,
-    /// Others would, too.
-    Final(Failure),
-}
-
-impl Trouble {
-    pub(super) fn passing(reason: impl Display) -> Self {
-        Self::Passing(format!("{reason:#}").into())
-    }
-}
-
-impl Failure {
-    /// The bus's error for an append of records, the largest of which has so many bytes.
-    pub(super) fn to_bus(&self, at: &TopicPartition, bytes: usize) -> BusError {
-        match self {
-            Self::TooLarge => {
-                BusError::RecordTooLarge { topic: at.topic.clone(), size: bytes, limit: MAX_RECORD_BYTES }
-            }
-            Self::Refused(reason) => BusError::Refused { topic: at.topic.clone(), reason: format!("Kafka: {reason}") },
-            Self::Unknown => unknown(at),
-            Self::Unavailable(reason) => BusError::Unavailable { reason: format!("Kafka: {reason}") },
-        }
-    }
-}
-
-/// Records of one append that are in the same batch.
-#[derive(Debug)]
-pub(super) struct Share {
-    pub(super) fate: watch::Receiver<Fate>,
-    /// The number of the last of them in the batch.
-    pub(super) last: u32,
-}
-
-/// A batch's records, the room that they take, and who waits for them.
-#[derive(Debug)]
-struct Load<B> {
-    batch: B,
-    count: u32,
-    /// Of keys and values.
-    bytes: u64,
-    born: Instant,
-    /// Given back before anybody hears of the outcome, also if there is none: fields are dropped in their order.
-    room: Option<OwnedSemaphorePermit>,
-    fate: watch::Sender<Fate>,
-}
-
-impl Load<Batch> {
-    fn new() -> Self {
-        let fate = watch::Sender::new(None);
-        Self { batch: Batch::new(), count: 0, bytes: 0, born: Instant::now(), room: None, fate }
-    }
-
-    /// Adds as many of the records as fit, and takes their room; gives the others.
-    fn fill<'r>(
-        &mut self,
-        records: &'r [NewRecord],
-        room: &mut OwnedSemaphorePermit,
-        now: i64,
-    ) -> (Option<Share>, &'r [NewRecord]) {
-        let mut cost = 0;
-        let fits = |record: &&NewRecord| {
-            let time = record.timestamp.map_or(0, |time| time.0.div_euclid(1_000_000));
-            let fits = self.batch.push(record, if time > 0 { time } else { now });
-            if fits {
-                cost += record.size() + RECORD_COST;
-                self.bytes += (record.key.len() + record.value.len()) as u64;
-            }
-            fits
-        };
-        let taken = records.iter().take_while(fits).count();
-        if taken == 0 {
-            return (None, records);
-        }
-        if let Some(share) = room.split(cost.min(room.num_permits())) {
-            match &mut self.room {
-                Some(room) => room.merge(share),
-                None => self.room = Some(share),
-            }
-        }
-        self.count = self.batch.count();
-        (Some(Share { fate: self.fate.subscribe(), last: self.count - 1 }), &records[taken..])
-    }
-
-    /// Compresses the batch, which for the slow way is no work for a thread that others wait for.
-    async fn pack(self, compression: Compression) -> io::Result<Load<Packed>> {
-        let Self { batch, count, bytes, born, room, fate } = self;
-        let batch = match compression {
-            Compression::Gzip => {
-                let pack = tokio::task::spawn_blocking(move || batch.pack(compression));
-                pack.await.map_err(io::Error::other)??
-            }
-            _ => batch.pack(compression)?,
-        };
-        Ok(Load { batch, count, bytes, born, room, fate })
-    }
-}
 
 /// A batch on its way.
 type Parcel = Load<Packed>;
@@ -165,6 +42,8 @@ struct Queue {
     /// Full ones, in their order, and the one that takes records.
     full: VecDeque<Load<Batch>>,
     open: Option<Load<Batch>>,
+    /// The memory of a batch that was packed, for the next one; none when there is no task.
+    spare: Vec<u8>,
     /// A task sees to it.
     is_running: bool,
 }
@@ -212,7 +91,9 @@ impl Lane {
         let now = UnixNanos::now().0 / 1_000_000;
         let mut queue = self.queue();
         while !records.is_empty() {
-            let (share, left) = queue.open.get_or_insert_with(Load::new).fill(records, &mut room, now);
+            let Queue { open, spare, .. } = &mut *queue;
+            let open = open.get_or_insert_with(|| Load::new(std::mem::take(spare)));
+            let (share, left) = open.fill(records, &mut room, now);
             shares.extend(share);
             records = left;
             if !records.is_empty() {
@@ -248,14 +129,19 @@ impl Lane {
     fn next_load(&self) -> Option<Load<Batch>> {
         let mut queue = self.queue();
         let load = queue.full.pop_front().or_else(|| queue.open.take());
-        queue.is_running = load.is_some();
+        if load.is_none() {
+            *queue = Queue::default();
+        }
         load
     }
 
     async fn pack(&self, load: Load<Batch>) -> Option<Parcel> {
         let (fate, count) = (load.fate.clone(), load.count);
         match load.pack(self.settings.compression).await {
-            Ok(parcel) => Some(parcel),
+            Ok((parcel, spare)) => {
+                self.queue().spare = spare;
+                Some(parcel)
+            }
             Err(error) => {
                 counter!(metric::BUS_APPEND_FAILURES).increment(count.into());
                 let reason = format!("a batch can't be compressed: {error}").into();

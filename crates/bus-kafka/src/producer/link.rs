@@ -163,6 +163,7 @@ impl Work {
         }
         errands.sort_unstable_by(|one, other| one.at.cmp(&other.at));
         let (number, mut request) = connection.request(PRODUCE);
+        request.reserve(bytes + 300 * errands.len());
         fill(&mut request, &errands, self.settings.request_timeout.0);
         self.sent.push_back(Sent { number, errands });
         Some(request.finish())

@@ -34,6 +34,11 @@ impl Request {
         request
     }
 
+    /// So many bytes more will come.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.0.reserve(bytes);
+    }
+
     pub(super) fn i16(&mut self, value: i16) -> &mut Self {
         self.raw(&value.to_be_bytes())
     }
