@@ -47,33 +47,40 @@ struct Removing<'a> {
 }
 
 /// Removes copies of what streams have more than once.
-pub(super) async fn remove(index: &dyn IndexRepair, wanted: &mut Wanted) -> Result<(), IndexError> {
+pub(super) async fn remove(index: &dyn IndexRepair, wanted: &mut Wanted) {
     for (at, streams) in wanted.iter_mut() {
         for (stream, want) in streams.iter_mut().filter(|(_, want)| !want.doubled.is_empty()) {
             let topic = &at.topic;
             let removal = Removal::default();
             let removing = Removing { index, topic, stream, page: PAGE, most: MAX_REMOVED, removal };
-            want.removal = removing.run(&want.doubled).await?;
+            want.removal = removing.run(&want.doubled).await;
             let documents = want.removal.documents;
             info!(%topic, %stream, documents, "a repair removed copies from the index");
         }
     }
-    Ok(())
 }
 
 impl Removing<'_> {
-    async fn run(mut self, doubled: &Ranges) -> Result<Removal, IndexError> {
+    /// What was removed, though the index refuses to go on: other streams have their turn.
+    async fn run(mut self, doubled: &Ranges) -> Removal {
+        if let Err(error) = self.take_all(doubled).await {
+            self.removal.refused.get_or_insert_with(|| error.to_string());
+        }
+        self.removal
+    }
+
+    async fn take_all(&mut self, doubled: &Ranges) -> Result<(), IndexError> {
         for range in doubled.as_slice() {
             let mut from = range.start;
             while from < range.end && self.removal.refused.is_none() {
                 if self.removal.documents >= self.most {
                     self.removal.full = true;
-                    return Ok(self.removal);
+                    return Ok(());
                 }
                 from = self.take_page(ByteRange::new(from, range.end)).await?;
             }
         }
-        Ok(self.removal)
+        Ok(())
     }
 
     /// Removes the copies of one page; where the next one begins.
@@ -207,7 +214,7 @@ mod tests {
     async fn removed(index: &EmbeddedIndex, topic: &TopicName, page: PageLimit, most: u64) -> Removal {
         let (stream, removal) = (stream(1), Removal::default());
         let removing = Removing { index, topic, stream: &stream, page, most, removal };
-        removing.run(&[ByteRange::new(0, 15)].into_iter().collect()).await.unwrap()
+        removing.run(&[ByteRange::new(0, 15)].into_iter().collect()).await
     }
 
     async fn slices(index: &EmbeddedIndex, topic: &TopicName) -> Vec<(u64, String)> {

@@ -139,7 +139,7 @@ impl Audit {
         }
         repair(self.bus.as_ref(), &self.fleet, self.patience, &mut wanted).await?;
         // Last of all: what was missing is there again.
-        remove(self.index.as_ref(), &mut wanted).await?;
+        remove(self.index.as_ref(), &mut wanted).await;
         let after = self.examine(&candidates, &filter, &mut silent).await?;
         let after = after.into_iter().zip(candidates).map(|(after, one)| conclude(after.audit, &one, &wanted));
         Ok(RepairResponse { streams: after.collect(), unreachable_servers: silent.into_iter().collect() })
