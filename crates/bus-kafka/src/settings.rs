@@ -74,6 +74,9 @@ const RESERVED: &[&str] = &[
     "transactional.id",
 ];
 
+/// What the names of properties begin with that say how a broker is reached and trusted: appends would go on without them.
+const UNSHARED: &[&str] = &["broker.address.", "client.dns.", "connections.", "enable.ssl.", "ssl."];
+
 /// What is in the names of properties that are secrets, or of ways to log in that need them.
 const SECRET: &[&str] = &["oauthbearer", "password", "pem", "secret"];
 
@@ -205,6 +208,8 @@ impl Settings {
             ensure!(!RESERVED.contains(&name.as_str()), "client: {name} is set by logmesh and can't be set here");
             let secret = SECRET.iter().any(|part| name.contains(part));
             ensure!(!secret, "client: {name} would be printed with the settings; it can't be set here");
+            let unshared = UNSHARED.iter().any(|begin| name.starts_with(begin));
+            ensure!(!unshared, "client: {name} would hold for reads and not for appends; it can't be set here");
         }
         Ok(())
     }
@@ -248,6 +253,7 @@ mod tests {
             assert!(message.contains(secret) && message.contains("printed"), "{message}");
         }
         assert!(message(client("linger.ms")).contains("linger.ms"));
+        assert!(message(client("ssl.crl.location")).contains("not for appends"));
         client("client.rack").check().unwrap();
         assert!(message(Settings { brokers: vec!["kafka".to_owned()], ..Settings::default() }).contains("host:port"));
         assert!(

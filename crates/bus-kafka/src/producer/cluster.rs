@@ -87,7 +87,13 @@ impl Cluster {
         let mut known = self.known();
         known.learn(&at.topic, metadata);
         let lost = || Err(Trouble::passing("no leader"));
-        known.leader(at, None, &self.settings).unwrap_or_else(lost)
+        let found = known.leader(at, None, &self.settings).unwrap_or_else(lost);
+        if failed.is_some() || found.is_err() {
+            // One that is cut off from the others goes on telling what was true once: next time another is asked.
+            asking.connection = None;
+            asking.turn = asking.turn.wrapping_add(1);
+        }
+        found
     }
 
     /// A producer's number and epoch, other than that of this number.

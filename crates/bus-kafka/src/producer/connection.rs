@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,9 @@ const SETUP: Duration = Duration::from_secs(5);
 
 /// The largest answer that is read: the partitions of one topic, some 50 bytes each, are the most there is.
 const MAX_ANSWER: usize = 4 << 20;
+
+/// What is read at a time: most answers.
+const READ: usize = 8 << 10;
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -109,6 +113,7 @@ impl Connection {
                     return Ok((number, answer));
                 }
             }
+            self.received.reserve(READ);
             if self.stream.read_buf(&mut self.received).await? == 0 {
                 bail!("the broker closed the connection");
             }
@@ -116,18 +121,21 @@ impl Connection {
     }
 }
 
-/// Tries each address that the name has.
+/// Tries each address that the name has. One behind which nobody answers leaves time for the others.
 async fn connect(address: &str) -> io::Result<TcpStream> {
     let mut failed = io::Error::other("the name has no address");
-    for address in lookup_host(address).await? {
+    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    let patience = SETUP / (addresses.len() as u32 + 1);
+    for address in addresses {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_keepalive(true)?;
-        match socket.connect(address).await {
-            Ok(stream) => {
+        match timeout(patience, socket.connect(address)).await {
+            Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
-            Err(error) => failed = error,
+            Ok(Err(error)) => failed = error,
+            Err(late) => failed = io::Error::new(io::ErrorKind::TimedOut, late),
         }
     }
     Err(failed)

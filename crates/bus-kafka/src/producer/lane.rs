@@ -106,23 +106,31 @@ impl Lane {
     }
 
     /// Sends what there is, until there's nothing.
-    pub(super) async fn run(self: Arc<Self>, cluster: Arc<Cluster>) {
-        let mut running = Running { lane: &self, is_done: false };
+    pub(super) fn run(self: Arc<Self>, cluster: Arc<Cluster>) -> impl Future<Output = ()> + Send + 'static {
+        // Before the task begins: a runtime that ends may drop it unbegun.
+        let begun = Running { lane: self, is_done: false };
+        async move {
+            let mut running = begun;
+            running.lane.send_all(&cluster).await;
+            running.is_done = true;
+        }
+    }
+
+    async fn send_all(&self, cluster: &Cluster) {
         let mut packed = None;
         loop {
             let parcel = match packed.take() {
                 Some(parcel) => parcel,
                 None => {
-                    let Some(load) = self.next_load() else { break };
+                    let Some(load) = self.next_load() else { return };
                     match self.pack(load).await {
                         Some(parcel) => parcel,
                         None => continue,
                     }
                 }
             };
-            packed = self.carry(parcel, &cluster).await;
+            packed = self.carry(parcel, cluster).await;
         }
-        running.is_done = true;
     }
 
     /// The oldest batch there is, full or not; `None`: the task is over.
@@ -316,12 +324,12 @@ fn after(sequence: i32, count: u32) -> i32 {
 }
 
 /// Ends with the task of a lane. If that was stopped, what it had fails, and the lane can have another.
-struct Running<'l> {
-    lane: &'l Lane,
+struct Running {
+    lane: Arc<Lane>,
     is_done: bool,
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
         if !self.is_done {
             let dropped = std::mem::take(&mut *self.lane.queue());

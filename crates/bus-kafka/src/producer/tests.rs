@@ -291,6 +291,14 @@ fn a_lane_outlives_its_runtime() {
         assert_eq!(append(&producer, &partition(0), "y").await.unwrap().offset, Offset(0));
     });
     assert_eq!(broker.seen()[1].stamp.epoch, 1);
+    // Ended before the lane's task has begun.
+    let brief = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let lost = brief.block_on(begin(&producer, 0, "z"));
+    drop(brief);
+    runtime().block_on(async {
+        assert!(lost.await.unwrap_err().retryable());
+        append(&producer, &partition(0), "z").await.unwrap();
+    });
 }
 
 /// Something else answers at that address: it's no crash, and no end.
