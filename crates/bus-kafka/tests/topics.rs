@@ -43,7 +43,16 @@ async fn new_retention_keeps_what_else_is_set() {
     assert_eq!((before["min.insync.replicas"].as_str(), before["compression.type"].as_str()), ("1", "producer"));
     let cleanup = Cleanup::Delete { max_age: Some(DAY), max_bytes: Some(1 << 30) };
     bus.ensure_topic(&TopicSpec { name, partitions: 2, cleanup }).await.unwrap();
-    let after = set_on(&admin(&address), "kept").await;
+    // A broker hears of a change a little after the controller has taken it.
+    let changed = async {
+        loop {
+            let after = set_on(&admin(&address), "kept").await;
+            if after["retention.ms"] != "-1" {
+                return after;
+            }
+        }
+    };
+    let after = common::soon("the change", changed).await;
     assert_eq!((after["retention.ms"].as_str(), after["retention.bytes"].as_str()), ("86400000", "1073741824"));
     for (key, value) in before.iter().filter(|(key, _)| !key.starts_with("retention.")) {
         assert_eq!(&after[key], value, "{key}");
@@ -74,8 +83,15 @@ async fn topics_of_others_are_read_as_they_are() {
     admin(&address).create_topics([&both, &capital], &AdminOptions::new()).await.unwrap();
     let cleanup = Cleanup::Delete { max_age: Some(DAY), max_bytes: None };
     let spec = TopicSpec { name: "both".parse().unwrap(), partitions: 1, cleanup };
-    let all = bus.topics().await.unwrap();
-    assert!(all.contains(&spec), "{all:?}");
+    let seen = async {
+        loop {
+            let all = bus.topics().await.unwrap();
+            if all.contains(&spec) {
+                return all;
+            }
+        }
+    };
+    let all = common::soon("the topic as it was made", seen).await;
     assert!(all.iter().all(|spec| !spec.name.as_str().starts_with("__")));
     let error = bus.ensure_topic(&TopicSpec { cleanup: Cleanup::Compact, ..spec }).await.unwrap_err();
     assert!(matches!(error, BusError::TopicDiffers { .. }), "{error}");

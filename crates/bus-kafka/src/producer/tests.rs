@@ -301,6 +301,19 @@ fn a_lane_outlives_its_runtime() {
     });
 }
 
+/// A broker that is cut off from the others goes on telling of a leader that is gone: another one is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_misleads_is_not_asked_for_ever() {
+    let (stale, good) = (Broker::start([]).await, Broker::start([]).await);
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    stale.mislead(gone.port());
+    let brokers = [&stale, &good].map(|broker| format!("127.0.0.1:{}", broker.port)).into();
+    let delivery_timeout = Span(Duration::from_secs(20));
+    let producer = Producer::new(&Arc::new(Settings { brokers, delivery_timeout, ..Settings::default() }));
+    append(&producer, &partition(0), "x").await.unwrap();
+    assert_eq!((stale.seen().len(), good.seen().len()), (0, 1));
+}
+
 /// Something else answers at that address: it's no crash, and no end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_kafka_is_unavailable() {

@@ -46,6 +46,8 @@ struct State {
     seen: Vec<Seen>,
     requests: usize,
     producers: i64,
+    /// The port of the leader that is told, if it isn't this broker.
+    leader: Option<u16>,
     logs: HashMap<i32, Log>,
 }
 
@@ -68,6 +70,11 @@ impl Broker {
             }
         });
         broker
+    }
+
+    /// From now on it tells of a leader at this port.
+    pub(super) fn mislead(&self, port: u16) {
+        self.state.lock().unwrap().leader = Some(port);
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
@@ -174,7 +181,7 @@ impl Broker {
         answer
     }
 
-    /// One topic of eight partitions, all of them here.
+    /// One topic of eight partitions, all of them here or where it's told.
     fn metadata(&self, reader: &mut Reader<'_>) -> Vec<u8> {
         assert_eq!(reader.i32().unwrap(), 1);
         let topic = reader.string().unwrap();
@@ -182,7 +189,7 @@ impl Broker {
         answer.put_i32(1);
         answer.put_i32(1);
         put_string(&mut answer, "127.0.0.1");
-        answer.put_i32(self.port.into());
+        answer.put_i32(self.state.lock().unwrap().leader.unwrap_or(self.port).into());
         answer.put_i16(-1);
         answer.put_i16(-1);
         answer.put_i32(1);
