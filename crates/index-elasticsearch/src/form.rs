@@ -68,7 +68,7 @@ pub(crate) fn read(body: &[u8], types: &FieldTypes) -> Result<Read, String> {
         has_time |= path == TIMESTAMP;
         has_stream |= path == "logmesh.stream";
         form = form.max(match place(path, types) {
-            place if Leaf::of(value).is_as_it_is(&place, is_sane(path)) => Form::AsIs,
+            place if is_named(&place, path) && Leaf::of(value).is_as_it_is(&place) => Form::AsIs,
             Place::Derived if path != DERIVED && !field::is_below(path, DERIVED) => Form::WithTerms,
             _ => Form::Wrapped,
         });
@@ -76,11 +76,15 @@ pub(crate) fn read(body: &[u8], types: &FieldTypes) -> Result<Read, String> {
     if !has_time || !has_stream {
         form = form.max(Form::WithTerms);
     }
-    // A bulk is cut at line breaks; in JSON they can only stand between values.
-    if !body.starts_with(b"{") || memchr::memchr2(b'\n', b'\r', body).is_some() {
+    if !is_one_line(body) {
         form = Form::Wrapped;
     }
     Ok(Read { leaves, form })
+}
+
+/// True if the bytes can stand in a bulk, which is cut at line breaks; in JSON they can only stand between values.
+pub(crate) fn is_one_line(body: &[u8]) -> bool {
+    body.starts_with(b"{") && memchr::memchr2(b'\n', b'\r', body).is_none()
 }
 
 /// One value of a document that isn't `null`.
@@ -111,10 +115,10 @@ impl<'a> Leaf<'a> {
     }
 
     /// True if Elasticsearch reads the value at this place as we do, without further terms.
-    pub(crate) fn is_as_it_is(self, place: &Place, is_sane: bool) -> bool {
+    pub(crate) fn is_as_it_is(self, place: &Place) -> bool {
         match place {
             Place::Field(kind) => fits(*kind, self),
-            Place::Label => fits(Kind::Keyword, self) && is_sane,
+            Place::Label => fits(Kind::Keyword, self),
             Place::Derived => false,
         }
     }
@@ -156,8 +160,13 @@ fn storable_time(value: &Value) -> Option<i64> {
     field::document_time(value).filter(|nanos| *nanos >= 0)
 }
 
+/// True if a value at this place has a name that Elasticsearch takes: only those of labels are made by others.
+pub(crate) fn is_named(place: &Place, path: &str) -> bool {
+    !matches!(place, Place::Label) || is_sane(path)
+}
+
 /// True for a path that Elasticsearch takes as the name of a field.
-pub(crate) fn is_sane(path: &str) -> bool {
+fn is_sane(path: &str) -> bool {
     path.len() <= 512 && path.split('.').all(|part| !part.is_empty() && part.trim() == part)
 }
 

@@ -8,13 +8,12 @@ use logmesh_index::FieldTypes;
 use logmesh_index::query::field::TIMESTAMP;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::form::{Leaf, is_sane};
+use crate::form::{Leaf, is_named, is_one_line};
 use crate::template::{Place, place};
 
 /// True if every value of the document has a field of its own that takes it; false also of what is no document.
 pub(crate) fn is_plain(body: &[u8], types: &FieldTypes) -> bool {
-    // A bulk is cut at line breaks; in JSON they can only stand between values.
-    if !body.starts_with(b"{") || memchr::memchr2(b'\n', b'\r', body).is_some() {
+    if !is_one_line(body) {
         return false;
     }
     let mut document = Document { types, has_time: false, has_stream: false, is_plain: true };
@@ -54,7 +53,7 @@ struct Key<'t>(&'t FieldTypes);
 /// What is known of a key.
 struct Field {
     place: Place,
-    is_sane: bool,
+    is_named: bool,
     is_time: bool,
     is_stream: bool,
 }
@@ -75,9 +74,10 @@ impl Visitor<'_> for Key<'_> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Field, E> {
+        let place = place(key, self.0);
         Ok(Field {
-            place: place(key, self.0),
-            is_sane: is_sane(key),
+            is_named: is_named(&place, key),
+            place,
             is_time: key == TIMESTAMP,
             is_stream: key == "logmesh.stream",
         })
@@ -95,7 +95,7 @@ impl<'de> DeserializeSeed<'de> for &Field {
 
 impl Field {
     fn takes<E>(&self, leaf: Leaf<'_>) -> Result<(bool, bool), E> {
-        Ok((true, leaf.is_as_it_is(&self.place, self.is_sane)))
+        Ok((true, self.is_named && leaf.is_as_it_is(&self.place)))
     }
 }
 

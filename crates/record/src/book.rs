@@ -120,12 +120,12 @@ impl Book {
     /// Books the range of one event that was rejected as done like any other: it is in the index now. False if that changes
     /// nothing.
     pub fn settle(&mut self, range: ByteRange) -> bool {
-        let (before, settled) = (self.done.clone(), Ranges::from_iter([range]));
-        self.add(range);
+        let is_known = self.coverage(range) == Coverage::Done;
+        let is_booked = self.add(range);
         if !self.is_rejected(range) {
-            return self.done != before;
+            return is_booked && !is_known;
         }
-        self.rejected = self.rejected.without(&settled);
+        self.rejected = self.rejected.without(&Ranges::from_iter([range]));
         self.rejected_events = self.rejected_events.saturating_sub(1);
         self.corrections += 1;
         true

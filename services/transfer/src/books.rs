@@ -279,7 +279,10 @@ impl Books {
         closed.0.into_iter().filter_map(move |(stream, done)| {
             let book = self.books.get_mut(&stream)?;
             retired.map(|before| book.slices.retire(before));
-            Some(Book { done, ..book.clone() }.encode())
+            let since = std::mem::replace(&mut book.done, done);
+            let record = book.encode();
+            book.done = since;
+            Some(record)
         })
     }
 
