@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use logmesh_testing::faults::unchunked;
 use logmesh_testing::servers::{Elasticsearch, Etcd, Kafka, Server, free_port};
 use logmesh_testing::{Folder, wait_for};
 use rustix::process::Signal;
@@ -282,9 +283,9 @@ pub(crate) fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     http(address, "GET", path, "")
 }
 
-/// Sends a request with a JSON body; the answer as it comes, status line and headers too.
+/// Sends a request with a JSON body; the answer as it comes, status line and headers too, its body in one piece.
 pub fn http(address: &str, method: &str, path: &str, body: &str) -> std::io::Result<String> {
-    use std::io::{Read, Write};
+    use std::io::{Error, Read, Write};
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(
@@ -293,9 +294,13 @@ pub fn http(address: &str, method: &str, path: &str, body: &str) -> std::io::Res
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    let (head, body) = answer.split_at(end);
+    let chunked = head.to_ascii_lowercase().windows(7).any(|word| word == b"chunked");
+    let body = if chunked { unchunked(body) } else { body.to_vec() };
+    String::from_utf8([head, &body].concat()).map_err(Error::other)
 }
 
 /// Applies a rule that collects these globs of this host into a topic, by the command line at the front door, and waits until

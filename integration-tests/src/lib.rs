@@ -6,6 +6,7 @@ pub mod client;
 pub mod cluster;
 pub mod compare;
 pub mod deploy;
+pub mod documents;
 pub mod fleet;
 pub mod gaps;
 pub mod grpcurl;

@@ -9,9 +9,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use logmesh_integration_tests::cluster::{self, AGENT};
+use logmesh_integration_tests::oracle::{Found, Judge, Verdict};
 use logmesh_integration_tests::proxy::Weather;
 use logmesh_integration_tests::writer::Writer;
-use logmesh_integration_tests::{Cluster, PATIENCE, oracle, run_from_env};
+use logmesh_integration_tests::{Cluster, PATIENCE, documents, run_from_env};
 use logmesh_testing::wait_for;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -137,6 +138,20 @@ impl Storm {
         }
         self.say(&format!("{last} of {expected} lines are found"));
     }
+
+    /// Compares all documents with the files.
+    fn judge(&mut self, run: u32, written: &[u64]) -> Verdict {
+        let mut judge = Judge::new(run, written).with_files(&self.cluster.folder.join("logs"));
+        self.say("the files are read");
+        let (mut documents, elasticsearch) = (0, self.cluster.backend("elasticsearch").address());
+        documents::each(&elasticsearch, "logmesh-*", Found::new, |found| {
+            documents += 1;
+            judge.take(&found);
+        });
+        self.say(&format!("{documents} documents are read"));
+        assert_eq!(self.cluster.client().count("*"), documents, "what a search counts, and what there is");
+        judge.verdict()
+    }
 }
 
 #[test]
@@ -163,13 +178,11 @@ fn every_line_is_found_once_whatever_is_killed_frozen_or_cut_off() {
     storm.cluster.client().wait_ready();
     storm.settle(written.iter().sum());
 
-    let client = storm.cluster.client();
-    let documents = client.search("*");
-    let verdict = oracle::judge(run, &written, &documents);
+    let verdict = storm.judge(run, &written);
     storm.say(&format!("{verdict:?}"));
     verdict.assert_clean();
     assert!(written.iter().all(|count| *count > 1_000), "void: too few lines: {written:?}");
-    client.audit();
+    storm.cluster.client().audit();
     storm.say("the audit is clean");
     wait_for("the agent to be ready", PATIENCE, || match storm.cluster.readyz(AGENT) {
         ready if ready.starts_with("HTTP/1.1 200") => Ok(()),

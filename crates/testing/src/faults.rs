@@ -256,8 +256,8 @@ async fn more(from: &mut TcpStream, body: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-/// A chunked body as one piece.
-fn unchunked(body: &[u8]) -> Vec<u8> {
+/// A chunked body of HTTP/1.1 as one piece, up to where it ends or is broken off.
+pub fn unchunked(body: &[u8]) -> Vec<u8> {
     let (mut rest, mut whole) = (body, Vec::new());
     while let Some(at) = rest.windows(2).position(|two| two == b"\r\n") {
         let size = std::str::from_utf8(&rest[..at]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());

@@ -32,7 +32,8 @@ impl Report {
     #[track_caller]
     pub fn assert_clean(&self, habit: Habit) {
         let lost = if habit.destroys() { self.listed + self.unseen } else { 0 };
-        let expected = Verdict { judged: self.verdict.judged, lost, ..Verdict::default() };
+        let named = self.verdict.named.clone();
+        let expected = Verdict { judged: self.verdict.judged, lost, named, ..Verdict::default() };
         let nothing = Vec::<String>::new();
         let found = (&self.verdict, &self.silent, &self.false_gaps);
         assert_eq!(found, (&expected, &nothing, &nothing), "{habit:?}: {self:?}");
