@@ -142,6 +142,37 @@ fn a_preview_shows_files_and_whose_they_are_before_anything_is_applied() {
 }
 
 #[test]
+fn a_rule_whose_files_others_own_says_so_and_whose_they_are() {
+    let (mesh, a, b) = two_hosts();
+    a.append("logs/app.log", "one\n");
+    for name in ["logs/app.log", "logs/db.log"] {
+        b.append(name, "one\n");
+    }
+    rules(&mesh, &rule(&mesh, "app", 5, &["*/logs/app.log"]), &["apply", "--wait", "60s"]).expect(0);
+    let done = rules(&mesh, &rule(&mesh, "all", 0, &["*/logs/*.log"]), &["apply", "--wait", "60s"]).expect(0);
+    assert!(done.stdout.contains("rules/all: 2 agents: 1 applied, 1 shadowed"), "{done:?}");
+    assert!(done.stderr.contains("rules/all: agent a: shadowed: 1 of 1 files belong to rules/app"), "{done:?}");
+    let (on_a, on_b) = (status(&mesh, "a", "all"), status(&mesh, "b", "all"));
+    assert_eq!((&on_a["state"], &on_a["error"]), (&json!("shadowed"), &Value::Null), "{on_a}");
+    assert_eq!((&on_a["files_shadowed"], &on_a["shadowed_by"]), (&json!(1), &json!(["rules/app"])));
+    assert_eq!((&on_b["state"], &on_b["files_matched"]), (&json!("applied"), &json!(1)), "{on_b}");
+    assert_eq!((&on_b["files_shadowed"], &on_b["shadowed_by"]), (&json!(1), &json!(["rules/app"])));
+    let shown = mesh.run(&["rules", "status", "all"]).expect(0).stdout;
+    for text in ["1 applied, 1 shadowed", "1 of 1 files belong to rules/app"] {
+        assert!(shown.contains(text), "{text:?} is not in: {shown}");
+    }
+    let shown = mesh.run(&["agents", "get", "b"]).expect(0).stdout;
+    assert!(shown.contains("1 of 2 files belong to rules/app"), "{shown}");
+
+    // The owner goes, and the other takes over.
+    mesh.run(&["rules", "delete", "app"]).expect(0);
+    wait_for("the other rule to own the file", PATIENCE, || {
+        let rule = status(&mesh, "a", "all");
+        if rule["state"] == "applied" && rule["files_shadowed"] == 0 { Ok(()) } else { Err(rule) }
+    });
+}
+
+#[test]
 fn a_rule_that_one_host_forbids_is_refused_there_and_runs_on_the_other() {
     let (mesh, a, b) = two_hosts();
     let first = rule(&mesh, "web", 0, &["*/logs/*.log"]);

@@ -147,9 +147,16 @@ struct Running {
     lines: Bucket,
     tempo: Tempo,
     ready: VecDeque<u64>,
-    /// What the last scan found against files that the rule matches.
+    found: Findings,
+}
+
+/// What the last scan found against files that a rule matches.
+#[derive(Debug, Default)]
+struct Findings {
     problems: Vec<FileProblem>,
     shadowed: usize,
+    /// Who owns those, by name.
+    owners: Vec<RuleName>,
     refused: usize,
 }
 
@@ -508,22 +515,24 @@ impl Running {
     /// Begins a rule, or goes on with a new revision of it: what its pace has let through counts on.
     fn new(compiled: Compiled, before: Option<Self>, now: Instant) -> Self {
         let pace = compiled.rule.pace;
-        let (bytes, lines, tempo) = match before {
+        let (bytes, lines, tempo, found) = match before {
             Some(mut before) => {
                 before.bytes.set_rate(pace.bytes_per_second, now);
                 before.lines.set_rate(pace.lines_per_second, now);
                 if before.compiled.rule.framing != compiled.rule.framing {
                     before.tempo.decode_errors = 0;
                 }
-                (before.bytes, before.lines, before.tempo)
+                // Until the next scan, which is due, what was found is the best that can be said.
+                (before.bytes, before.lines, before.tempo, before.found)
             }
             None => (
                 Bucket::new(pace.bytes_per_second, now),
                 Bucket::new(pace.lines_per_second, now),
                 Tempo { bytes: Rate::new(now), lines: Rate::new(now), decode_errors: 0 },
+                Findings::default(),
             ),
         };
-        Self { compiled, bytes, lines, tempo, ready: VecDeque::new(), problems: Vec::new(), shadowed: 0, refused: 0 }
+        Self { compiled, bytes, lines, tempo, ready: VecDeque::new(), found }
     }
 
     fn scan_keys(&self) -> impl Iterator<Item = (String, String)> {

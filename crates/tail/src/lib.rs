@@ -27,6 +27,7 @@ pub use preview::{FilePreview, MAX_CHANGES, MAX_SAMPLE, Preview, preview};
 pub use rule::{Pace, RuleError, StartAt, TailRule};
 pub use state::StateError;
 pub use status::{
-    FileProblem, FileState, FileStatus, Loss, LossCause, MAX_LOSSES, MAX_PROBLEMS, RATE_MEMORY, RuleStatus, Totals,
+    FileProblem, FileState, FileStatus, Loss, LossCause, MAX_LOSSES, MAX_OWNERS, MAX_PROBLEMS, RATE_MEMORY, RuleStatus,
+    Totals,
 };
 pub use watch::Waker;

@@ -125,11 +125,16 @@ pub struct RuleStatus {
     pub files: usize,
     /// Files that it matches and another rule owns.
     pub shadowed: usize,
+    /// The rules that own those, by name, at most [`MAX_OWNERS`].
+    pub shadowed_by: Vec<RuleName>,
     /// Files that it matches and that can't or mustn't be read.
     pub refused: usize,
     /// Why some files aren't read, at most [`MAX_PROBLEMS`].
     pub problems: Vec<FileProblem>,
 }
+
+/// The most owners that are listed for a rule of which files belong to others.
+pub const MAX_OWNERS: usize = 20;
 
 /// The most problems that are listed for a rule; all are counted.
 pub const MAX_PROBLEMS: usize = 20;

@@ -248,6 +248,8 @@ impl Driver {
             }
             Command::Disconnected => self.connection = None,
             Command::Snapshot(answer) => {
+                // A rule that was just applied is told with what it found: a scan that is due comes first.
+                self.collector.poll(now, 0);
                 answer.send(self.snapshot()).ok();
             }
             Command::Reconfigure(settings, answer) => {

@@ -258,7 +258,11 @@ fn rule_of(name: &str, standing: &Standing, running: Option<&tail::RuleStatus>) 
     let running_revision = running.map_or(0, |rule| rule.earliest_revision.unwrap_or(rule.running_revision));
     // It was taken in, and files are read by another until they come to an acked boundary.
     let waits = running.is_none_or(|rule| rule.waiting > 0 || rule.running_revision != standing.desired_revision);
-    let state = if waits && standing.state == RuleState::Applied { RuleState::Applying } else { standing.state };
+    let state = match standing.state {
+        RuleState::Applied if waits => RuleState::Applying,
+        RuleState::Applied if running.is_some_and(is_shadowed) => RuleState::Shadowed,
+        state => state,
+    };
     RuleStatus {
         name: name.to_owned(),
         desired_revision: standing.desired_revision,
@@ -271,10 +275,17 @@ fn rule_of(name: &str, standing: &Standing, running: Option<&tail::RuleStatus>) 
     }
 }
 
+/// Other rules own every file that it matches. One that it matches and can't read is its own all the same: who looks for that
+/// file mustn't be sent to another rule.
+fn is_shadowed(rule: &tail::RuleStatus) -> bool {
+    rule.shadowed > 0 && rule.files == 0 && rule.refused == 0
+}
+
 fn effect_of(rule: &tail::RuleStatus) -> RuleEffect {
     RuleEffect {
         files_matched: rule.files as u32,
         files_shadowed: rule.shadowed as u32,
+        shadowed_by: rule.shadowed_by.iter().map(ToString::to_string).collect(),
         files_refused: rule.refused as u32,
         problems: rule.problems.iter().map(problem_of).collect(),
         lines_per_second: rule.lines_per_second,

@@ -91,6 +91,38 @@ async fn a_revision_that_cannot_run_is_rolled_back_and_a_restart_runs_the_good_o
 }
 
 #[tokio::test]
+async fn a_rule_of_which_others_own_every_file_is_shadowed_until_it_owns_one() {
+    let (_gateway, gateway_server) = Gateway::start(Mode::Ack).await;
+    let (centre, server) = Centre::start(&[gateway_server.address]).await;
+    let mut host = Host::new();
+    for name in ["a.log", "b.log"] {
+        host.append(name, "one\n");
+    }
+    host.start(&[&server]);
+    let late = |revision| host.rule("late", revision, "*.log");
+    let ranked = |name: &str, glob: &str| Rule { priority: 1, ..host.rule(name, 1, glob) };
+    centre.tell(vec![ranked("a", "a.log"), ranked("b", "b.log"), late(2)], &[]);
+    let shadowed = state(&centre, "late", RuleState::Shadowed).await;
+    assert_eq!((revisions(&shadowed), shadowed.error), ((2, 2, 2), None));
+    let effect = shadowed.effect.unwrap();
+    assert_eq!((effect.files_matched, effect.files_shadowed, effect.files_refused), (0, 2, 0));
+    assert_eq!(effect.shadowed_by, ["rules/a", "rules/b"]);
+    assert_eq!(state(&centre, "a", RuleState::Applied).await.effect.unwrap().files_matched, 1);
+
+    // What can't run at all says so first.
+    centre.tell(vec![Rule { paths: vec!["[".into()], ..late(3) }], &[]);
+    state(&centre, "late", RuleState::RolledBack).await;
+    centre.tell(vec![late(4)], &[]);
+    state(&centre, "late", RuleState::Shadowed).await;
+
+    centre.tell(vec![], &["a"]);
+    let effect = state(&centre, "late", RuleState::Applied).await.effect.unwrap();
+    assert_eq!((effect.files_matched, effect.files_shadowed), (1, 1));
+    assert_eq!(effect.shadowed_by, ["rules/b"], "of what it doesn't own it's told as well");
+    host.stop().await;
+}
+
+#[tokio::test]
 async fn another_store_s_snapshot_is_all_there_is() {
     let (gateway, gateway_server) = Gateway::start(Mode::Ack).await;
     let (first, first_server) = Centre::start(&[gateway_server.address]).await;

@@ -1,16 +1,16 @@
 //! Finding files: by scans and hints, by name and by identity.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use logmesh_types::UnixNanos;
+use logmesh_types::{RuleName, UnixNanos};
 
-use super::{Collector, Running};
+use super::{Collector, Findings, Running};
 use crate::follow::Followed;
 use crate::pathguard::{FileKey, Meta, Opened, Refusal, meta_at, meta_of, real_path};
 use crate::rule::StartAt;
-use crate::status::{FileProblem, MAX_PROBLEMS};
+use crate::status::{FileProblem, MAX_OWNERS, MAX_PROBLEMS};
 use crate::walk::{Walk, inodes_in};
 
 /// The time between scans while some folder can't be watched.
@@ -39,13 +39,16 @@ impl Collector {
     pub(super) fn scan(&mut self, now: Instant) {
         let began = Instant::now();
         let mut walk = Walk::default();
-        let before: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
+        let before = self.found_against();
         let found = self.walk(&mut walk);
         self.ignored.clear();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for (path, rule, from_end) in found {
             match self.consider(&path, rule, from_end, now) {
-                Ok(number) => drop(seen.insert(number)),
+                Ok(number) => {
+                    seen.insert(number);
+                    self.note_owner(number, path, rule);
+                }
                 Err(refusal) => self.refuse(rule, path, &refusal),
             }
         }
@@ -67,8 +70,7 @@ impl Collector {
         }
         self.watcher.retain(|folder| walk.folders.contains(folder));
         self.last_scan = Some(now);
-        let after: Vec<_> = self.rules.iter().map(|running| (running.shadowed, running.refused)).collect();
-        self.changes += u64::from(before != after);
+        self.changes += u64::from(before != self.found_against());
         let pause = if self.watcher.incomplete { SCAN_UNWATCHED } else { self.settings.scan_every };
         let pause = pause.min(self.settings.scan_every);
         let for_cost = (began.elapsed() * SCAN_SHARE).min(SCAN_LONGEST);
@@ -79,10 +81,12 @@ impl Collector {
     fn walk(&mut self, walk: &mut Walk) -> Found {
         let mut owners: HashMap<PathBuf, usize> = HashMap::new();
         let mut found = Found::new();
-        let names: Vec<String> = self.rules.iter().map(|r| r.compiled.rule.name.to_string()).collect();
+        let names: Vec<RuleName> = self.rules.iter().map(|r| r.compiled.rule.name.clone()).collect();
         for index in 0..self.rules.len() {
             let running = &mut self.rules[index];
-            (running.problems, running.shadowed, running.refused) = (Vec::new(), 0, 0);
+            running.found = Findings::default();
+            // Two globs of one rule may find the same file.
+            let mut others = HashSet::new();
             let compiled = &running.compiled;
             for glob in &compiled.globs {
                 let first = !self.scanned.contains(&(compiled.rule.name.to_string(), glob.as_str().to_owned()));
@@ -97,24 +101,36 @@ impl Collector {
                                 owners.insert(path.clone(), index);
                                 found.push((path, index, from_end));
                             }
-                            Some(owner) if *owner != index => {
-                                running.shadowed += 1;
-                                note(&mut running.problems, path, "SHADOWED", names[*owner].clone());
+                            Some(owner) if *owner != index && others.insert(path.clone()) => {
+                                running.found.shadow(path, &names[*owner]);
                             }
                             Some(_) => {}
                         }
                     });
                 }
             }
-            running.problems.append(&mut walk.problems);
+            running.found.problems.append(&mut walk.problems);
         }
         found
     }
 
+    /// What there is to say of each rule's files, to see whether it changed.
+    fn found_against(&self) -> Vec<(usize, Vec<RuleName>, usize)> {
+        let one = |found: &Findings| (found.shadowed, found.owners.clone(), found.refused);
+        self.rules.iter().map(|running| one(&running.found)).collect()
+    }
+
+    /// A file that has another name too, or had one, stays with the rule that found it by that.
+    fn note_owner(&mut self, number: u64, path: PathBuf, rule: usize) {
+        let Some(owner) = self.files.get(&number).map(|file| file.rule).filter(|owner| *owner != rule) else { return };
+        let Some(owner) = self.rules.get(owner).map(|owner| owner.compiled.rule.name.clone()) else { return };
+        self.rules[rule].found.shadow(path, &owner);
+    }
+
     fn refuse(&mut self, rule: usize, path: PathBuf, refusal: &Refused) {
-        let running = &mut self.rules[rule];
-        running.refused += 1;
-        note(&mut running.problems, path, refusal.reason(), refusal.to_string());
+        let found = &mut self.rules[rule].found;
+        found.refused += 1;
+        note(&mut found.problems, path, refusal.reason(), refusal.to_string());
     }
 
     /// A name came or went: looks what it means now.
@@ -276,6 +292,19 @@ impl Collector {
             }
             None => self.lose(number),
         }
+    }
+}
+
+impl Findings {
+    /// A file belongs to another rule.
+    fn shadow(&mut self, path: PathBuf, owner: &RuleName) {
+        self.shadowed += 1;
+        if let Err(place) = self.owners.binary_search(owner)
+            && self.owners.len() < MAX_OWNERS
+        {
+            self.owners.insert(place, owner.clone());
+        }
+        note(&mut self.problems, path, "SHADOWED", owner.to_string());
     }
 }
 

@@ -70,9 +70,10 @@ impl Collector {
                 lag_bytes: 0,
                 decode_errors: running.tempo.decode_errors,
                 files: 0,
-                shadowed: running.shadowed,
-                refused: running.refused,
-                problems: running.problems.clone(),
+                shadowed: running.found.shadowed,
+                shadowed_by: running.found.owners.clone(),
+                refused: running.found.refused,
+                problems: running.found.problems.clone(),
             })
             .collect();
         for file in self.files.values() {

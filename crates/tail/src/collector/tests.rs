@@ -428,6 +428,52 @@ fn one_rule_owns_a_file() {
     assert_eq!((problem.reason, problem.detail.as_str()), ("SHADOWED", "rules/a"));
 }
 
+fn shadows(bench: &mut Bench, rule: usize) -> (usize, usize, String) {
+    let rule = &bench.it().rules()[rule];
+    let owners: Vec<&str> = rule.shadowed_by.iter().map(|owner| owner.id()).collect();
+    (rule.files, rule.shadowed, owners.join(" "))
+}
+
+#[test]
+fn who_owns_the_files_of_a_rule_is_told() {
+    let mut bench = Bench::new("a*.log");
+    let dir = bench.dir.path().to_owned();
+    bench.rules.push(rule(&dir, "b", "b*.log"));
+    bench.rules.push(TailRule { globs: vec![], ..rule(&dir, "c", "") });
+    bench.rules[2].globs = ["*1.log", "*.log"].map(|glob| bench.path(glob).display().to_string()).to_vec();
+    for name in ["a1.log", "a2.log", "b1.log"] {
+        bench.append(name, "1\n");
+    }
+    bench.apply();
+    bench.take();
+    assert_eq!(shadows(&mut bench, 2), (0, 3, "a b".into()), "a file that two globs find counts once");
+    bench.rules[1].priority = -1;
+    let before = bench.it().activity();
+    bench.apply();
+    bench.take();
+    assert_eq!(shadows(&mut bench, 1), (1, 2, "a".into()), "by precedence c comes before b now");
+    assert_eq!(shadows(&mut bench, 2), (0, 1, "c".into()));
+    assert!(bench.it().activity() > before);
+    bench.rules.remove(0);
+    bench.apply();
+    bench.take();
+    assert_eq!(shadows(&mut bench, 0), (3, 0, String::new()), "the owner is gone");
+}
+
+#[test]
+fn a_file_stays_with_the_rule_that_found_it_whatever_its_names() {
+    let mut bench = Bench::new("a.log");
+    let dir = bench.dir.path().to_owned();
+    bench.rules.push(rule(&dir, "b", "a.log.1"));
+    bench.apply();
+    bench.append("a.log", "1\n");
+    bench.take();
+    std::fs::rename(bench.path("a.log"), bench.path("a.log.1")).unwrap();
+    bench.scan();
+    assert_eq!(bench.take(), []);
+    assert_eq!((shadows(&mut bench, 0), shadows(&mut bench, 1)), ((1, 0, String::new()), (0, 1, "a".into())));
+}
+
 #[test]
 fn what_cannot_be_read_is_reported_and_stops_nothing() {
     let mut bench = Bench::new("*");

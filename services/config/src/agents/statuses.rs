@@ -139,6 +139,7 @@ fn count(counts: &mut RuleStatusCounts, one: &AgentRuleStatus) {
     counts.total += 1;
     let place = match state {
         RuleState::Applied => &mut counts.applied,
+        RuleState::Shadowed => &mut counts.shadowed,
         RuleState::Applying => &mut counts.applying,
         RuleState::Failed => &mut counts.failed,
         RuleState::RolledBack => &mut counts.rolled_back,

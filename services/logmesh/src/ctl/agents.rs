@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
-    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, LostRange, RuleState, RuleStatus,
-    StreamStatus,
+    Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, LostRange, RuleEffect, RuleState,
+    RuleStatus, StreamStatus,
 };
 use logmesh_types::{AgentId, UnixNanos};
 use serde_json::{Value, json};
@@ -127,9 +127,10 @@ fn row(agent: &Agent, now: UnixNanos) -> [String; 8] {
     ]
 }
 
-/// How many of its rules run.
+/// How many of its rules run, those that find all files taken among them.
 fn running(agent: &Agent) -> String {
-    let running = agent.rules.iter().filter(|rule| rule.state() == RuleState::Applied).count();
+    let runs = |rule: &&RuleStatus| matches!(rule.state(), RuleState::Applied | RuleState::Shadowed);
+    let running = agent.rules.iter().filter(runs).count();
     format!("{running}/{}", agent.rules.len())
 }
 
@@ -249,7 +250,7 @@ fn rule_row(rule: &RuleStatus) -> [String; 5] {
             files.push_str(&format!(", {count} {what}"));
         }
     }
-    let error = rule.error.as_ref().map_or(String::new(), |error| {
+    let says = rule.error.as_ref().map_or(shadows(&effect), |error| {
         let field = if error.field.is_empty() { String::new() } else { format!("{}: ", error.field) };
         format!("{field}{}", error.message)
     });
@@ -258,7 +259,18 @@ fn rule_row(rule: &RuleStatus) -> [String; 5] {
     } else {
         format!("{} of {}", rule.running_revision, rule.desired_revision)
     };
-    [rule.name.clone(), rule_state(rule), revision, files, error]
+    [rule.name.clone(), rule_state(rule), revision, files, says]
+}
+
+/// Who owns files that a rule matches, `2 of 5 files belong to rules/a, rules/b`; nothing if nobody else does.
+pub(super) fn shadows(effect: &RuleEffect) -> String {
+    let RuleEffect { files_matched, files_shadowed, files_refused, shadowed_by, .. } = effect;
+    if *files_shadowed == 0 {
+        return String::new();
+    }
+    let all = files_matched + files_shadowed + files_refused;
+    let owners = if shadowed_by.is_empty() { "other rules".to_owned() } else { shadowed_by.join(", ") };
+    format!("{files_shadowed} of {all} files belong to {owners}")
 }
 
 fn stream_row(stream: &StreamStatus, now: UnixNanos) -> [String; 9] {
@@ -317,6 +329,7 @@ pub(super) fn rule_json(rule: &RuleStatus) -> Value {
         "since": time(rule.since.as_ref()),
         "files_matched": effect.files_matched,
         "files_shadowed": effect.files_shadowed,
+        "shadowed_by": effect.shadowed_by,
         "files_refused": effect.files_refused,
         "lines_per_second": effect.lines_per_second,
         "bytes_per_second": effect.bytes_per_second,

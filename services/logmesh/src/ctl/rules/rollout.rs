@@ -24,13 +24,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// All states but that of a rule that runs as it is to.
-const OTHERS: [RuleState; 6] = [
+const OTHERS: [RuleState; 7] = [
     RuleState::Unspecified,
     RuleState::Pending,
     RuleState::Applying,
     RuleState::Failed,
     RuleState::RolledBack,
     RuleState::Refused,
+    RuleState::Shadowed,
 ];
 
 /// The most agents that are named when a wait ends badly; `rules status` names all.
@@ -107,22 +108,24 @@ fn is_settled(page: &ListRuleStatusesResponse) -> bool {
     applying == 0 && pending == 0 && page.unreachable_servers.is_empty()
 }
 
-/// Names the connected agents that don't run a rule; true: there is none.
+/// Names the connected agents on which a rule doesn't run, or finds that all its files belong to others; true: it runs on
+/// each. What a rule with a higher priority owns is left to it on purpose, as far as anybody can tell here.
 fn tell_wanting(rule: &Rule, standing: &Standing, within: Duration, raw: bool) -> bool {
-    let wanting: Vec<&AgentRuleStatus> = standing.statuses.iter().filter(|one| one.online).collect();
-    for one in wanting.iter().take(NAMED) {
+    let told: Vec<&AgentRuleStatus> = standing.statuses.iter().filter(|one| one.online).collect();
+    for one in told.iter().take(NAMED) {
         let said = match state_of(one) {
             RuleState::Unspecified | RuleState::Pending | RuleState::Applying => {
                 format!("{} after {}s", state_name(one), within.as_secs())
             }
+            RuleState::Shadowed => format!("{}: {}", state_name(one), shadows(one)),
             _ => format!("{}: {}", state_name(one), reason(one)),
         };
         note(&format!("logmesh: {}: agent {}: {said}", rule.name, one.agent_id), raw);
     }
-    if let Some(more) = wanting.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    if let Some(more) = told.len().checked_sub(NAMED).filter(|more| *more > 0) {
         note(&format!("logmesh: {}: and {more} more; see `rules status {}`", rule.name, rule.name), raw);
     }
-    wanting.is_empty() && standing.unreachable.is_empty()
+    told.iter().all(|one| state_of(one) == RuleState::Shadowed) && standing.unreachable.is_empty()
 }
 
 fn tell_unreachable(standing: &Standing, raw: bool) {
@@ -166,6 +169,7 @@ async fn page(
 fn in_words(counts: &RuleStatusCounts) -> String {
     let parts = [
         (counts.applied, "applied"),
+        (counts.shadowed, "shadowed"),
         (counts.applying, "applying"),
         (counts.pending, "without an answer yet"),
         (counts.refused, "refused"),
@@ -195,6 +199,10 @@ fn state_name(one: &AgentRuleStatus) -> String {
     }
 }
 
+fn shadows(one: &AgentRuleStatus) -> String {
+    one.status.as_ref().and_then(|status| status.effect.as_ref()).map(agents::shadows).unwrap_or_default()
+}
+
 /// Why it doesn't run, `paths[1]: …`, and what goes on.
 fn reason(one: &AgentRuleStatus) -> String {
     let status = one.status.clone().unwrap_or_default();
@@ -214,13 +222,14 @@ fn row(one: &AgentRuleStatus, now: UnixNanos) -> [String; 6] {
         0 => "-".to_owned(),
         revision => revision.to_string(),
     };
-    let says = if error.message.is_empty() { String::new() } else { format!("{}: {}", error.reason, error.message) };
+    let says = if error.message.is_empty() { shadows(one) } else { format!("{}: {}", error.reason, error.message) };
     let since = status.since.as_ref().or(one.last_seen_time.as_ref());
     [one.agent_id.clone(), state_name(one), runs, age(since, now), error.field, says]
 }
 
 fn to_json(rule: &str, standing: &Standing) -> Value {
-    let RuleStatusCounts { total, applied, applying, pending, failed, rolled_back, refused, offline } = standing.counts;
+    let RuleStatusCounts { total, applied, applying, pending, failed, rolled_back, refused, offline, shadowed } =
+        standing.counts;
     let statuses = standing.statuses.iter().map(|one| {
         let status = one.status.as_ref().map(agents::rule_json);
         json!({
@@ -236,7 +245,7 @@ fn to_json(rule: &str, standing: &Standing) -> Value {
         "revision": standing.revision,
         "counts": {
             "total": total, "applied": applied, "applying": applying, "pending": pending, "failed": failed,
-            "rolled_back": rolled_back, "refused": refused, "offline": offline,
+            "rolled_back": rolled_back, "refused": refused, "offline": offline, "shadowed": shadowed,
         },
         "unreachable_servers": standing.unreachable,
         "statuses": statuses.collect::<Vec<_>>(),
@@ -245,7 +254,7 @@ fn to_json(rule: &str, standing: &Standing) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use logmesh_proto::fleet::v1::RuleError;
+    use logmesh_proto::fleet::v1::{RuleEffect, RuleError};
 
     use super::*;
 
@@ -268,6 +277,10 @@ mod tests {
             ("no answer yet".into(), "offline".into())
         );
         assert_eq!(reason(&one("a", true, RuleState::Refused)), "paths[1]: not here (revision 3 goes on)");
+        let shadowed_by = vec!["rules/x".to_owned(), "rules/y".to_owned()];
+        let effect = RuleEffect { files_matched: 1, files_shadowed: 3, shadowed_by, ..RuleEffect::default() };
+        assert_eq!(agents::shadows(&effect), "3 of 4 files belong to rules/x, rules/y");
+        assert_eq!(agents::shadows(&RuleEffect::default()), "");
     }
 
     #[test]
@@ -285,6 +298,7 @@ mod tests {
         };
         assert!(told(vec![one("a", false, RuleState::Pending)], vec![]));
         assert!(!told(vec![one("a", true, RuleState::Refused)], vec![]));
+        assert!(told(vec![one("a", true, RuleState::Shadowed)], vec![]));
         assert!(!told(vec![], vec!["config-2".into()]));
     }
 }
