@@ -168,7 +168,7 @@ fn a_rule_whose_files_others_own_says_so_and_whose_they_are() {
     mesh.run(&["rules", "delete", "app"]).expect(0);
     wait_for("the other rule to own the file", PATIENCE, || {
         let rule = status(&mesh, "a", "all");
-        if rule["state"] == "applied" && rule["files_shadowed"] == 0 { Ok(()) } else { Err(rule) }
+        if rule["state"] == "applied" && rule["files_shadowed"] == 0 { Ok(()) } else { Err(rule.to_string()) }
     });
 }
 
