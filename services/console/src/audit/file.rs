@@ -18,10 +18,11 @@ use tracing::info;
 
 use super::repair::{Want, Wanted};
 
-/// An agent may have other things to do: how long it is asked again without getting on, and what is waited in between.
+/// Agents may have other things to do: how long those that do are asked again without one of them getting on, and what is
+/// waited in between.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// It's asked twice in any case.
+    /// Each is asked twice in any case.
     pub(super) standing: Duration,
     pub(super) pause: RetryPolicy,
 }
@@ -51,53 +52,74 @@ pub(super) struct FromFile {
     pub(super) failed: Vec<Failed>,
 }
 
-/// Has agents read what is still missing.
+/// Has agents read what is still missing. Who is busy is asked again after all others: one patience is enough for all of them.
 pub(super) async fn read_again(fleet: &FleetServiceClient<Upstream>, patience: Patience, wanted: &mut Wanted) {
     // Who isn't there, or does nothing for so long, isn't asked for each of its files.
-    let mut away: BTreeMap<String, String> = BTreeMap::new();
-    for (at, streams) in wanted.iter_mut() {
-        for (stream, want) in streams.iter_mut().filter(|(_, want)| want.is_open()) {
-            match away.get(&want.agent) {
-                Some(error) => want.give_up(error),
-                None => {
-                    if let Err(error) = one(fleet.clone(), patience, &at.topic, *stream, want).await {
-                        want.give_up(&error);
-                        away.insert(want.agent.clone(), error);
-                    }
-                }
-            }
+    let mut away = BTreeMap::from([(String::new(), "no agent is known that collected it".to_owned())]);
+    let (mut standing, mut moved) = (0, Instant::now());
+    loop {
+        let (progress, busy) = round(fleet, wanted, &mut away).await;
+        if busy.is_empty() {
+            return;
+        }
+        if progress {
+            (standing, moved) = (0, Instant::now());
+        }
+        standing += 1;
+        if standing > 1 && moved.elapsed() >= patience.standing {
+            let error = |why| format!("the agent was asked {standing} times and did not get on with it: {why}");
+            away.extend(busy.into_iter().map(|(agent, why)| (agent, error(why))));
+        } else {
+            tokio::time::sleep(patience.pause.delay(standing)).await;
         }
     }
 }
 
-/// Asks the agent of a stream until it has said of each range what became of it.
+/// Asks each agent for its streams until it's busy. Whether anything became of it, and who is busy, with the reason.
+async fn round(
+    fleet: &FleetServiceClient<Upstream>,
+    wanted: &mut Wanted,
+    away: &mut BTreeMap<String, String>,
+) -> (bool, BTreeMap<String, String>) {
+    let (mut progress, mut busy) = (false, BTreeMap::new());
+    for (at, streams) in wanted.iter_mut() {
+        for (stream, want) in streams.iter_mut().filter(|(_, want)| want.is_open()) {
+            if let Some(error) = away.get(&want.agent) {
+                want.give_up(error);
+            } else if !busy.contains_key(&want.agent) {
+                let before = want.left();
+                match one(fleet.clone(), &at.topic, *stream, want).await {
+                    Ok(None) => {}
+                    Ok(Some(why)) => drop(busy.insert(want.agent.clone(), why)),
+                    Err(error) => {
+                        want.give_up(&error);
+                        away.insert(want.agent.clone(), error);
+                    }
+                }
+                progress |= want.left() != before;
+            }
+        }
+    }
+    (progress, busy)
+}
+
+/// Asks the agent of a stream until it has said of each range what became of it, or doesn't get on: why.
 async fn one(
     mut fleet: FleetServiceClient<Upstream>,
-    patience: Patience,
     topic: &TopicName,
     stream: StreamId,
     want: &mut Want,
-) -> Result<(), String> {
-    if want.agent.is_empty() {
-        return Err("no agent is known that collected it".to_owned());
-    }
-    let (mut standing, mut moved) = (0, Instant::now());
+) -> Result<Option<String>, String> {
     while want.is_open() {
         let left = want.left();
         let why = ask(&mut fleet, topic, stream, want, &left).await?;
-        if want.left() != left {
-            (standing, moved) = (0, Instant::now());
-            continue;
+        if want.left() == left {
+            return Ok(Some(why));
         }
-        standing += 1;
-        if standing > 1 && moved.elapsed() >= patience.standing {
-            return Err(format!("the agent was asked {standing} times and did not get on with it: {why}"));
-        }
-        tokio::time::sleep(patience.pause.delay(standing)).await;
     }
     let (events, bytes) = (want.file.events, want.file.sent.bytes());
     info!(%topic, %stream, agent = want.agent, events, bytes, "a repair had events read from their file again");
-    Ok(())
+    Ok(None)
 }
 
 /// Asks for some of what is left, once; why some of it may be left, if that passes.

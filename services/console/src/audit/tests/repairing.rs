@@ -237,6 +237,31 @@ async fn an_agent_that_stays_busy_is_named() {
     assert_eq!(mesh.reads.lock().unwrap().len(), 1);
 }
 
+/// One that is busy is asked again after the others, and all have one patience.
+#[tokio::test]
+async fn busy_agents_are_waited_for_together() {
+    let mesh = Mesh::new().await;
+    for number in [1, 2] {
+        let mut book = booked(&chunk(stream(number), &mesh.topic, 0, NOON));
+        book.agent = format!("web-{number}");
+        mesh.book(&mesh.topic, &book).await;
+    }
+    let undone = |detail: &str| Ok(vec![RangeRead { detail: detail.into(), ..read(0, 15, ReadOutcome::Undone) }]);
+    mesh.reads.lock().unwrap().extend(["first", "second", "first", "second"].map(undone));
+    let mut service = mesh.service().await;
+    service.patience.standing = Duration::ZERO;
+    let key = |number| StreamKey { topic: mesh.topic.to_string(), stream_id: stream(number).to_string() };
+    let request = RepairRequest { streams: [1, 2].map(key).into() };
+    let repaired = service.repair(Request::new(request)).await.unwrap().into_inner().streams;
+    let mut whys: Vec<&str> = (repaired.iter())
+        .map(|one| one.audit.as_ref().unwrap().gaps[0].detail.rsplit("asked 2 times and did not get on with it: "))
+        .filter_map(|mut parts| parts.next())
+        .collect();
+    whys.sort_unstable();
+    assert_eq!(whys, ["first", "second"], "each was asked in turn");
+    assert!(mesh.reads.lock().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn the_agent_is_asked_for_the_rest_until_it_has_said_of_each_range() {
     let mesh = Mesh::new().await;
