@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Message, Offset, TopicPartitionList};
 
 /// Streams that no agent knows.
 const QUIET: &str = "217a55e0e277d86e24b960c80282a1c5";
@@ -113,5 +116,69 @@ fn what_is_removed_comes_back_and_nothing_is_lost_or_doubled() {
     assert!(WORKERS.iter().any(|name| cluster.said(name).contains("somebody removed a topic of the mesh's")));
     let streams = json_lines(&cluster.client().run(&["audit", "--json"]).expect(0).stdout);
     assert!(streams.iter().all(|one| one["clean"] == true), "{streams:?}");
+    cluster.assert_alive();
+}
+
+/// What `logmesh.jobs` says of the books of topic `logs`, by key.
+fn kept(kafka: &str) -> BTreeMap<String, String> {
+    let reading: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", kafka).set("group.id", "test").create().unwrap();
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset("logmesh.jobs", 0, Offset::Beginning).unwrap();
+    reading.assign(&from).unwrap();
+    let (_, end) = reading.fetch_watermarks("logmesh.jobs", 0, PATIENCE).unwrap();
+    let mut kept = BTreeMap::new();
+    loop {
+        let record = reading.poll(PATIENCE).unwrap().unwrap();
+        let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
+        let (key, value) = (text(record.key()), text(record.payload()));
+        match (key.starts_with("books/logs/"), value.is_empty()) {
+            (true, false) => drop(kept.insert(key, value)),
+            (true, true) => drop(kept.remove(&key)),
+            (false, _) => {}
+        }
+        if record.offset() + 1 == end {
+            return kept;
+        }
+    }
+}
+
+fn until_kept(kafka: &str, says: &str) -> Vec<String> {
+    wait_for(&format!("all that is kept of books to say {says}"), PATIENCE, || match kept(kafka) {
+        kept if !kept.is_empty() && kept.values().all(|value| value.contains(says)) => Ok(kept.into_keys().collect()),
+        kept => Err(format!("{kept:?}")),
+    })
+}
+
+/// As docs/operations.md has it.
+#[test]
+fn a_topic_that_is_removed_with_all_beside_it_begins_anew_when_somebody_says_so() {
+    let mut cluster = Cluster::started();
+    let kafka = cluster.backend("kafka").address();
+    grpcurl::push(&cluster.grpc("gateway-1"), QUIET, 0, "still\nhere\n", ago(0));
+    cluster.client().wait_count("*", 2);
+    until_kept(&kafka, "\"lost\":false");
+
+    WORKERS.iter().for_each(|name| cluster.stop(name));
+    let topics = ["logs", "logs.books", "logs.dead"];
+    remove(&kafka, &topics);
+    topics.iter().for_each(|topic| until_gone(&kafka, topic));
+    grpcurl::push(&cluster.grpc("gateway-1"), QUIET, 0, "still\nhere\n", ago(1));
+    WORKERS.iter().for_each(|name| cluster.spawn(name));
+    let lost = until_kept(&kafka, "\"lost\":true");
+    cluster.client().audit();
+    assert_eq!(cluster.client().count("*"), 2, "it came on another day, and was looked up");
+
+    WORKERS.iter().for_each(|name| cluster.stop(name));
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &kafka).create().unwrap();
+    for key in &lost {
+        producer.send(BaseRecord::to("logmesh.jobs").key(key).payload("")).unwrap();
+    }
+    producer.flush(PATIENCE).unwrap();
+    WORKERS.iter().for_each(|name| cluster.spawn(name));
+    until_kept(&kafka, "\"lost\":false");
+    grpcurl::push(&cluster.grpc("gateway-1"), QUIET, 11, "more\n", ago(0));
+    cluster.client().wait_count("*", 3);
+    cluster.client().audit();
     cluster.assert_alive();
 }
