@@ -35,7 +35,6 @@ fn search_prints_what_it_is_asked_for() {
     assert_eq!(mesh.run(&["search", "*", "--to", "2001-01-01T00:00:00Z", "--count"]).expect(0).stdout, "0\n");
     assert_eq!(mesh.run(&["search", "*", "--from", "now-1h", "--to", "now", "--count"]).expect(0).stdout, "10\n");
     assert_eq!(mesh.run(&["search", "*", "--topic", "logs", "--count"]).expect(0).stdout, "10\n");
-    assert_eq!(mesh.run(&["search", "*", "--topic", "others", "--count"]).expect(0).stdout, "0\n");
     let topics = mesh.run(&["search", "request", "--facet", "_topic"]).expect(0).stdout;
     assert_eq!(topics, "COUNT  VALUE\n10     logs\n");
     let file = mesh.run(&["search", "\"request 3\"", "--facet", "log.file.path", "--json"]).expect(0).stdout;
@@ -43,6 +42,71 @@ fn search_prints_what_it_is_asked_for() {
     mesh.run(&["search", "*", "--facet", "message"]).expect(1).says(&["field", "words"]);
     let text = mesh.run(&["search", "\"request 7\""]).expect(0).stdout;
     assert!(text.contains("request 7 took 70ms"), "{text}");
+}
+
+#[test]
+fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
+    let mesh = Mesh::started();
+    for args in [&["search", "*", "--topic", "logs", "--count"][..], &["deadletters", "list", "--topic", "logs"]] {
+        // The rule of `--collect` writes to it, and nothing has come yet.
+        mesh.run(args).expect(0);
+    }
+    mesh.run(&["deadletters", "redrive", "--topic", "logs"]).expect(0);
+    std::fs::write(mesh.log("app.log"), "one\n").unwrap();
+    mesh.wait_count("*", 1);
+    for args in [
+        &["search", "*", "--topic", "lgos"][..],
+        &["search", "*", "--topic", "logs", "--topic", "lgos"],
+        &["search", "*", "--topic", "lgos", "--count"],
+        &["search", "*", "--topic", "lgos", "--facet", "host.name"],
+        &["context", "lgos", "00000000000000000000000000000000", "0"],
+        &["deadletters", "list", "--topic", "lgos"],
+        &["deadletters", "list", "--topic", "lgos", "--summary"],
+        &["deadletters", "redrive", "--topic", "lgos"],
+    ] {
+        let done = mesh.run(args).expect(1);
+        assert!(done.stdout.is_empty() && done.stderr.contains("there is no topic lgos; "), "{args:?}: {done:?}");
+    }
+    mesh.run(&["search", "*", "--topic", "log"]).expect(1).says(&["there is no topic log; did you mean logs?"]);
+    mesh.run(&["search", "*", "--topic", "payments"]).expect(1).says(&["there is no topic payments; there are logs"]);
+
+    // A tail may be there before its topic: it says so and waits.
+    let mut tail = command(logmesh());
+    tail.args(["tail", "*", "--topic", "logz", "--server", mesh.grpc()]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut tail = tail.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(tail.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "logmesh: there is no topic logz; did you mean logs? (waiting for it)\n");
+    assert_eq!(tail.try_wait().unwrap(), None, "it goes on");
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+}
+
+#[test]
+fn the_lines_around_one_are_shown() {
+    let mesh = mesh_with_lines();
+    let hit = mesh.search("\"request 4\"").remove(0);
+    let (id, stream) = (hit["_id"].as_str().unwrap(), hit["logmesh.stream"].as_str().unwrap());
+    let shown = mesh.run(&["context", "logs", id, "-B", "1", "-A", "2"]).expect(0).stdout;
+    let lines: Vec<(&str, &str)> = shown.lines().map(|line| (&line[..1], line.rsplit("  ").next().unwrap())).collect();
+    let expected = [
+        (" ", "request 3 took 30ms"),
+        (">", "request 4 took 40ms"),
+        (" ", "request 5 took 50ms"),
+        (" ", "request 6 took 60ms"),
+    ];
+    assert_eq!(lines, expected);
+    let within = (hit["logmesh.offset"].as_u64().unwrap() + 3).to_string();
+    let same = mesh.run(&["context", "logs", stream, &within, "-B", "1", "-A", "2"]).expect(0).stdout;
+    assert_eq!(same, shown, "any byte of the line means it");
+    let all = json_lines(&mesh.run(&["context", "logs", id, "-A", "500", "--json"]).expect(0).stdout);
+    assert_eq!((all.len(), &all[4]), (10, &hit), "four come before it");
+
+    let behind = mesh.run(&["context", "logs", stream, "5000"]).expect(1);
+    assert_eq!(behind.stdout.lines().count(), 5, "{behind:?}");
+    behind.says(&["no line with byte 5000"]);
+    mesh.run(&["context", "logs", &"0".repeat(32), "0"]).expect(1).says(&["holds nothing of stream"]);
+    mesh.run(&["context", "logs", stream]).expect(64).says(&["OFFSET"]);
 }
 
 #[test]

@@ -120,7 +120,23 @@ const CALLS: &[(&str, &str, End)] = &[
         r#"{"query": "*", "field": "message"}"#,
         Error("InvalidArgument", "field"),
     ),
+    ("logmesh.search.v1.SearchService/Search", r#"{"topics": ["evnets"]}"#, Error("NotFound", "did you mean events?")),
+    (
+        "logmesh.search.v1.SearchService/GetContext",
+        r#"{"topic": "logs", "stream_id": "00000000000000000000000000000000"}"#,
+        Error("NotFound", "stream"),
+    ),
+    (
+        "logmesh.search.v1.SearchService/GetContext",
+        r#"{"topic": "logs", "before": -1}"#,
+        Error("InvalidArgument", "stream_id"),
+    ),
     ("logmesh.search.v1.SearchService/Tail", r#"{"query": "*"}"#, Stream("")),
+    (
+        "logmesh.search.v1.SearchService/Tail",
+        r#"{"query": "*", "topics": ["evnets"]}"#,
+        Stream("there is no topic evnets"),
+    ),
     ("logmesh.transfer.v1.TransferService/Pause", r#"{"topic": "none"}"#, Error("NotFound", "none")),
     ("logmesh.transfer.v1.TransferService/Pause", "{}", Answer(r#""all": true"#)),
     ("logmesh.transfer.v1.TransferService/Resume", r#"{"topic": "events"}"#, Error("FailedPrecondition", "all")),

@@ -1,5 +1,5 @@
 //! gRPC for all of logmesh: servers with every limit set, reflection and health; channels that notice a silent peer; calls
-//! passed on to another server; and one way to say what was wrong.
+//! passed on to another server; and one way to say what was wrong, a misspelt topic included.
 //!
 //! Nothing here knows what a service does.
 
@@ -12,6 +12,7 @@ mod routes;
 mod server;
 mod shed;
 mod status;
+mod topics;
 mod upstream;
 
 pub use candidate::{Candidate, Term};
@@ -24,6 +25,7 @@ pub use status::{
     FieldViolation, aborted, already_exists, bad_field, come_again, describe, failed_precondition, internal,
     invalid_argument, not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
 };
+pub use topics::{check_topics, missing_topics};
 pub use upstream::{Choice, Upstream};
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! The console: search, live tail and audit, for people and programs.
 //!
-//! It keeps nothing: [`search`] asks the index, [`tail`] reads the bus, [`audit`] compares both with what agents told the
+//! It keeps nothing: [`search`] and [`context`] ask the index, [`tail`] reads the bus, [`audit`] compares both with what agents told the
 //! config service. Run alone it's the mesh's front door as well: [`front`] passes every other service on.
 
 mod audit;
+mod context;
 mod front;
 mod request;
 mod search;
 mod tail;
+mod topics;
 
 use std::sync::Arc;
 
@@ -60,8 +62,9 @@ impl Console {
         config.set_servers(&settings.config_servers).context("config_servers")?;
         tasks.spawn("console-config", config.clone().follow(tasks.token()));
         let tails = tail::Tails::new(bus.clone(), index.clone(), settings.max_tails, tasks.clone());
+        let topics = topics::Topics::new(index.clone(), bus.clone(), config.clone());
         Ok(Self {
-            search: search::Search::new(index.clone(), settings.max_searches, tails),
+            search: search::Search::new(index.clone(), settings.max_searches, tails, topics),
             audit: audit::Audit::new(bus, index, config.clone()),
             config,
             tasks: tasks.clone(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
 use logmesh_grpc::{internal, page_size, resource_exhausted, unavailable};
 use logmesh_index::{Facets, Hit, IndexError, IndexReader, MAX_FACETS, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
@@ -14,8 +15,10 @@ use logmesh_types::limits::MAX_PAGE_SIZE;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
+use crate::context::Wanted;
 use crate::request::{bad_field, page_token, query, read_page_token, selection, topics};
 use crate::tail::Tails;
+use crate::topics::Topics;
 
 /// Bytes of documents in one page: the message stays below what clients decode, unless its only hit is larger.
 const PAGE_BYTES: usize = 3 << 20;
@@ -33,11 +36,12 @@ pub(crate) struct Search {
     index: Arc<dyn IndexReader>,
     places: Arc<Semaphore>,
     tails: Tails,
+    topics: Topics,
 }
 
 impl Search {
-    pub(crate) fn new(index: Arc<dyn IndexReader>, max_searches: usize, tails: Tails) -> Self {
-        Self { index, places: Arc::new(Semaphore::new(max_searches)), tails }
+    pub(crate) fn new(index: Arc<dyn IndexReader>, max_searches: usize, tails: Tails, topics: Topics) -> Self {
+        Self { index, places: Arc::new(Semaphore::new(max_searches)), tails, topics }
     }
 
     fn place(&self) -> Result<SemaphorePermit<'_>, Status> {
@@ -47,6 +51,14 @@ impl Search {
                 "as many searches run as this console allows at a time; try again later",
             )
         })
+    }
+
+    /// Refuses a selection with a topic that there isn't. One topic in which something was found is one.
+    async fn check_topics(&self, selection: &Selection, found: bool) -> Result<(), Status> {
+        if found && selection.topics.len() <= 1 {
+            return Ok(());
+        }
+        self.topics.check(&selection.topics).await
     }
 
     /// A page of at most so many hits and [`PAGE_BYTES`], but of one hit at least.
@@ -81,9 +93,13 @@ impl SearchService for Search {
         let _place = self.place()?;
         if request.count_only {
             let total = self.index.count(&selection).await.map_err(status)?;
+            self.check_topics(&selection, total > 0).await?;
             return Ok(Response::new(proto::SearchResponse { total, ..Default::default() }));
         }
         let page = self.page(&selection, order, limit, token).await?;
+        if token.is_none() {
+            self.check_topics(&selection, page.total > 0).await?;
+        }
         Ok(Response::new(proto::SearchResponse {
             hits: page.hits.into_iter().map(hit).collect(),
             next_page_token: page.next_page_token.map(|token| page_token(now, &token)).unwrap_or_default(),
@@ -106,6 +122,7 @@ impl SearchService for Search {
         };
         let _place = self.place()?;
         let bars = self.index.histogram(&selection, interval).await.map_err(status)?;
+        self.check_topics(&selection, !bars.is_empty()).await?;
         let bars = bars.iter().map(|bar| proto::Bar { start_time: Some(timestamp(bar.start)), count: bar.count });
         Ok(Response::new(proto::HistogramResponse { bars: bars.collect() }))
     }
@@ -124,13 +141,36 @@ impl SearchService for Search {
         };
         let _place = self.place()?;
         let facets = self.index.facets(&selection, &request.field, limit).await.map_err(status)?;
+        self.check_topics(&selection, !facets.values.is_empty()).await?;
         Ok(Response::new(facets_response(facets, PAGE_BYTES)))
+    }
+
+    async fn get_context(
+        &self,
+        request: Request<proto::GetContextRequest>,
+    ) -> Result<Response<proto::GetContextResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = Wanted::read(&request)?;
+        let topic = wanted.topic.clone();
+        let _place = self.place()?;
+        if let Some(context) = wanted.find(self.index.clone()).await? {
+            return Ok(Response::new(context));
+        }
+        self.topics.check(&[topic]).await?;
+        Err(Wanted::missing(&request))
     }
 
     async fn tail(&self, request: Request<proto::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
         let request = request.into_inner();
-        let stream = self.tails.open(query(&request.query, UnixNanos::now())?, topics(&request.topics)?).await?;
-        Ok(Response::new(stream))
+        let (query, topics) = (query(&request.query, UnixNanos::now())?, topics(&request.topics)?);
+        // A tail may well be there before its topic is, so that it's told and not refused.
+        let notes = self.topics.missing(&topics).await;
+        let tail = self.tails.open(query, topics).await?;
+        if notes.is_empty() {
+            return Ok(Response::new(tail));
+        }
+        let first = proto::TailResponse { notes, ..Default::default() };
+        Ok(Response::new(stream::iter([Ok(first)]).chain(tail).boxed()))
     }
 }
 
@@ -159,7 +199,7 @@ pub(crate) fn hit(hit: Hit) -> proto::Hit {
     }
 }
 
-fn status(error: IndexError) -> Status {
+pub(crate) fn status(error: IndexError) -> Status {
     match &error {
         IndexError::Unavailable { .. } => unavailable("INDEX_UNAVAILABLE", error.to_string()),
         IndexError::Unsupported { reason } => bad_field("query", reason),

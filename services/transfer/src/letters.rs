@@ -5,13 +5,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use logmesh_bus::{Bus, BusError, NextOffset, TopicPartition};
+use logmesh_grpc::Upstream;
 use logmesh_proto::time::timestamp;
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_record::{DeadLetter, with_books};
 use logmesh_types::TopicName;
+use tonic::Status;
 
 use crate::jobs::Jobs;
 use crate::redrive::Redriven;
+use crate::service::bus_status;
 
 /// How many bytes are read from the bus at a time.
 const READ_BYTES: usize = 2 << 20;
@@ -52,15 +55,24 @@ pub(crate) struct Found<'a> {
 pub(crate) struct Letters {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) jobs: Arc<Jobs>,
+    /// It knows of topics that are only a rule's so far.
+    pub(crate) config: Upstream,
 }
 
 impl Letters {
-    /// This topic, or all by name.
-    pub(crate) async fn topics(&self, of: Option<TopicName>) -> Result<Vec<TopicName>, BusError> {
-        match of {
-            Some(topic) => Ok(vec![topic]),
-            None => Ok(with_books(self.bus.topics().await?).into_iter().map(|spec| spec.name).collect()),
+    /// All topics by name.
+    pub(crate) async fn topics(&self) -> Result<Vec<TopicName>, BusError> {
+        Ok(with_books(self.bus.topics().await?).into_iter().map(|spec| spec.name).collect())
+    }
+
+    /// True if the topic may have dead letters. NOT_FOUND if it's no topic at all.
+    pub(crate) async fn are_there(&self, topic: &TopicName) -> Result<bool, Status> {
+        if self.bus.topic(&topic.dead_letters()).await.map_err(bus_status)?.is_some() {
+            return Ok(true);
         }
+        let there = self.topics().await.map_err(bus_status)?.into_iter().collect();
+        logmesh_grpc::check_topics(std::slice::from_ref(topic), &there, &self.config).await?;
+        Ok(false)
     }
 
     /// Shows letters in their order until all were seen, `budget` bytes are read, or one is refused by a break: where to

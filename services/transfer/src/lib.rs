@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::Bus;
-use logmesh_grpc::{Candidate, Routes, Term};
+use logmesh_grpc::{Candidate, Choice, Routes, Term, Upstream};
 use logmesh_index::IndexWriter;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferServiceServer;
 use logmesh_record::Topics;
@@ -143,6 +143,12 @@ impl Transfer {
         });
         tasks.spawn("transfer-retention", retention.run(tasks.token()));
         let workers = Arc::new(Workers::new(settings.candidate.clone()));
+        let config = Upstream::new("config", Choice::First);
+        let servers = settings.candidate.as_ref().map(|candidate| &candidate.config_servers[..]).unwrap_or_default();
+        if let Err(error) = config.set_servers(servers) {
+            tracing::warn!(%error, "topics that are only a rule's aren't known");
+        }
+        tasks.spawn("transfer-config", config.clone().follow(tasks.token()));
         let searchable_within = index.searchable_within();
         let replays = Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics };
         let to = Backends {
@@ -157,7 +163,7 @@ impl Transfer {
             token: tasks.token(),
         };
         tasks.spawn("transfer", Worker::new(to, settings).run());
-        Self { shared, letters: Letters { bus, jobs }, replays, workers, searchable_within }
+        Self { shared, letters: Letters { bus, jobs, config }, replays, workers, searchable_within }
     }
 
     /// Adds the gRPC service.

@@ -91,6 +91,9 @@ pub(crate) async fn redrive(
     let choice = Choice::of(request)?;
     let mut progress = Progress::parse(&request.page_token)
         .ok_or_else(|| bad_field("page_token", "it is none that this method gave"))?;
+    if progress.is_new && !letters.are_there(&choice.topic).await? {
+        return Ok(proto::RedriveDeadLettersResponse::default());
+    }
     let mut sum = so_far(letters, &choice.topic, &progress.operation).await.map_err(bus_status)?;
     // What was sent is waited for before more is sent: a worker that's behind isn't buried.
     if (progress.is_new || progress.from.is_some()) && pending(&progress, &sum) == 0 {

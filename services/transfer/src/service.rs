@@ -47,11 +47,13 @@ impl Service {
         Self { letters, replays, shared, workers, searchable_within }
     }
 
-    /// The topic that is asked for, or all.
+    /// The topic whose dead letters are asked for, if it may have any, or all.
     async fn topics(&self, asked: &str) -> Result<Vec<TopicName>, Status> {
-        let parse = |asked: &str| asked.parse().map_err(|error| bad_field("topic", error));
-        let topic = (!asked.is_empty()).then(|| parse(asked)).transpose()?;
-        self.letters.topics(topic).await.map_err(bus_status)
+        if asked.is_empty() {
+            return self.letters.topics().await.map_err(bus_status);
+        }
+        let topic = asked.parse().map_err(|error| bad_field("topic", error))?;
+        Ok(if self.letters.are_there(&topic).await? { vec![topic] } else { Vec::new() })
     }
 
     /// How far the group is with a partition, whichever worker holds it: the bus knows.

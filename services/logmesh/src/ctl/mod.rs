@@ -5,6 +5,7 @@
 
 mod agents;
 mod audit;
+mod context;
 mod deadletters;
 mod failure;
 mod output;
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Agents(agents::AgentsArgs),
     /// Find log lines
     Search(search::SearchArgs),
+    /// Show the lines around one line of a file
+    Context(context::ContextArgs),
     /// Show log lines as they arrive
     Tail(search::TailArgs),
     /// Prove that no line is missing and none is there twice, or show where
@@ -124,6 +127,7 @@ async fn execute(command: Command, session: &mut Session) -> Outcome {
         Command::Rules(args) => rules::run(args, session).await,
         Command::Agents(args) => agents::run(args, session).await,
         Command::Search(args) => search::run(args, session).await,
+        Command::Context(args) => context::run(args, session).await,
         Command::Tail(args) => search::tail(args, session).await,
         Command::Audit(args) => audit::run(args, session).await,
         Command::Deadletters(args) => deadletters::run(args, session).await,

@@ -61,7 +61,7 @@ pub(crate) struct TailArgs {
     topic: Vec<TopicName>,
 }
 
-fn client(session: &Session) -> SearchServiceClient<Channel> {
+pub(super) fn client(session: &Session) -> SearchServiceClient<Channel> {
     SearchServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_PAGE_BYTES)
 }
 
@@ -177,6 +177,9 @@ async fn follow(wanted: TailRequest, session: &mut Session) -> Outcome {
     let mut stream = client(session).tail(wanted).await?.into_inner();
     let mut lines = Lines::default();
     while let Some(some) = stream.message().await? {
+        for text in &some.notes {
+            note(&format!("logmesh: {text} (waiting for it)"), false);
+        }
         for hit in &some.hits {
             lines.print(hit, &mut session.out)?;
         }
@@ -190,7 +193,7 @@ async fn follow(wanted: TailRequest, session: &mut Session) -> Outcome {
 
 /// Prints hits in columns, which widen as longer names come.
 #[derive(Default)]
-struct Lines {
+pub(super) struct Lines {
     host: usize,
     file: usize,
 }
@@ -199,10 +202,16 @@ struct Lines {
 const MAX_COLUMN: usize = 48;
 
 impl Lines {
-    fn print(&mut self, hit: &Hit, out: &mut Output) -> Result<(), Failure> {
+    pub(super) fn print(&mut self, hit: &Hit, out: &mut Output) -> Result<(), Failure> {
         if out.json {
             return Ok(out.json_text(&as_stored(hit)?)?);
         }
+        let text = self.text(hit)?;
+        Ok(out.line(&text)?)
+    }
+
+    /// The line of a hit.
+    pub(super) fn text(&mut self, hit: &Hit) -> Result<String, Failure> {
         let document: Value = serde_json::from_str(&hit.document).map_err(|error| garbled(hit, &error.to_string()))?;
         let text = |field: &str| document.get(field).and_then(Value::as_str).unwrap_or("-");
         let time = text("@timestamp");
@@ -211,7 +220,7 @@ impl Lines {
         self.host = self.host.max(host.chars().count().min(MAX_COLUMN));
         self.file = self.file.max(file.chars().count().min(MAX_COLUMN));
         let (host_width, file_width) = (self.host, self.file);
-        Ok(out.line(&format!("{time}  {host:host_width$}  {file:file_width$}  {}", text("message")))?)
+        Ok(format!("{time}  {host:host_width$}  {file:file_width$}  {}", text("message")))
     }
 }
 

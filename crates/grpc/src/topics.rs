@@ -1,0 +1,122 @@
+//! Whether a topic that somebody asks about is one: a misspelt name mustn't look like one that holds nothing.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use logmesh_proto::config::v1::ListRulesRequest;
+use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
+use logmesh_types::TopicName;
+use tokio::time::timeout;
+use tonic::Status;
+use tracing::debug;
+
+use crate::status::not_found;
+use crate::upstream::Upstream;
+
+/// How long config may take to say whether a rule writes to a topic.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The most topics of one request that config is asked about; what is beyond passes.
+const MAX_ASKED: usize = 16;
+
+/// The most topics that are named in place of one that isn't there.
+const NAMED: usize = 10;
+
+/// Refuses topics that are neither `there` nor any rule's; see [`missing_topics`].
+pub async fn check_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, config: &Upstream) -> Result<(), Status> {
+    let missing = missing_topics(wanted, there, config).await;
+    if missing.is_empty() { Ok(()) } else { Err(not_found("TOPIC_NOT_FOUND", missing.join("; "))) }
+}
+
+/// For each topic that is neither `there` nor any rule's a sentence that says so, and what may have been meant. While no config
+/// service says which rules there are, a topic passes: what can't be known is no reason to refuse a search.
+pub async fn missing_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, config: &Upstream) -> Vec<String> {
+    let mut missing = Vec::new();
+    for topic in wanted.iter().filter(|topic| !there.contains(*topic)).take(MAX_ASKED) {
+        if !is_of_a_rule(topic, config).await {
+            missing.push(sentence(topic, there));
+        }
+    }
+    missing
+}
+
+/// True if a rule writes to the topic, or nobody can say.
+async fn is_of_a_rule(topic: &TopicName, config: &Upstream) -> bool {
+    let ask = ListRulesRequest { page_size: 1, filter: format!("topic=\"{topic}\""), ..Default::default() };
+    match timeout(ANSWER_TIMEOUT, RuleServiceClient::new(config.clone()).list_rules(ask)).await {
+        Ok(Ok(answer)) => !answer.into_inner().rules.is_empty(),
+        Ok(Err(status)) => {
+            debug!(error = %crate::describe(&status), "config does not say which rules there are");
+            true
+        }
+        Err(_) => true,
+    }
+}
+
+/// `there is no topic ngnix; did you mean nginx?`
+fn sentence(topic: &TopicName, there: &BTreeSet<TopicName>) -> String {
+    let near = there.iter().map(|other| (distance(topic.as_str(), other.as_str()), other)).min();
+    let meant = match near {
+        None => "there is none yet".to_owned(),
+        // A third of the letters, or one: more than that is another name.
+        Some((steps, other)) if steps <= (topic.as_str().len() / 3).max(1) => format!("did you mean {other}?"),
+        Some(_) => {
+            let names: Vec<&str> = there.iter().take(NAMED).map(TopicName::as_str).collect();
+            let more = if there.len() > NAMED { ", …" } else { "" };
+            format!("there are {}{more}", names.join(", "))
+        }
+    };
+    format!("there is no topic {topic}; {meant}")
+}
+
+/// How many bytes must be put in, left out or changed to make one of the other (Levenshtein's distance).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, a) in one.bytes().enumerate() {
+        let mut corner = row[0];
+        row[0] = line + 1;
+        for (column, b) in other.bytes().enumerate() {
+            let changed = corner + usize::from(a != b);
+            corner = row[column + 1];
+            row[column + 1] = changed.min(corner + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Choice;
+
+    fn topics(names: &[&str]) -> BTreeSet<TopicName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_may_have_been_meant_is_named() {
+        let said = |wanted: &str, there: &[&str]| sentence(&wanted.parse().unwrap(), &topics(there));
+        assert_eq!(said("ngnx", &["app", "nginx", "nginx-access"]), "there is no topic ngnx; did you mean nginx?");
+        assert_eq!(said("payments", &["app", "nginx"]), "there is no topic payments; there are app, nginx");
+        assert_eq!(said("a", &[]), "there is no topic a; there is none yet");
+        let many: Vec<String> = (10..30).map(|n| format!("service-{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(said("web", &many).ends_with("service-18, service-19, …"), "{}", said("web", &many));
+    }
+
+    #[test]
+    fn distances_are_the_fewest_changes() {
+        for (one, other, steps) in
+            [("", "", 0), ("", "abc", 3), ("abc", "abc", 0), ("ngnix", "nginx", 2), ("kitten", "sitting", 3)]
+        {
+            assert_eq!((distance(one, other), distance(other, one)), (steps, steps), "{one} {other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_can_say_is_no_fault() {
+        let away = Upstream::new("config", Choice::First);
+        let wanted = ["there".parse().unwrap(), "who-knows".parse().unwrap()];
+        check_topics(&wanted, &topics(&["there"]), &away).await.unwrap();
+    }
+}
