@@ -72,7 +72,7 @@ impl StreamId {
         hasher.update(&inode.to_le_bytes());
         hasher.update(&birth_nanos.to_le_bytes());
         hasher.update(&epoch.to_le_bytes());
-        Self(first_half(&hasher))
+        Self(first_half(&hasher.finalize()))
     }
 
     /// The 16 bytes.
@@ -123,6 +123,10 @@ impl<'de> serde::Deserialize<'de> for StreamId {
     }
 }
 
+/// Bytes of what an event's id is made of, without the event; and of what is hashed in one piece, which is what BLAKE3 takes at once.
+const EVENT_FIELDS: usize = 48;
+const AT_ONCE: usize = 1_024;
+
 /// The id of a document, declared by position and guarded by content. Printed as 22 characters of base64url.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DocId([u8; 16]);
@@ -132,14 +136,20 @@ impl DocId {
     ///
     /// `event` is the whole event, terminator included.
     pub fn of_event(stream: &StreamId, start: u64, event: &[u8]) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&16u64.to_le_bytes());
-        hasher.update(stream.as_bytes());
-        hasher.update(&8u64.to_le_bytes());
-        hasher.update(&start.to_le_bytes());
-        hasher.update(&(event.len() as u64).to_le_bytes());
-        hasher.update(event);
-        Self(first_half(&hasher))
+        let mut fields = [0; EVENT_FIELDS];
+        fields[..8].copy_from_slice(&16u64.to_le_bytes());
+        fields[8..24].copy_from_slice(stream.as_bytes());
+        fields[24..32].copy_from_slice(&8u64.to_le_bytes());
+        fields[32..40].copy_from_slice(&start.to_le_bytes());
+        fields[40..].copy_from_slice(&(event.len() as u64).to_le_bytes());
+        let mut whole = [0; AT_ONCE];
+        if let Some(whole) = whole.get_mut(..EVENT_FIELDS + event.len()) {
+            // Millions of lines are short: in one piece they are hashed in two thirds of the time.
+            whole[..EVENT_FIELDS].copy_from_slice(&fields);
+            whole[EVENT_FIELDS..].copy_from_slice(event);
+            return Self(first_half(&blake3::hash(whole)));
+        }
+        Self(first_half(&blake3::Hasher::new().update(&fields).update(event).finalize()))
     }
 
     /// The id of an event that a client wrote under an id of its own choice, unique in a topic.
@@ -150,7 +160,7 @@ impl DocId {
             hasher.update(&(field.len() as u64).to_le_bytes());
             hasher.update(field.as_bytes());
         }
-        Self(first_half(&hasher))
+        Self(first_half(&hasher.finalize()))
     }
 
     /// The id of an event that came without any: its position on the bus. `index` is its place within the record.
@@ -162,7 +172,7 @@ impl DocId {
         hasher.update(&partition.to_le_bytes());
         hasher.update(&offset.to_le_bytes());
         hasher.update(&index.to_le_bytes());
-        Self(first_half(&hasher))
+        Self(first_half(&hasher.finalize()))
     }
 
     /// The 16 bytes.
@@ -174,13 +184,18 @@ impl DocId {
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
+
+    /// What it is printed as: ASCII.
+    pub fn to_text(&self) -> [u8; 22] {
+        let mut text = [0; 22];
+        BASE64URL_NOPAD.encode_mut(&self.0, &mut text);
+        text
+    }
 }
 
 impl fmt::Display for DocId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 22];
-        BASE64URL_NOPAD.encode_mut(&self.0, &mut text);
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        f.write_str(std::str::from_utf8(&self.to_text()).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -202,9 +217,9 @@ impl FromStr for DocId {
     }
 }
 
-fn first_half(hasher: &blake3::Hasher) -> [u8; 16] {
+fn first_half(hash: &blake3::Hash) -> [u8; 16] {
     let mut id = [0; 16];
-    hasher.finalize_xof().fill(&mut id);
+    id.copy_from_slice(&hash.as_bytes()[..16]);
     id
 }
 
@@ -236,6 +251,21 @@ mod tests {
         let id = stream("web-1", 7, 1_000, 0);
         assert_eq!(id.to_string(), "217a55e0e277d86e24b960c80282a1c5");
         assert_eq!(DocId::of_event(&id, 12, b"hello\n").to_string(), "7FnC3KmojTedSF98vLOGQg");
+    }
+
+    /// In one piece or in several: it's the same hash, on both sides of the bound.
+    #[test]
+    fn an_event_s_id_is_the_hash_of_its_fields() {
+        let id = stream("web-1", 7, 1_000, 0);
+        for len in [0, 1, AT_ONCE - EVENT_FIELDS - 1, AT_ONCE - EVENT_FIELDS, AT_ONCE - EVENT_FIELDS + 1, 5_000] {
+            let event = vec![b'x'; len];
+            let lengths = [16, 8, len as u64].map(u64::to_le_bytes);
+            let fields = [&lengths[0][..], id.as_bytes(), &lengths[1], &77_u64.to_le_bytes(), &lengths[2], &event];
+            assert_eq!(
+                DocId::of_event(&id, 77, &event).as_bytes()[..],
+                blake3::hash(&fields.concat()).as_bytes()[..16]
+            );
+        }
     }
 
     #[test]
