@@ -21,13 +21,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logmesh_bus::{
-    Append, Bus, BusError, Consumer, NewRecord, NextOffset, Record, TopicPartition, TopicSpec, Watermarks, partition_of,
+    Append, Bus, BusError, Consumer, NewRecord, NextOffset, Record, RecordRef, Records, TopicPartition, TopicSpec,
+    Watermarks, partition_of,
 };
 use logmesh_types::{TopicName, UnixNanos, limits};
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 
-use context::{Quiet, stopping, unknown};
+use context::{Quiet, unknown};
 use ends::Ends;
 use group::{GroupConsumer, Leaving};
 use producer::Producer;
@@ -94,23 +95,12 @@ impl KafkaBus {
         tokio::time::timeout(PING, self.ends.ping(PING)).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// See [`Producer::append`].
-    async fn append_some(&self, topic: &TopicName, records: &[NewRecord]) -> (Append, Option<BusError>) {
-        let limit = limits::MAX_RECORD_BYTES;
-        let fitting = records.iter().position(|record| record.size() > limit).unwrap_or(records.len());
-        let too_large = records.get(fitting).map(|record| {
-            let size = record.size();
-            BusError::RecordTooLarge { topic: topic.clone(), size, limit }
-        });
-        let partitions = match self.topics.partitions(topic).await {
-            Ok(Some(partitions)) => partitions,
-            Ok(None) => return nothing(unknown(&TopicPartition { topic: topic.clone(), partition: 0 })),
-            Err(error) => return nothing(error),
-        };
-        let partition = records.first().map_or(0, |record| partition_of(&record.key, partitions));
-        let at = TopicPartition { topic: topic.clone(), partition };
-        let (append, failed) = self.producer.append(at, &records[..fitting]).await;
-        (append, failed.inspect(|error| self.note(error)).or(too_large))
+    /// Where records of this key lie.
+    async fn place(&self, topic: &TopicName, key: &[u8]) -> Result<TopicPartition, BusError> {
+        let partitions = self.topics.partitions(topic).await?;
+        let partition = partitions.map(|partitions| partition_of(key, partitions));
+        let at = TopicPartition { topic: topic.clone(), partition: partition.unwrap_or(0) };
+        if partition.is_some() { Ok(at) } else { Err(unknown(&at)) }
     }
 
     async fn check(&self, at: &TopicPartition) -> Result<(), BusError> {
@@ -132,9 +122,10 @@ impl KafkaBus {
     }
 }
 
-/// What wasn't even begun.
-fn nothing(error: BusError) -> (Append, Option<BusError>) {
-    (Box::pin(async { Err(stopping()) }), Some(error))
+/// Says that a record is larger than records may be, if it is.
+fn check_size(topic: &TopicName, record: &RecordRef<'_>) -> Result<(), BusError> {
+    let (size, limit) = (record.size(), limits::MAX_RECORD_BYTES);
+    if size > limit { Err(BusError::RecordTooLarge { topic: topic.clone(), size, limit }) } else { Ok(()) }
 }
 
 #[async_trait]
@@ -152,20 +143,28 @@ impl Bus for KafkaBus {
     }
 
     async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError> {
-        match self.append_some(topic, std::slice::from_ref(&record)).await {
-            (append, None) => Ok(append),
-            (_, Some(error)) => Err(error),
-        }
+        let record = RecordRef::from(&record);
+        check_size(topic, &record)?;
+        let at = self.place(topic, record.key).await?;
+        Ok(self.producer.append(at, &[record]).await)
     }
 
-    async fn append_all(&self, topic: &TopicName, records: &[NewRecord]) -> Append {
-        match self.append_some(topic, records).await {
-            (append, None) => append,
-            // What comes of those before it is waited for, and isn't what went wrong: of none at all it would be "stopping".
-            (append, Some(error)) => Box::pin(async {
+    async fn append_all(&self, topic: &TopicName, records: Records) -> Append {
+        let records: Vec<RecordRef<'_>> = records.iter().collect();
+        let at = match self.place(topic, records.first().map_or(&[], |record| record.key)).await {
+            Ok(at) => at,
+            Err(error) => return Box::pin(async { Err(error) }),
+        };
+        let fitting = records.iter().take_while(|record| check_size(topic, record).is_ok()).count();
+        let (fitting, other) = records.split_at(fitting);
+        let append = self.producer.append(at, fitting).await;
+        match other.first().map(|record| check_size(topic, record)) {
+            // What comes of those before it is waited for, and isn't what went wrong.
+            Some(Err(error)) => Box::pin(async {
                 drop(append.await);
                 Err(error)
             }),
+            _ => append,
         }
     }
 

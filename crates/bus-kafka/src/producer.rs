@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use logmesh_bus::{Append, BusError, NewRecord, Offset, Position, TopicPartition};
+use logmesh_bus::{Append, BusError, Offset, Position, RecordRef, TopicPartition};
 use logmesh_types::metric;
 use metrics::gauge;
 use tokio::sync::Semaphore;
@@ -66,27 +66,21 @@ impl Producer {
         }
     }
 
-    /// Queues records for this partition, in their order, up to the first that can't be, whose error comes beside the [`Append`]
-    /// of those before it; waits for room.
-    pub(crate) async fn append(&self, at: TopicPartition, records: &[NewRecord]) -> (Append, Option<BusError>) {
-        let (mut shares, mut failed, mut left) = (Vec::new(), None, records);
-        while !left.is_empty() && failed.is_none() {
+    /// Queues records for this partition, in their order; waits for room.
+    pub(crate) async fn append(&self, at: TopicPartition, records: &[RecordRef<'_>]) -> Append {
+        let (mut shares, mut left) = (Vec::new(), records);
+        while !left.is_empty() {
             let (group, rest) = left.split_at(group_len(left));
-            failed = self.append_group(&at, group, &mut shares).await.err();
+            self.append_group(&at, group, &mut shares).await;
             left = rest;
         }
-        let largest = records.iter().map(NewRecord::size).max().unwrap_or(0);
-        (Box::pin(outcome(at, largest, shares)), failed)
+        let largest = records.iter().map(RecordRef::size).max().unwrap_or(0);
+        Box::pin(outcome(at, largest, shares))
     }
 
-    async fn append_group(
-        &self,
-        at: &TopicPartition,
-        records: &[NewRecord],
-        shares: &mut Vec<Share>,
-    ) -> Result<(), BusError> {
+    async fn append_group(&self, at: &TopicPartition, records: &[RecordRef<'_>], shares: &mut Vec<Share>) {
         let cost = cost(records).min(self.settings.queue_bytes.0 as usize);
-        let room = Arc::clone(&self.room).acquire_many_owned(cost as u32).await.map_err(|_| stopping())?;
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(cost as u32).await else { return }; // it's never closed
         gauge!(metric::BUS_QUEUE_ROOM_BYTES).set(self.room.available_permits() as f64);
         // Nothing is awaited between the room, which is given in the order of the calls, and the lane.
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +94,6 @@ impl Producer {
             while lanes.running.try_join_next().is_some() {} // forget those that ended
             lanes.running.spawn(lane.run(Arc::clone(&self.cluster)));
         }
-        Ok(())
     }
 }
 
@@ -123,12 +116,12 @@ async fn outcome(at: TopicPartition, largest: usize, shares: Vec<Share>) -> Resu
 }
 
 /// What records take of the queue.
-fn cost(records: &[NewRecord]) -> usize {
+fn cost(records: &[RecordRef<'_>]) -> usize {
     records.iter().map(|record| record.size() + RECORD_COST).sum()
 }
 
 /// How many of the records, which are some, make the next group: one at least, else no more than have room in it.
-fn group_len(records: &[NewRecord]) -> usize {
+fn group_len(records: &[RecordRef<'_>]) -> usize {
     let mut bytes = 0;
     let full = records.iter().position(|record| {
         bytes += record.size() + RECORD_COST;

@@ -7,6 +7,7 @@
 #[allow(clippy::unwrap_used, reason = "these are tests")]
 pub mod conformance;
 mod partition;
+mod records;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -19,6 +20,7 @@ use futures::future::{BoxFuture, join_all};
 use logmesh_types::{TopicName, UnixNanos};
 
 pub use partition::partition_of;
+pub use records::{RecordRef, Records};
 
 /// What a topic is, fixed when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,10 +248,10 @@ pub trait Bus: Debug + Send + Sync + 'static {
     /// Takes records of one key in their order, as [`Bus::append`] called for one after the other would, up to the first that it
     /// can't take; waits while the queue is full. The returned [`Append`] resolves when each that was taken has an outcome: to the
     /// last one's place if all are durable, else to the first error. Of no records it's [`BusError::Unavailable`].
-    async fn append_all(&self, topic: &TopicName, records: &[NewRecord]) -> Append {
-        let mut appends = Vec::with_capacity(records.len());
-        for record in records {
-            match self.append(topic, record.clone()).await {
+    async fn append_all(&self, topic: &TopicName, records: Records) -> Append {
+        let mut appends = Vec::new();
+        for record in records.split() {
+            match self.append(topic, record).await {
                 Ok(append) => appends.push(append),
                 Err(error) => {
                     appends.push(async { Err(error) }.boxed());
@@ -282,7 +284,7 @@ pub trait Bus: Debug + Send + Sync + 'static {
 }
 
 /// The outcome of several appends: see [`Bus::append_all`].
-fn last_position(outcomes: Vec<Result<Position, BusError>>) -> Result<Position, BusError> {
+pub fn last_position(outcomes: Vec<Result<Position, BusError>>) -> Result<Position, BusError> {
     let nothing = Err(BusError::Unavailable { reason: "there was nothing to append".to_owned() });
     outcomes.into_iter().try_fold(None, |_, outcome| outcome.map(Some)).transpose().unwrap_or(nothing)
 }

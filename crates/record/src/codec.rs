@@ -3,22 +3,27 @@
 //! A record says in its header [`FORMAT`] what it is, so a topic can hold both: a topic of format `chunks` holds the
 //! events of clients as `event` records. The key is the stream id as text, so that a stream keeps its order.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use bytes::Bytes;
-use logmesh_bus::{NewRecord, Record};
+use logmesh_bus::{Headers, NewRecord, Record, Records};
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_types::limits::MAX_RECORD_BYTES;
 use logmesh_types::{ByteRange, Day, DocId, StreamId, TopicName, UnixNanos};
 use prost::Message;
 
 use crate::chunk;
-use crate::document;
+use crate::document::{self, Builder};
+use crate::hops::Times;
 
 pub use logmesh_types::header::{DATE, FORMAT, ID, RANGE, REASON, REDRIVE, REPEATED};
 
 /// The longest reason that a dead letter keeps, in bytes.
 const MAX_REASON_BYTES: usize = 8_192;
+
+/// Bytes of events' records after which a part ends: see [`records`].
+pub const PART_BYTES: usize = 256 << 10;
 
 /// The format of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -70,61 +75,72 @@ pub fn encode_chunk(chunk: &Chunk) -> NewRecord {
 
 /// The record of one document. Its time is that of its arrival, as a chunk's is.
 pub fn encode_event(document: &Document) -> NewRecord {
-    encode_events(std::slice::from_ref(document)).remove(0)
-}
-
-/// The records of documents, one for each. What consecutive ones have in common, and all short texts, lie in shared buffers.
-pub fn encode_events(documents: &[Document]) -> Vec<NewRecord> {
-    let mut texts = Vec::with_capacity(documents.len() * 64);
-    let ends: Vec<(usize, usize, usize)> = documents.iter().map(|document| write_texts(document, &mut texts)).collect();
-    let texts = Bytes::from(texts);
-    let (mut start, mut stream_key, mut date) = (0, (None, Bytes::new()), Bytes::new());
-    let encode = |(document, (id_end, range_end, date_end)): (&Document, (usize, usize, usize))| {
-        let (id, range) = (texts.slice(start..id_end), texts.slice(id_end..range_end));
-        if date != document.date.as_bytes() {
-            date = texts.slice(range_end..date_end);
+    let id = document.id.map(|id| Bytes::copy_from_slice(&id.to_text()));
+    let mut headers = vec![event_format(), (DATE.into(), Bytes::copy_from_slice(document.date.as_bytes()))];
+    headers.extend(id.clone().map(|id| (ID.into(), id)));
+    let key = match document.stream {
+        None => id.unwrap_or_default(),
+        Some((stream, range)) => {
+            headers.push((RANGE.into(), Bytes::from(format!("{}-{}", range.start, range.end))));
+            Bytes::from(stream.to_string())
         }
-        start = date_end;
-        let mut headers = Vec::with_capacity(5);
-        headers.push((FORMAT.into(), Bytes::from_static(b"event")));
-        headers.push((DATE.into(), date.clone()));
-        if document.id.is_some() {
-            headers.push((ID.into(), id.clone()));
-        }
-        let key = match document.stream.map(|(stream, _)| stream) {
-            None => id,
-            Some(stream) => {
-                headers.push((RANGE.into(), range));
-                if stream_key.0 != Some(stream) {
-                    stream_key = (Some(stream), Bytes::from(stream.to_string()));
-                }
-                stream_key.1.clone()
-            }
-        };
-        NewRecord { key, value: document.body.clone(), headers, timestamp: None }
     };
-    documents.iter().zip(ends).map(encode).collect()
-}
-
-/// Appends a document's id, range and date; where each ends.
-fn write_texts(document: &Document, out: &mut Vec<u8>) -> (usize, usize, usize) {
-    let mut put = |text: std::fmt::Arguments<'_>| {
-        let written = out.write_fmt(text); // to a vector it can't fail
-        debug_assert!(written.is_ok());
-        out.len()
-    };
-    let id = match document.id {
-        Some(id) => put(format_args!("{id}")),
-        None => put(format_args!("")),
-    };
-    let range = document.stream.map_or(id, |(_, range)| put(format_args!("{}-{}", range.start, range.end)));
-    (id, range, put(format_args!("{}", document.date)))
+    NewRecord { key, value: document.body.clone(), headers, timestamp: None }
 }
 
 /// Marks a record as one that was on the bus before.
 pub fn repeated(mut record: NewRecord) -> NewRecord {
-    record.headers.push((REPEATED.into(), Bytes::from_static(b"repair")));
+    record.headers.push(repeat());
     record
+}
+
+fn repeat() -> (Cow<'static, str>, Bytes) {
+    (REPEATED.into(), Bytes::from_static(b"repair"))
+}
+
+fn event_format() -> (Cow<'static, str>, Bytes) {
+    (FORMAT.into(), Bytes::from_static(b"event"))
+}
+
+/// All records of a chunk that [`chunk::check`] let through, in their order and always the same, in parts of about
+/// [`PART_BYTES`]: what is made of one is done with before the next is made, and never leaves a core's cache.
+pub fn records<'c>(chunk: &'c Chunk, format: Format, times: &Times) -> Box<dyn Iterator<Item = Records> + Send + 'c> {
+    let mut common = vec![times.header()];
+    if chunk.repeated {
+        common.push(repeat());
+    }
+    match format {
+        Format::Chunks => {
+            let mut record = encode_chunk(chunk);
+            record.headers.extend(common);
+            Box::new(std::iter::once(record.into()))
+        }
+        Format::Events => Box::new(event_records(chunk, common)),
+    }
+}
+
+fn event_records(chunk: &Chunk, mut common: Headers) -> impl Iterator<Item = Records> + Send {
+    let key = Bytes::copy_from_slice(chunk.stream_id.as_bytes());
+    let builder = Builder::of(chunk);
+    if let Some(builder) = &builder {
+        common.extend([event_format(), (DATE.into(), Bytes::copy_from_slice(builder.date.as_bytes()))]);
+    }
+    let mut events = chunk::events(chunk).peekable();
+    std::iter::from_fn(move || {
+        let (builder, first) = (builder.as_ref()?, events.peek()?);
+        let left = chunk.end_offset - first.range.start;
+        let room = (2 * left as usize + 16 * builder.overhead()).min(PART_BYTES + PART_BYTES / 8);
+        let mut records = Records::new(key.clone(), common.clone(), room);
+        while records.bytes() < PART_BYTES
+            && let Some(event) = events.next()
+        {
+            builder.write(records.value(), &event);
+            records.header(ID).extend_from_slice(&builder.id(&event).to_text());
+            let written = write!(records.header(RANGE), "{}-{}", event.range.start, event.range.end);
+            debug_assert!(written.is_ok(), "to a vector it can't fail");
+        }
+        Some(records)
+    })
 }
 
 /// Reads a record of either format.
@@ -257,6 +273,7 @@ pub fn short_reason(reason: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use logmesh_bus::Offset;
+    use logmesh_types::limits::MAX_EVENT_BYTES;
 
     use super::*;
     use crate::chunk::tests::chunk;
@@ -289,6 +306,41 @@ mod tests {
             assert_eq!(from_chunk, document::of_chunk(&original));
             assert_eq!(from_chunk.len(), count);
         }
+    }
+
+    /// What the gateway writes in one go is what each document's record would be, whatever the parts.
+    #[test]
+    fn records_of_a_chunk_are_those_of_its_documents() {
+        let line = format!("{}\n", "x".repeat(999));
+        let mut lines = chunk(7, line.repeat(700).as_bytes(), &[]);
+        lines.repeated = true;
+        let times = Times { received: Some(UnixNanos(5)), ..Times::default() };
+        let sorted = |mut record: NewRecord| {
+            record.headers.sort();
+            record
+        };
+        let parts: Vec<Records> = records(&lines, Format::Events, &times).collect();
+        assert!(parts.len() > 2 && parts.iter().all(|part| part.bytes() < PART_BYTES + 2_000), "{}", parts.len());
+        let expected = document::of_chunk(&lines).into_iter().map(|document| {
+            let mut record = encode_event(&document);
+            times.stamp(&mut record);
+            sorted(repeated(record))
+        });
+        assert!(parts.into_iter().flat_map(Records::split).map(sorted).eq(expected));
+    }
+
+    /// The longest event, of which everything grows as much as it can, is a record that the bus takes.
+    #[test]
+    fn no_event_becomes_too_large() {
+        let mut data = vec![1; MAX_EVENT_BYTES];
+        data[0] = 0xff;
+        let mut worst = chunk(u64::MAX / 2, &data, &[MAX_EVENT_BYTES as u32]);
+        let source = worst.source.as_mut().unwrap();
+        source.labels = (0..5).map(|n| (format!("label-{n}"), "\u{1}".repeat(250))).collect();
+        chunk::check(&worst).unwrap();
+        let records: Vec<Records> = records(&worst, Format::Events, &Times::default()).collect();
+        let size = records[0].iter().next().unwrap().size();
+        assert!((7 << 20..MAX_RECORD_BYTES).contains(&size), "{size}");
     }
 
     #[test]

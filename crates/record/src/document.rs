@@ -24,26 +24,14 @@ const PARSED_TEXT: usize = 8_192;
 /// The documents of a chunk that [`crate::chunk::check`] let through, in order, and the date of their slice.
 ///
 /// `@timestamp` is the read time or, of a container's line, the runtime's: the slice is always that of the read time.
-/// All bodies share one buffer; what all events of the chunk have in common is written to JSON once.
+/// All bodies share one buffer.
 pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
-    let Ok(stream) = chunk.stream_id.parse::<StreamId>() else {
-        return Vec::new(); // not reached: the chunk was checked
-    };
-    let read_time = chunk.read_time.as_ref().map_or(UnixNanos(0), unix_nanos);
-    let date = read_time.date();
-    let mut after = Vec::new();
-    let reading = Reading::of(chunk);
-    if reading.container {
-        let path = chunk.source.as_ref().map_or("", |source| &source.path);
-        fields_of_path(path).into_iter().for_each(|(name, value)| text_field(&mut after, name, value));
-    }
-    after.extend(common_fields(chunk, read_time));
-    let shared = Shared { reading, before: format!("{TIMESTAMP}{read_time}{MESSAGE}"), after };
-    let mut buffer = Vec::with_capacity(chunk.data.len() * 2 + (shared.before.len() + shared.after.len() + 96) * 16);
+    let Some(builder) = Builder::of(chunk) else { return Vec::new() };
+    let mut buffer = Vec::with_capacity(chunk.data.len() * 2 + (builder.overhead() + 96) * 16);
     let parts: Vec<(DocId, ByteRange, usize)> = events(chunk)
         .map(|event| {
-            write_event(&mut buffer, &shared, &event, chunk.omitted_bytes);
-            (DocId::of_event(&stream, event.range.start, event.bytes), event.range, buffer.len())
+            builder.write(&mut buffer, &event);
+            (builder.id(&event), event.range, buffer.len())
         })
         .collect();
     let buffer = Bytes::from(buffer);
@@ -53,10 +41,94 @@ pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
         .map(|(id, range, end)| {
             let body = buffer.slice(start..end);
             start = end;
-            Document { id: Some(id), stream: Some((stream, range)), date: date.clone(), body }
+            Document { id: Some(id), stream: Some((builder.stream, range)), date: builder.date.clone(), body }
         })
         .collect()
 }
+
+/// What all documents of a chunk have in common: as JSON it is written once.
+pub(crate) struct Builder {
+    stream: StreamId,
+    /// The UTC date of the read time.
+    pub(crate) date: String,
+    reading: Reading,
+    /// Up to the message.
+    before: String,
+    after: Vec<u8>,
+    omitted: u64,
+}
+
+impl Builder {
+    /// Of a chunk that was checked: of another there may be none.
+    pub(crate) fn of(chunk: &Chunk) -> Option<Self> {
+        let read_time = chunk.read_time.as_ref().map_or(UnixNanos(0), unix_nanos);
+        let reading = Reading::of(chunk);
+        let mut after = Vec::new();
+        if reading.container {
+            let path = chunk.source.as_ref().map_or("", |source| &source.path);
+            fields_of_path(path).into_iter().for_each(|(name, value)| text_field(&mut after, name, value));
+        }
+        after.extend(common_fields(chunk, read_time));
+        Some(Self {
+            stream: chunk.stream_id.parse().ok()?,
+            date: read_time.date(),
+            reading,
+            before: format!("{TIMESTAMP}{read_time}{MESSAGE}"),
+            after,
+            omitted: chunk.omitted_bytes,
+        })
+    }
+
+    /// Bytes that every document has, and a few for its numbers.
+    pub(crate) fn overhead(&self) -> usize {
+        self.before.len() + self.after.len() + 96
+    }
+
+    /// The id of an event.
+    pub(crate) fn id(&self, event: &EventSlice<'_>) -> DocId {
+        DocId::of_event(&self.stream, event.range.start, event.bytes)
+    }
+
+    /// Writes an event's document.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, event: &EventSlice<'_>) {
+        let message = self.reading.message(event);
+        let is_time_kept;
+        match message.written.as_ref().map(|written| written.time) {
+            Some(Some(time)) => {
+                is_time_kept = time.0 >= 0;
+                out.extend_from_slice(format!("{TIMESTAMP}{}{MESSAGE}", UnixNanos(time.0.max(0))).as_bytes());
+            }
+            other => {
+                is_time_kept = other.is_none();
+                out.extend_from_slice(self.before.as_bytes());
+            }
+        }
+        text(out, &message.text);
+        if let Some(original) = &message.original {
+            text_field(out, "event.original_base64", &BASE64.encode(original));
+        }
+        if let Some(written) = &message.written {
+            text_field(out, "log.iostream", written.iostream.name());
+        }
+        number_field(out, ",\"log.offset\":", event.range.start);
+        number_field(out, ",\"logmesh.offset\":", event.range.start);
+        number_field(out, ",\"logmesh.length\":", event.range.len());
+        if event.continuation {
+            out.extend_from_slice(b",\"logmesh.continuation\":true");
+        }
+        if self.omitted > 0 {
+            out.extend_from_slice(b",\"logmesh.truncated\":true");
+            number_field(out, ",\"logmesh.omitted\":", self.omitted);
+        }
+        if !is_time_kept {
+            out.extend_from_slice(b",\"logmesh.unmapped\":[\"@timestamp\"]");
+        }
+        out.extend_from_slice(&self.after);
+    }
+}
+
+const TIMESTAMP: &str = "{\"@timestamp\":\"";
+const MESSAGE: &str = "\",\"message\":";
 
 /// The fields that every event of the chunk has, from a comma to the closing brace.
 pub(crate) fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
@@ -81,59 +153,6 @@ pub(crate) fn common_fields(chunk: &Chunk, read_time: UnixNanos) -> Vec<u8> {
     text_field(&mut fields, "logmesh.read_time", &read_time.to_string());
     fields.push(b'}');
     fields
-}
-
-/// What all documents of a chunk have in common, as JSON; `before` goes up to the message.
-struct Shared {
-    reading: Reading,
-    before: String,
-    after: Vec<u8>,
-}
-
-const TIMESTAMP: &str = "{\"@timestamp\":\"";
-const MESSAGE: &str = "\",\"message\":";
-
-fn write_event(out: &mut Vec<u8>, shared: &Shared, event: &EventSlice<'_>, omitted: u64) {
-    let message = shared.reading.message(event);
-    let is_time_kept;
-    match message.written.as_ref().map(|written| written.time) {
-        Some(Some(time)) => {
-            is_time_kept = time.0 >= 0;
-            out.extend_from_slice(format!("{TIMESTAMP}{}{MESSAGE}", UnixNanos(time.0.max(0))).as_bytes());
-        }
-        other => {
-            is_time_kept = other.is_none();
-            out.extend_from_slice(shared.before.as_bytes());
-        }
-    }
-    json(out, &*message.text);
-    if let Some(original) = &message.original {
-        text_field(out, "event.original_base64", &BASE64.encode(original));
-    }
-    if let Some(written) = &message.written {
-        text_field(out, "log.iostream", written.iostream.name());
-    }
-    key(out, "log.offset");
-    json(out, &event.range.start);
-    key(out, "logmesh.offset");
-    json(out, &event.range.start);
-    key(out, "logmesh.length");
-    json(out, &event.range.len());
-    if event.continuation {
-        key(out, "logmesh.continuation");
-        json(out, &true);
-    }
-    if omitted > 0 {
-        key(out, "logmesh.truncated");
-        json(out, &true);
-        key(out, "logmesh.omitted");
-        json(out, &omitted);
-    }
-    if !is_time_kept {
-        key(out, "logmesh.unmapped");
-        json(out, &["@timestamp"]);
-    }
-    out.extend_from_slice(&shared.after);
 }
 
 /// The document of an event that a client wrote. `taken` is when the gateway took it.
@@ -262,6 +281,24 @@ fn text_field(out: &mut Vec<u8>, name: &str, text: &str) {
     }
 }
 
+/// Writes a line's text. Most have nothing to escape, which is seen many bytes at a time.
+fn text(out: &mut Vec<u8>, text: &str) {
+    let to_escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
+    // Without a way out early, so that it's done by vectors.
+    if text.as_bytes().iter().fold(false, |found, byte| found | to_escape(byte)) {
+        return json(out, text);
+    }
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
+}
+
+/// Writes a number behind its key, which is JSON already.
+fn number_field(out: &mut Vec<u8>, key: &str, number: u64) {
+    out.extend_from_slice(key.as_bytes());
+    json(out, &number);
+}
+
 fn json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     // Writing to a vector can't fail, and none of the types written here has a failing `Serialize`.
     let written = serde_json::to_writer(&mut *out, value);
@@ -300,6 +337,16 @@ mod tests {
             "logmesh.read_time": "2026-01-31T12:00:00.000000005Z",
         });
         assert_eq!(Value::from(documents[0].clone()), expected);
+    }
+
+    #[test]
+    fn every_text_is_json() {
+        for code in (0..=0x2ff).chain([0x2028, 0xffff, 0x1_f600]) {
+            let line = format!("{}{}", "x".repeat(code as usize % 70), char::from_u32(code).unwrap());
+            let mut out = Vec::new();
+            text(&mut out, &line);
+            assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), line);
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The times of a record's events on their way to the bus. They lie beside the value, in one header that both formats share:
 //! no document, id or book depends on them.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use logmesh_bus::{NewRecord, Record};
 use logmesh_proto::ingest::v1::Chunk;
@@ -32,11 +34,16 @@ impl Times {
         Self { received: Some(received), ..Self::default() }
     }
 
-    /// Puts them on records that go to the bus.
-    pub fn stamp(&self, records: &mut [NewRecord]) {
+    /// Puts them on a record that goes to the bus.
+    pub fn stamp(&self, record: &mut NewRecord) {
+        record.headers.push(self.header());
+    }
+
+    /// The header that says them.
+    pub(crate) fn header(&self) -> (Cow<'static, str>, Bytes) {
         let part = |time: Option<UnixNanos>| time.map_or_else(String::new, |time| time.0.to_string());
-        let text = Bytes::from(format!("{}/{}/{}", part(self.written), part(self.read), part(self.received)));
-        records.iter_mut().for_each(|record| record.headers.push((TIMES.into(), text.clone())));
+        let text = format!("{}/{}/{}", part(self.written), part(self.read), part(self.received));
+        (TIMES.into(), text.into())
     }
 
     /// Those of a record; what is missing or can't be read isn't known.
@@ -50,11 +57,11 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
-    use logmesh_bus::Offset;
+    use logmesh_bus::{Offset, Records};
 
     use super::*;
     use crate::chunk::tests::chunk;
-    use crate::{codec, document};
+    use crate::{Format, codec, document};
 
     fn stored(record: NewRecord) -> Record {
         let NewRecord { key, value, headers, .. } = record;
@@ -67,14 +74,14 @@ mod tests {
         let plain = document::of_chunk(&lines);
         lines.written_time = Some(prost_types::Timestamp { seconds: 1_769_860_799, nanos: 7 });
         let times = Times::of_chunk(&lines, UnixNanos(1_769_860_801_000_000_000));
-        let documents = document::of_chunk(&lines);
-        assert_eq!(documents, plain, "the times are no part of a document");
-        let events = documents.iter().map(codec::encode_event);
-        let mut records: Vec<NewRecord> = std::iter::once(codec::encode_chunk(&lines)).chain(events).collect();
-        times.stamp(&mut records);
+        assert_eq!(document::of_chunk(&lines), plain, "the times are no part of a document");
+        let records = [Format::Chunks, Format::Events]
+            .into_iter()
+            .flat_map(|format| codec::records(&lines, format, &times))
+            .flat_map(Records::split);
         let topic = "logs".parse().unwrap();
         let mut read = Vec::new();
-        for record in records.into_iter().map(stored) {
+        for record in records.map(stored) {
             assert_eq!(Times::of(&record), times);
             read.extend(codec::documents(&topic, 0, &record).unwrap());
         }

@@ -15,7 +15,6 @@ use logmesh_proto::ingest::v1::push_response::Response;
 use logmesh_proto::ingest::v1::{Chunk, Credit, GoAway, PushRequest, PushResponse, Reject};
 use logmesh_proto::time::duration;
 use logmesh_record::{Format, Times, chunk};
-use logmesh_types::limits::MAX_RECORD_BYTES;
 use logmesh_types::{TopicName, UnixNanos, metric};
 use metrics::{counter, gauge};
 use prost::Message;
@@ -129,9 +128,10 @@ impl Session {
             // What is sent once more stands apart from the order of what is new.
             let mut apart = Rejected::default();
             let rejected = if chunk.repeated { &mut apart } else { &mut rejected };
-            match self.take(&chunk, times, rejected, in_flight).await {
-                Ok(mut item) => {
+            match self.take(&chunk, rejected).await {
+                Ok((topic, format)) => {
                     rejected.forget(&chunk.stream_id);
+                    let mut item = Pending::new(chunk, times, topic, format, in_flight);
                     // A place first: waiting for one with the lock held would be for ever, since a retry wants the lock.
                     let place = pending.reserve().await.map_err(|_| None)?;
                     let _order = self.order.lock().await;
@@ -147,26 +147,15 @@ impl Session {
         Ok(())
     }
 
-    /// Checks a chunk and makes its records.
-    async fn take(
-        &self,
-        chunk: &Chunk,
-        times: Times,
-        rejected: &Rejected,
-        in_flight: InFlight,
-    ) -> Result<Pending, Refusal> {
+    /// Checks a chunk, and sees to its topic.
+    async fn take(&self, chunk: &Chunk, rejected: &Rejected) -> Result<(TopicName, Format), Refusal> {
         chunk::check(chunk).map_err(|error| Refusal { reason: error.reason, detail: error.detail })?;
         let topic = chunk.topic.parse().map_err(|error| Refusal { reason: "BAD_NAME", detail: format!("{error}") })?;
         if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
             return Err(refusal);
         }
         let format = self.ensure_topic(&topic).await?;
-        let item = Pending::new(chunk, times, topic, format, in_flight);
-        if item.is_too_large() {
-            let detail = format!("an event becomes a record of more than {MAX_RECORD_BYTES} bytes");
-            return Err(Refusal { reason: "RECORD_TOO_LARGE", detail });
-        }
-        Ok(item)
+        Ok((topic, format))
     }
 
     /// Sees to the topic, for as long as it takes.

@@ -59,7 +59,7 @@ fn records(shared: &Shared, topic: &TopicName, events: &[Event]) -> Result<Vec<l
         if record.key.is_empty() {
             record.key = key.clone();
         }
-        Times::of_event(taken).stamp(std::slice::from_mut(&mut record));
+        Times::of_event(taken).stamp(&mut record);
         if record.size() > MAX_RECORD_BYTES {
             let field = FieldViolation::new(format!("events[{index}]"), "its document is too large for the bus");
             return Err(invalid_argument("BAD_EVENT", "an event can't be stored; nothing was", &[field]));

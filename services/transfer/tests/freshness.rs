@@ -24,7 +24,8 @@ fn ago(millis: i64) -> Option<UnixNanos> {
 }
 
 fn stamped(mut records: Vec<NewRecord>) -> Vec<NewRecord> {
-    Times { written: ago(4_000), read: ago(2_000), received: ago(1_000) }.stamp(&mut records);
+    let times = Times { written: ago(4_000), read: ago(2_000), received: ago(1_000) };
+    records.iter_mut().for_each(|record| times.stamp(record));
     records
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use flate2::write::GzEncoder;
-use logmesh_bus::NewRecord;
+use logmesh_bus::RecordRef;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
 use crate::settings::Compression;
@@ -16,6 +16,9 @@ use crate::settings::Compression;
 /// How large a batch of several records gets before it is compressed: within what Kafka takes if nobody has set anything
 /// (`max.message.bytes`, 1,048,588), however little there is to compress.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
+
+/// A batch with so many bytes is taken for one that gets full, and has the memory for it at once.
+const FEW: usize = 64 << 10;
 
 /// Bytes before the records: offset, length, leader's epoch, version, sum, attributes, and what [`Packed::stamp`] writes.
 const HEADER: usize = 61;
@@ -77,7 +80,7 @@ impl Batch {
     }
 
     /// Adds a record of this time (milliseconds); false if the batch is full. An empty one takes any record.
-    pub(super) fn push(&mut self, record: &NewRecord, time: i64) -> bool {
+    pub(super) fn push(&mut self, record: &RecordRef<'_>, time: i64) -> bool {
         if self.count == 0 {
             (self.first_time, self.last_time) = (time, time);
         }
@@ -87,19 +90,22 @@ impl Batch {
             return false;
         }
         let out = &mut self.bytes;
+        if out.len() >= FEW && out.capacity() < BATCH_BYTES {
+            out.reserve_exact(BATCH_BYTES - out.len());
+        }
         out.reserve(len + 10);
         varint(out, len as i64);
         out.push(0); // attributes, of which there are none
         varint(out, delta);
         varint(out, number);
-        sized(out, &record.key);
+        sized(out, record.key);
         if record.value.is_empty() {
             varint(out, -1); // null: what removes a key when Kafka compacts
         } else {
-            sized(out, &record.value);
+            sized(out, record.value);
         }
-        varint(out, record.headers.len() as i64);
-        for (name, value) in &record.headers {
+        varint(out, record.header_count() as i64);
+        for (name, value) in record.headers() {
             sized(out, name.as_bytes());
             sized(out, value);
         }
@@ -191,11 +197,11 @@ fn lz4(records: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Bytes of a record behind its length.
-fn body_len(record: &NewRecord, delta: i64, number: i64) -> usize {
+fn body_len(record: &RecordRef<'_>, delta: i64, number: i64) -> usize {
     let sized = |len: usize| varint_len(len as i64) + len;
     let value = if record.value.is_empty() { 1 } else { sized(record.value.len()) };
-    let headers: usize = record.headers.iter().map(|(name, value)| sized(name.len()) + sized(value.len())).sum();
-    let count = varint_len(record.headers.len() as i64);
+    let headers: usize = record.headers().map(|(name, value)| sized(name.len()) + sized(value.len())).sum();
+    let count = varint_len(record.header_count() as i64);
     1 + varint_len(delta) + varint_len(number) + sized(record.key.len()) + value + count + headers
 }
 
@@ -227,6 +233,7 @@ mod tests {
     use std::borrow::Cow;
     use std::io::Read;
 
+    use logmesh_bus::NewRecord;
     use logmesh_types::UnixNanos;
     use logmesh_types::limits::MAX_RECORD_BYTES;
     use proptest::collection::vec;
@@ -341,7 +348,7 @@ mod tests {
                 let mut left = &records[..];
                 while !left.is_empty() {
                     let mut batch = Batch::new(Vec::new());
-                    let taken = left.iter().take_while(|record| batch.push(record, record.timestamp.unwrap().0)).count();
+                    let taken = left.iter().take_while(|record| batch.push(&(*record).into(), record.timestamp.unwrap().0)).count();
                     prop_assert!(batch.bytes.len() <= BATCH_BYTES || taken == 1);
                     prop_assert_eq!(batch.count() as usize, taken);
                     let sent = batch.pack(compression).unwrap().0.stamp(BY);
@@ -356,13 +363,13 @@ mod tests {
     fn a_batch_is_full_before_kafka_says_so_unless_it_holds_one_record() {
         let mut batch = Batch::new(Vec::new());
         let small = record(b"key", &[b'x'; 1_000]);
-        let count = (0..).take_while(|_| batch.push(&small, 1)).count();
+        let count = (0..).take_while(|_| batch.push(&(&small).into(), 1)).count();
         assert!((980..990).contains(&count), "{count}");
         assert!(batch.bytes.len() <= BATCH_BYTES && BATCH_BYTES + batch.bytes.len() / 100 < 1_048_588);
 
         let largest = record(b"", &vec![b'x'; MAX_RECORD_BYTES]);
         let mut batch = Batch::new(Vec::new());
-        assert!(batch.push(&largest, 1) && !batch.push(&record(b"", b""), 1));
+        assert!(batch.push(&(&largest).into(), 1) && !batch.push(&(&record(b"", b"")).into(), 1));
         let sent = batch.pack(Compression::None).unwrap().0.stamp(BY);
         assert!(sent.len() <= MAX_BATCH_BYTES);
     }
@@ -378,7 +385,7 @@ mod tests {
         .collect();
         for compression in [Compression::Lz4, Compression::Snappy, Compression::Gzip] {
             let mut batch = Batch::new(Vec::new());
-            batch.push(&record(b"k", &noise), 1);
+            batch.push(&(&record(b"k", &noise)).into(), 1);
             let plain = batch.bytes.len();
             let sent = batch.pack(compression).unwrap().0.stamp(BY);
             assert_eq!((sent.len(), sent[22]), (plain, 0));

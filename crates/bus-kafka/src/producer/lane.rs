@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use logmesh_bus::{NewRecord, TopicPartition};
+use logmesh_bus::{RecordRef, TopicPartition};
 use logmesh_types::{UnixNanos, metric};
 use metrics::counter;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -82,9 +82,9 @@ impl Lane {
     }
 
     /// Takes records, with the room they have. True: [`Lane::run`] has to be run.
-    pub(super) fn push(
+    pub(super) fn push<'r>(
         &self,
-        mut records: &[NewRecord],
+        mut records: &'r [RecordRef<'r>],
         mut room: OwnedSemaphorePermit,
         shares: &mut Vec<Share>,
     ) -> bool {
@@ -117,19 +117,14 @@ impl Lane {
     }
 
     async fn send_all(&self, cluster: &Cluster) {
-        let mut packed = None;
+        let mut packed = VecDeque::new();
         loop {
-            let parcel = match packed.take() {
-                Some(parcel) => parcel,
-                None => {
-                    let Some(load) = self.next_load() else { return };
-                    match self.pack(load).await {
-                        Some(parcel) => parcel,
-                        None => continue,
-                    }
-                }
+            let Some(parcel) = packed.pop_front() else {
+                let Some(load) = self.next_load() else { return };
+                packed.extend(self.pack(load).await);
+                continue;
             };
-            packed = self.carry(parcel, cluster).await;
+            self.carry(parcel, cluster, &mut packed).await;
         }
     }
 
@@ -159,16 +154,15 @@ impl Lane {
         }
     }
 
-    /// Sends one batch, and packs the next one meanwhile if there's a full one.
-    async fn carry(&self, parcel: Parcel, cluster: &Cluster) -> Option<Parcel> {
+    /// Sends one batch, and packs those that get full meanwhile: a batch takes a fraction of its memory then, and is still in a cache.
+    async fn carry(&self, parcel: Parcel, cluster: &Cluster, packed: &mut VecDeque<Parcel>) {
         let Parcel { batch, count, bytes, born, room, fate } = parcel;
         let mut delivery = pin!(self.deliver(batch, count, born, cluster));
-        let mut next = None;
         let outcome = loop {
             tokio::select! {
                 biased;
                 outcome = &mut delivery => break outcome,
-                full = self.next_full(), if next.is_none() => next = self.pack(full).await,
+                full = self.next_full() => packed.extend(self.pack(full).await),
             }
         };
         match &outcome {
@@ -180,7 +174,6 @@ impl Lane {
         }
         drop(room); // before anybody hears of the outcome
         fate.send_replace(Some(outcome));
-        next
     }
 
     async fn next_full(&self) -> Load<Batch> {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 
-use logmesh_bus::{BusError, NewRecord, TopicPartition};
+use logmesh_bus::{BusError, RecordRef, TopicPartition};
 use logmesh_types::limits::MAX_RECORD_BYTES;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
@@ -93,12 +93,12 @@ impl Load<Batch> {
     /// Adds as many of the records as fit, and takes their room; gives the others.
     pub(super) fn fill<'r>(
         &mut self,
-        records: &'r [NewRecord],
+        records: &'r [RecordRef<'r>],
         room: &mut OwnedSemaphorePermit,
         now: i64,
-    ) -> (Option<Share>, &'r [NewRecord]) {
+    ) -> (Option<Share>, &'r [RecordRef<'r>]) {
         let mut cost = 0;
-        let fits = |record: &&NewRecord| {
+        let fits = |record: &&RecordRef<'_>| {
             let time = record.timestamp.map_or(0, |time| time.0.div_euclid(1_000_000));
             let fits = self.batch.push(record, if time > 0 { time } else { now });
             if fits {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use logmesh_bus::NewRecord;
 use logmesh_types::unit::Span;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -38,17 +39,12 @@ fn simulated<'c>(brokers: i32) -> (MockCluster<'c, DefaultProducerContext>, Prod
 }
 
 async fn append(producer: &Producer, at: &TopicPartition, value: &str) -> Result<Position, BusError> {
-    match producer.append(at.clone(), &[record(value)]).await {
-        (append, None) => append.await,
-        (_, Some(error)) => Err(error),
-    }
+    producer.append(at.clone(), &[(&record(value)).into()]).await.await
 }
 
 /// What is appended now, and has an outcome later.
 async fn begin(producer: &Producer, partition_number: u32, value: &str) -> Append {
-    let (append, failed) = producer.append(partition(partition_number), &[record(value)]).await;
-    assert!(failed.is_none());
-    append
+    producer.append(partition(partition_number), &[(&record(value)).into()]).await
 }
 
 /// Many records fall into groups and batches, and their one outcome is that of all of them.
@@ -56,23 +52,21 @@ async fn begin(producer: &Producer, partition_number: u32, value: &str) -> Appen
 async fn records_that_are_appended_together_have_one_outcome() {
     let (cluster, producer, at) = simulated(1);
     let room = producer.room.available_permits();
-    let records = vec![record(&"x".repeat(300_000)); 10];
+    let (large, larger) = (record(&"x".repeat(300_000)), record(&"x".repeat(2 << 20)));
+    let records = [RecordRef::from(&large); 10];
     assert_eq!((group_len(&records), group_len(&records[..2])), (3, 2));
-    assert_eq!(group_len(&[record(&"x".repeat(2 << 20)), record("y")]), 1);
-    let (stored, failed) = producer.append(at.clone(), &records).await;
-    assert!(failed.is_none());
+    assert_eq!(group_len(&[(&larger).into(), (&large).into()]), 1);
+    let stored = producer.append(at.clone(), &records).await;
     assert_eq!(stored.await.unwrap(), Position { partition: 0, offset: Offset(9) });
     assert_eq!(producer.room.available_permits(), room, "the room is given back");
 
     // One that can never be stored, among others: they are stored, and it's the outcome of all.
     let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED];
     cluster.request_errors(RDKafkaApiKey::Produce, &refused);
-    let (outcome, failed) = producer.append(at.clone(), &records).await;
-    assert!(failed.is_none());
-    let error = outcome.await.unwrap_err();
+    let error = producer.append(at.clone(), &records).await.await.unwrap_err();
     assert!(matches!(error, BusError::Refused { .. }), "{error}");
     assert_eq!(producer.room.available_permits(), room);
-    let nothing = producer.append(at.clone(), &[]).await.0.await;
+    let nothing = producer.append(at.clone(), &[]).await.await;
     assert!(nothing.unwrap_err().retryable());
 }
 
@@ -138,9 +132,7 @@ async fn final_errors_are_those_of_all_records_of_the_batch() {
     for (round, (error, wanted)) in errors.into_iter().enumerate() {
         cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
         // In one batch: they are appended in one call.
-        let (appended, failed) = producer.append(at.clone(), &[record("a"), record("b")]).await;
-        assert!(failed.is_none());
-        let got = appended.await.unwrap_err();
+        let got = producer.append(at.clone(), &[(&record("a")).into(), (&record("b")).into()]).await.await.unwrap_err();
         let kind = match &got {
             BusError::RecordTooLarge { size: 2, .. } => size,
             BusError::Refused { .. } => refused,

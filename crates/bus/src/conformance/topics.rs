@@ -3,7 +3,7 @@
 use logmesh_types::{UnixNanos, limits};
 
 use super::*;
-use crate::{Offset, partition_of};
+use crate::{Offset, Records, partition_of};
 
 /// Records of one key are in one partition, in the order of the calls, at growing offsets, however many are under way.
 pub async fn keeps_the_order_of_a_key(fixture: &dyn Fixture) {
@@ -28,21 +28,26 @@ pub async fn keeps_the_order_of_a_key(fixture: &dyn Fixture) {
 pub async fn appends_many_as_one(fixture: &dyn Fixture) {
     let bus = fixture.open().await;
     let topic = make_topic(fixture, &*bus, 1, KEEP).await;
-    let records: Vec<_> = (0..3_000).map(|n| record("k", &format!("{n:04}{}", "x".repeat(1_000)))).collect();
-    let last = soon("an append", bus.append_all(&topic, &records).await).await.unwrap();
+    let all_of = |values: &[&str]| {
+        let mut records = Records::new(Bytes::from("k"), Vec::new(), 0);
+        values.iter().for_each(|value| records.value().extend(value.as_bytes()));
+        records
+    };
+    let written: Vec<String> = (0..3_000).map(|n| format!("{n:04}{}", "x".repeat(1_000))).collect();
+    let written: Vec<&str> = written.iter().map(String::as_str).collect();
+    let last = soon("an append", bus.append_all(&topic, all_of(&written)).await).await.unwrap();
     assert_eq!(last, Position { partition: 0, offset: Offset(2_999) });
     let all = read_all(&*bus, &at(&topic, 0), NextOffset(0)).await;
-    assert!(all.iter().map(|record| &record.value).eq(records.iter().map(|record| &record.value)));
+    assert_eq!(values(&all), written);
 
-    let too_large = NewRecord { value: vec![0; limits::MAX_RECORD_BYTES + 1].into(), ..record("k", "") };
-    let records = [record("k", "before"), too_large, record("k", "after")];
-    for records in [&records[..], &records[1..]] {
-        let error = soon("an append", bus.append_all(&topic, records).await).await.unwrap_err();
+    let too_large = "x".repeat(limits::MAX_RECORD_BYTES + 1);
+    for records in [&["before", &too_large, "after"][..], &[&too_large, "after"]] {
+        let error = soon("an append", bus.append_all(&topic, all_of(records)).await).await.unwrap_err();
         assert!(matches!(error, BusError::RecordTooLarge { .. }), "{error}");
     }
     let rest = read_all(&*bus, &at(&topic, 0), NextOffset(3_000)).await;
     assert_eq!(values(&rest), ["before"]);
-    assert!(bus.append_all(&topic, &[]).await.await.unwrap_err().retryable());
+    assert!(bus.append_all(&topic, Records::default()).await.await.unwrap_err().retryable());
 }
 
 /// The partition is the one that [`partition_of`] names, and offsets begin at 0 without holes.

@@ -31,20 +31,20 @@ impl Session {
     async fn settle(&self, mut chunk: Pending, rejected: &mut Rejected) -> Result<Option<(Pending, BusError)>, End> {
         let outcome = chunk.appended().await;
         let mut apart = Rejected::default();
-        let rejected = if chunk.repeated { &mut apart } else { rejected };
-        if let Some(refusal) = rejected.refusal(&chunk.stream_id, chunk.start_offset) {
-            self.reject(chunk.to_reject(refusal), chunk.bytes, rejected).await?;
+        let rejected = if chunk.is_repeated() { &mut apart } else { rejected };
+        if let Some(refusal) = rejected.refusal(chunk.stream_id(), chunk.start_offset()) {
+            self.reject(chunk.to_reject(refusal), chunk.bytes(), rejected).await?;
             return Ok(None);
         }
         match outcome {
             Ok(position) => {
-                rejected.forget(&chunk.stream_id);
+                rejected.forget(chunk.stream_id());
                 self.ack_one(chunk, &position).await?;
             }
             Err(error) => match refusal(&error) {
                 Some(reason) => {
                     let refusal = Refusal { reason, detail: error.to_string() };
-                    self.reject(chunk.to_reject(refusal), chunk.bytes, rejected).await?;
+                    self.reject(chunk.to_reject(refusal), chunk.bytes(), rejected).await?;
                 }
                 None => return Ok(Some((chunk, error))),
             },
@@ -53,7 +53,7 @@ impl Session {
     }
 
     async fn ack_one(&self, chunk: Pending, position: &Position) -> Result<(), End> {
-        let bytes = chunk.bytes;
+        let bytes = chunk.bytes();
         counter!(metric::GATEWAY_CHUNKS, "outcome" => "acked").increment(1);
         counter!(metric::GATEWAY_ACKED_BYTES).increment(bytes);
         histogram!(metric::GATEWAY_ACK_SECONDS).record(chunk.since.elapsed());

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use logmesh_bus::{Append, Bus, BusError, NewRecord, Position};
+use futures::FutureExt;
+use futures::future::join_all;
+use logmesh_bus::{Append, Bus, BusError, Position, last_position};
 use logmesh_proto::ingest::v1::{Ack, BusPosition, Chunk, Reject};
-use logmesh_record::{Format, Times, codec, document};
-use logmesh_types::limits::MAX_RECORD_BYTES;
+use logmesh_record::{Format, Times, codec};
 use logmesh_types::{TopicName, metric};
 use metrics::gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -38,56 +39,49 @@ impl Drop for InFlight {
 
 /// A chunk that was appended, perhaps in vain.
 pub(crate) struct Pending {
-    pub(crate) stream_id: String,
-    pub(crate) start_offset: u64,
-    end_offset: u64,
-    /// Bytes of its data.
-    pub(crate) bytes: u64,
-    /// It was acked before, and stands apart from the order of what is new.
-    pub(crate) repeated: bool,
+    /// Its records are made of it whenever it is appended: the chunk alone is a third of what they are.
+    chunk: Chunk,
+    times: Times,
+    format: Format,
     /// When it came.
     pub(crate) since: Instant,
     pub(crate) topic: TopicName,
-    /// Its records, which share their bytes with the bus.
-    records: Vec<NewRecord>,
     /// The append under way; `None` before it and after its end.
     appending: Option<Append>,
     _in_flight: InFlight,
 }
 
 impl Pending {
-    pub(crate) fn new(chunk: &Chunk, times: Times, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
-        let mut records = match format {
-            Format::Chunks => vec![codec::encode_chunk(chunk)],
-            Format::Events => codec::encode_events(&document::of_chunk(chunk)),
-        };
-        if chunk.repeated {
-            records = records.into_iter().map(codec::repeated).collect();
-        }
-        times.stamp(&mut records);
-        Self {
-            stream_id: chunk.stream_id.clone(),
-            start_offset: chunk.start_offset,
-            end_offset: chunk.end_offset,
-            bytes: chunk.data.len() as u64,
-            repeated: chunk.repeated,
-            since: Instant::now(),
-            topic,
-            records,
-            appending: None,
-            _in_flight: in_flight,
-        }
+    pub(crate) fn new(chunk: Chunk, times: Times, topic: TopicName, format: Format, in_flight: InFlight) -> Self {
+        Self { chunk, times, format, since: Instant::now(), topic, appending: None, _in_flight: in_flight }
     }
 
-    /// True if the bus can never take one of its records: JSON or labels made it too large.
-    pub(crate) fn is_too_large(&self) -> bool {
-        self.records.iter().any(|record| record.size() > MAX_RECORD_BYTES)
+    pub(crate) fn stream_id(&self) -> &str {
+        &self.chunk.stream_id
+    }
+
+    pub(crate) fn start_offset(&self) -> u64 {
+        self.chunk.start_offset
+    }
+
+    /// Bytes of its data.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.chunk.data.len() as u64
+    }
+
+    /// It was acked before, and stands apart from the order of what is new.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.chunk.repeated
     }
 
     /// Appends all its records, from the first; waits only for room on the bus.
     pub(crate) async fn append(&mut self, bus: &dyn Bus) {
+        let mut parts = Vec::new();
+        for records in codec::records(&self.chunk, self.format, &self.times) {
+            parts.push(bus.append_all(&self.topic, records).await);
+        }
         // All have an outcome before it is tried again: nothing of this chunk may still be under way then.
-        self.appending = Some(bus.append_all(&self.topic, &self.records).await);
+        self.appending = Some(join_all(parts).map(last_position).boxed());
     }
 
     /// The end of the append: the place of the last record.
@@ -104,12 +98,12 @@ impl Pending {
 
     /// What tells the agent that it's refused.
     pub(crate) fn to_reject(&self, refusal: Refusal) -> Reject {
-        refusal.of(&self.stream_id, self.start_offset..self.end_offset)
+        refusal.of(&self.chunk.stream_id, self.chunk.start_offset..self.chunk.end_offset)
     }
 
     pub(crate) fn into_ack(self, position: &Position) -> Ack {
         let positions = vec![bus_position(&self.topic, position)];
-        Ack { stream_id: self.stream_id, end_offset: self.end_offset, positions }
+        Ack { stream_id: self.chunk.stream_id, end_offset: self.chunk.end_offset, positions }
     }
 }
 

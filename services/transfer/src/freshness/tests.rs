@@ -6,9 +6,9 @@ use super::*;
 const SECOND: i64 = 1_000_000_000;
 
 fn record(times: Times, seconds: i64) -> Record {
-    let mut records = [NewRecord::default()];
-    times.stamp(&mut records);
-    let [NewRecord { key, value, headers, .. }] = records;
+    let mut record = NewRecord::default();
+    times.stamp(&mut record);
+    let NewRecord { key, value, headers, .. } = record;
     Record { offset: Offset(0), timestamp: at(seconds).unwrap(), key, value, headers }
 }
 
