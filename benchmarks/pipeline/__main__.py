@@ -7,7 +7,8 @@
   ids;
 - file to searchable in a standalone.
 
-Runs alternate with their reference; medians stand beside the least and the most. A run of which a line is missing or there twice
+Runs alternate with their reference; medians stand beside the least and the most. To Elasticsearch there is a round more, the first,
+of which nothing is shown: it warms the servers for all alike. A run of which a line is missing or there twice
 in the topic or the index ends the benchmark without a figure.
 
     python3 benchmarks/pipeline [--lines 1000000] [--rounds 3] [--parts kafka,index,standalone] [--bin target/release]
