@@ -30,6 +30,11 @@ const BLOCKED: Duration = Duration::from_secs(5);
 /// How often the index of a document is made within one write, should others delete it all the time.
 const MAKINGS: u32 = 3;
 
+/// What a document's action takes, with a topic's name of some length.
+const ACTION_BYTES: usize = 128;
+/// Room in a request for the document that turns out to be one too many.
+const MARGIN_BYTES: usize = 64 << 10;
+
 /// A document that has no outcome yet.
 #[derive(Clone, Copy, Debug)]
 struct Todo {
@@ -98,13 +103,13 @@ enum Verdict {
 
 pub(crate) async fn write(inner: &Inner, docs: Vec<NewDoc>) -> Result<Vec<Outcome>, IndexError> {
     let mut types: HashMap<TopicName, FieldTypes> = HashMap::new();
-    for doc in &docs {
+    for doc in docs.chunk_by(|a, b| a.slice == b.slice).filter_map(|of_slice| of_slice.first()) {
         if !types.contains_key(&doc.slice.topic) {
             types.insert(doc.slice.topic.clone(), inner.types_for_writing(&doc.slice.topic).await?);
         }
     }
     let mut bulk = Bulk {
-        outcomes: vec![Outcome::Busy { after: BUSY, reason: "not sent yet".to_owned() }; docs.len()],
+        outcomes: vec![None; docs.len()],
         left: (0..docs.len()).map(|at| Todo { at, wrap: false, makings: 0 }).collect(),
         input: Arc::new(Input { docs, types, names: inner.names.clone() }),
         limit: usize::try_from(inner.settings.bulk_bytes.0).unwrap_or(usize::MAX),
@@ -116,7 +121,8 @@ pub(crate) async fn write(inner: &Inner, docs: Vec<NewDoc>) -> Result<Vec<Outcom
     if let Some((documents, reason)) = bulk.later {
         warn!(documents, reason, "Elasticsearch takes documents later");
     }
-    Ok(bulk.outcomes)
+    let not_sent = || Outcome::Busy { after: BUSY, reason: "not sent".to_owned() }; // not reached
+    Ok(bulk.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(not_sent)).collect())
 }
 
 struct Input {
@@ -127,7 +133,7 @@ struct Input {
 
 struct Bulk {
     input: Arc<Input>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Option<Outcome>>,
     left: VecDeque<Todo>,
     /// The most bytes of a request.
     limit: usize,
@@ -147,7 +153,7 @@ impl Bulk {
         let (request, left) = made.await.map_err(|_| unavailable("a bulk could not be built"))?;
         self.left = left;
         for (at, reason) in request.refused {
-            self.outcomes[at] = Outcome::Rejected { reason };
+            self.outcomes[at] = Some(Outcome::Rejected { reason });
         }
         if request.sent.is_empty() {
             return Ok(());
@@ -180,7 +186,7 @@ impl Bulk {
     fn split(&mut self, sent: &[(Todo, bool)]) {
         if let [(todo, _)] = sent {
             let reason = "it is larger than Elasticsearch's http.max_content_length".to_owned();
-            self.outcomes[todo.at] = Outcome::Rejected { reason };
+            self.outcomes[todo.at] = Some(Outcome::Rejected { reason });
             return;
         }
         self.limit = (self.limit / 2).max(1);
@@ -196,13 +202,13 @@ impl Bulk {
         let mut missing: HashMap<Slice, ()> = HashMap::new();
         for ((todo, wrapped), result) in results {
             match verdict(result) {
-                Verdict::Done(outcome) => self.outcomes[todo.at] = outcome,
+                Verdict::Done(outcome) => self.outcomes[todo.at] = Some(outcome),
                 Verdict::Later(after, reason) => self.put_off(todo.at, after, &reason),
                 Verdict::NotAllowed(reason) => return Err(unavailable(reason)),
-                Verdict::Refused(reason) if wrapped => self.outcomes[todo.at] = Outcome::Rejected { reason },
+                Verdict::Refused(reason) if wrapped => self.outcomes[todo.at] = Some(Outcome::Rejected { reason }),
                 Verdict::Refused(_) => again.push(Todo { wrap: true, ..todo }),
                 Verdict::NoIndex if todo.makings < MAKINGS => {
-                    missing.insert(self.input.docs[todo.at].slice.clone(), ());
+                    missing.insert(Slice::clone(&self.input.docs[todo.at].slice), ());
                     again.push(Todo { makings: todo.makings + 1, ..todo });
                 }
                 Verdict::NoIndex => self.put_off(todo.at, BUSY, "its index is deleted again and again"),
@@ -225,7 +231,7 @@ impl Bulk {
     }
 
     fn put_off(&mut self, at: usize, after: Duration, reason: &str) {
-        self.outcomes[at] = Outcome::Busy { after, reason: reason.to_owned() };
+        self.outcomes[at] = Some(Outcome::Busy { after, reason: reason.to_owned() });
         self.later.get_or_insert_with(|| (0, reason.to_owned())).0 += 1;
     }
 }
@@ -233,16 +239,18 @@ impl Bulk {
 impl Input {
     /// Takes documents off the queue until the request is full; one at least.
     fn request(&self, left: &mut VecDeque<Todo>, limit: usize) -> Request {
-        let mut request = Request { body: Vec::new(), sent: Vec::new(), refused: Vec::new() };
+        let body = Vec::with_capacity(self.room(left, limit));
+        let mut request = Request { body, sent: Vec::with_capacity(left.len()), refused: Vec::new() };
         // Most documents of a bulk are of the slice of the one before.
-        let mut target: Option<(&Slice, String)> = None;
+        let mut target: Option<Target<'_>> = None;
         while let Some(todo) = left.front().copied() {
             let doc = &self.docs[todo.at];
-            if target.as_ref().is_none_or(|(slice, _)| **slice != doc.slice) {
-                target = self.names.index(&doc.slice).map(|index| (&doc.slice, Names::alias(&index)));
-            }
+            let target = match &mut target {
+                Some(target) if *target.slice == doc.slice => target,
+                other => other.insert(self.target(&doc.slice)),
+            };
             let start = request.body.len();
-            match self.add(&todo, doc, target.as_ref().map(|(_, alias)| alias.as_str()), &mut request.body) {
+            match add(&todo, doc, target, &mut request.body) {
                 Ok(wrapped) => {
                     if request.body.len() > limit && !request.sent.is_empty() {
                         request.body.truncate(start);
@@ -257,26 +265,49 @@ impl Input {
         request
     }
 
-    /// Appends a document; says whether it is wrapped.
-    fn add(&self, todo: &Todo, doc: &NewDoc, alias: Option<&str>, out: &mut Vec<u8>) -> Result<bool, String> {
-        let alias = alias.ok_or_else(|| format!("{:?} is not a date", doc.slice.date))?;
-        let no_types = FieldTypes::new();
-        let types = self.types.get(&doc.slice.topic).unwrap_or(&no_types);
-        let mut read = None;
-        if todo.wrap || !is_plain(&doc.body, types) {
-            let found = form::read(&doc.body, types)?;
-            read = Some(if todo.wrap { found.wrap() } else { found });
-        }
-        // Neither name nor id holds a character that JSON escapes. To a vector writing can't fail.
-        let written = writeln!(out, "{{\"create\":{{\"_index\":\"{alias}\",\"_id\":\"{}\"}}}}", doc.id);
-        debug_assert!(written.is_ok());
-        match &read {
-            Some(read) => read.write(&doc.body, &doc.id, types, out),
-            None => out.extend_from_slice(&doc.body),
-        }
-        out.push(b'\n');
-        Ok(read.is_some_and(|read| read.is_wrapped()))
+    /// Bytes that these documents take as they are, as far as a request may have them: taken at once, so that none is copied
+    /// while the request grows.
+    fn room(&self, left: &VecDeque<Todo>, limit: usize) -> usize {
+        let body = |todo: &Todo| self.docs[todo.at].body.len() + ACTION_BYTES;
+        left.iter().map(body).sum::<usize>().min(limit.saturating_add(MARGIN_BYTES))
     }
+
+    fn target<'d>(&'d self, slice: &'d Arc<Slice>) -> Target<'d> {
+        let action = self.names.index(slice).map(|index| {
+            // Neither name nor id holds a character that JSON escapes.
+            format!("{{\"create\":{{\"_index\":\"{}\",\"_id\":\"", Names::alias(&index))
+        });
+        Target { slice, action, types: self.types.get(&slice.topic) }
+    }
+}
+
+/// Where documents of one slice go.
+struct Target<'d> {
+    slice: &'d Arc<Slice>,
+    /// What their actions begin with; `None` if the slice has no date.
+    action: Option<String>,
+    types: Option<&'d FieldTypes>,
+}
+
+/// Appends a document; says whether it is wrapped.
+fn add(todo: &Todo, doc: &NewDoc, target: &Target<'_>, out: &mut Vec<u8>) -> Result<bool, String> {
+    let action = target.action.as_ref().ok_or_else(|| format!("{:?} is not a date", doc.slice.date))?;
+    let no_types = FieldTypes::new();
+    let types = target.types.unwrap_or(&no_types);
+    let mut read = None;
+    if todo.wrap || !is_plain(&doc.body, types) {
+        let found = form::read(&doc.body, types)?;
+        read = Some(if todo.wrap { found.wrap() } else { found });
+    }
+    out.extend_from_slice(action.as_bytes());
+    let written = writeln!(out, "{}\"}}}}", doc.id); // to a vector it can't fail
+    debug_assert!(written.is_ok());
+    match &read {
+        Some(read) => read.write(&doc.body, &doc.id, types, out),
+        None => out.extend_from_slice(&doc.body),
+    }
+    out.push(b'\n');
+    Ok(read.is_some_and(|read| read.is_wrapped()))
 }
 
 impl Inner {

@@ -16,8 +16,10 @@ pub(crate) fn is_plain(body: &[u8], types: &FieldTypes) -> bool {
     if !is_one_line(body) {
         return false;
     }
+    // Once for all its texts.
+    let Ok(body) = std::str::from_utf8(body) else { return false };
     let mut document = Document { types, has_time: false, has_stream: false, is_plain: true };
-    let mut json = serde_json::Deserializer::from_slice(body);
+    let mut json = serde_json::Deserializer::from_str(body);
     let read = json.deserialize_map(&mut document).and_then(|()| json.end());
     read.is_ok() && document.is_plain && document.has_time && document.has_stream
 }

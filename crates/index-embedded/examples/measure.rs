@@ -27,7 +27,7 @@ fn doc(number: u64) -> NewDoc {
         number * 80,
     );
     let slice = Slice { topic: "nginx".parse().unwrap(), date: "2026-01-31".to_owned() };
-    NewDoc { slice, id: DocId::of_event(&stream, number * 80, b"x"), body: body.into() }
+    NewDoc { slice: slice.into(), id: DocId::of_event(&stream, number * 80, b"x"), body: body.into() }
 }
 
 fn percentile(times: &mut [Duration], percent: usize) -> Duration {

@@ -13,6 +13,7 @@ pub mod sum;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,8 +38,8 @@ pub struct Slice {
 /// A document on its way into the index.
 #[derive(Clone, Debug)]
 pub struct NewDoc {
-    /// Where it belongs.
-    pub slice: Slice,
+    /// Where it belongs. Shared, since most documents of a bulk are of one slice.
+    pub slice: Arc<Slice>,
     /// Its id, unique within a topic.
     pub id: DocId,
     /// The document: a JSON object with flat keys, as `DESIGN.md` names them.

@@ -17,7 +17,7 @@ use crate::chunk;
 use crate::document::{self, Builder};
 use crate::hops::Times;
 
-pub use logmesh_types::header::{DATE, FORMAT, ID, RANGE, REASON, REDRIVE, REPEATED};
+pub use logmesh_types::header::{DATE, FORMAT, ID, RANGE, REASON, REDRIVE, REPEATED, TIMES};
 
 /// The longest reason that a dead letter keeps, in bytes.
 const MAX_REASON_BYTES: usize = 8_192;
@@ -42,8 +42,8 @@ pub struct Document {
     pub id: Option<DocId>,
     /// The stream and the range that it holds; `None` if it came from a client.
     pub stream: Option<(StreamId, ByteRange)>,
-    /// The UTC date of its read time.
-    pub date: String,
+    /// The UTC day of its read time.
+    pub date: Day,
     /// The document: a JSON object.
     pub body: Bytes,
 }
@@ -76,7 +76,7 @@ pub fn encode_chunk(chunk: &Chunk) -> NewRecord {
 /// The record of one document. Its time is that of its arrival, as a chunk's is.
 pub fn encode_event(document: &Document) -> NewRecord {
     let id = document.id.map(|id| Bytes::copy_from_slice(&id.to_text()));
-    let mut headers = vec![event_format(), (DATE.into(), Bytes::copy_from_slice(document.date.as_bytes()))];
+    let mut headers = vec![event_format(), (DATE.into(), Bytes::from(document.date.to_string()))];
     headers.extend(id.clone().map(|id| (ID.into(), id)));
     let key = match document.stream {
         None => id.unwrap_or_default(),
@@ -86,6 +86,49 @@ pub fn encode_event(document: &Document) -> NewRecord {
         }
     };
     NewRecord { key, value: document.body.clone(), headers, timestamp: None }
+}
+
+/// The headers of ours that a record has, each the first of its name: found in one pass, since records come by the million.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found<'r> {
+    /// See [`FORMAT`].
+    pub format: Option<&'r Bytes>,
+    /// See [`DATE`].
+    pub date: Option<&'r Bytes>,
+    /// See [`ID`].
+    pub id: Option<&'r Bytes>,
+    /// See [`RANGE`].
+    pub range: Option<&'r Bytes>,
+    /// See [`TIMES`].
+    pub times: Option<&'r Bytes>,
+    /// See [`REASON`].
+    pub reason: Option<&'r Bytes>,
+    /// See [`REDRIVE`].
+    pub redrive: Option<&'r Bytes>,
+    /// See [`REPEATED`].
+    pub repeated: Option<&'r Bytes>,
+}
+
+impl<'r> Found<'r> {
+    /// Those of a record.
+    pub fn of(record: &'r Record) -> Self {
+        let mut found = Self::default();
+        for (name, value) in &record.headers {
+            let place = match name.as_ref() {
+                FORMAT => &mut found.format,
+                DATE => &mut found.date,
+                ID => &mut found.id,
+                RANGE => &mut found.range,
+                TIMES => &mut found.times,
+                REASON => &mut found.reason,
+                REDRIVE => &mut found.redrive,
+                REPEATED => &mut found.repeated,
+                _ => continue,
+            };
+            place.get_or_insert(value);
+        }
+        found
+    }
 }
 
 /// Marks a record as one that was on the bus before.
@@ -123,7 +166,7 @@ fn event_records(chunk: &Chunk, mut common: Headers) -> impl Iterator<Item = Rec
     let key = Bytes::copy_from_slice(chunk.stream_id.as_bytes());
     let builder = Builder::of(chunk);
     if let Some(builder) = &builder {
-        common.extend([event_format(), (DATE.into(), Bytes::copy_from_slice(builder.date.as_bytes()))]);
+        common.extend([event_format(), (DATE.into(), Bytes::from(builder.date.to_string()))]);
     }
     let mut events = chunk::events(chunk).peekable();
     std::iter::from_fn(move || {
@@ -148,13 +191,21 @@ fn event_records(chunk: &Chunk, mut common: Headers) -> impl Iterator<Item = Rec
 /// # Errors
 /// [`DecodeError`] if the record wasn't written by logmesh or is damaged; it then belongs in the dead letters.
 pub fn decode(record: &Record) -> Result<Content, DecodeError> {
-    match record.header(FORMAT).map(|format| format.as_ref()) {
+    decode_found(record, &Found::of(record))
+}
+
+/// The same, of a record whose headers were looked through already.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_found(record: &Record, found: &Found<'_>) -> Result<Content, DecodeError> {
+    match found.format.map(|format| format.as_ref()) {
         Some(b"chunk") => {
             let chunk = Chunk::decode(record.value.clone()).map_err(|error| DecodeError(error.to_string()))?;
             chunk::check(&chunk).map_err(|error| DecodeError(error.to_string()))?;
             Ok(Content::Chunk(Box::new(chunk)))
         }
-        Some(b"event") => decode_event(record).map(Content::Event),
+        Some(b"event") => decode_event(record, found).map(Content::Event),
         Some(other) => Err(DecodeError(format!("its format is {:?}", String::from_utf8_lossy(other)))),
         None => Err(DecodeError(format!("it has no header {FORMAT}"))),
     }
@@ -174,19 +225,16 @@ pub fn documents(topic: &TopicName, partition: u32, record: &Record) -> Result<V
     })
 }
 
-fn decode_event(record: &Record) -> Result<Document, DecodeError> {
-    let text = |name: &str| match record.header(name) {
-        None => Ok(None),
-        Some(value) => std::str::from_utf8(value).map(Some).map_err(|_| DecodeError(format!("{name} is not text"))),
-    };
+fn text<'r>(value: Option<&'r Bytes>, name: &str) -> Result<Option<&'r str>, DecodeError> {
+    let text = value.map(|value| std::str::from_utf8(value)).transpose();
+    text.map_err(|_| DecodeError(format!("{name} is not text")))
+}
+
+fn decode_event(record: &Record, found: &Found<'_>) -> Result<Document, DecodeError> {
     let bad = |name: &str| DecodeError(format!("its header {name} can't be read"));
-    let date = text(DATE)?.ok_or_else(|| bad(DATE))?.to_owned();
-    // The date becomes a folder and an index name.
-    if date.parse::<Day>().is_err() {
-        return Err(bad(DATE));
-    }
-    let id = text(ID)?.map(|id| id.parse::<DocId>().map_err(|_| bad(ID))).transpose()?;
-    let stream = match text(RANGE)? {
+    let date = text(found.date, DATE)?.and_then(|date| date.parse().ok()).ok_or_else(|| bad(DATE))?;
+    let id = text(found.id, ID)?.map(|id| id.parse::<DocId>().map_err(|_| bad(ID))).transpose()?;
+    let stream = match text(found.range, RANGE)? {
         None => None,
         Some(range) => {
             let (start, end) = range.split_once('-').ok_or_else(|| bad(RANGE))?;
@@ -235,9 +283,10 @@ impl DeadLetter {
     /// # Errors
     /// [`DecodeError`] if the record is no dead letter.
     pub fn decode(record: &Record) -> Result<Self, DecodeError> {
-        let reason = record.header(REASON).ok_or_else(|| DecodeError(format!("it has no header {REASON}")))?;
+        let found = Found::of(record);
+        let reason = found.reason.ok_or_else(|| DecodeError(format!("it has no header {REASON}")))?;
         Ok(Self {
-            document: decode_event(record)?,
+            document: decode_event(record, &found)?,
             reason: String::from_utf8_lossy(reason).into_owned(),
             time: record.timestamp,
         })
@@ -256,9 +305,9 @@ pub struct Redrive {
 }
 
 impl Redrive {
-    /// The mark of a record; `None` if it is no letter sent through again.
-    pub fn of(record: &Record) -> Option<Self> {
-        let text = std::str::from_utf8(record.header(REDRIVE)?).ok()?;
+    /// The mark of a record with these headers; `None` if it is no letter sent through again.
+    pub fn of(found: &Found<'_>) -> Option<Self> {
+        let text = std::str::from_utf8(found.redrive?).ok()?;
         let mut parts = text.split('/');
         let (operation, partition, offset) = (parts.next()?, parts.next()?, parts.next()?);
         Some(Self { operation: operation.to_owned(), partition: partition.parse().ok()?, offset: offset.parse().ok()? })
@@ -346,7 +395,8 @@ mod tests {
     #[test]
     fn an_event_without_an_id_takes_its_place_as_one() {
         let topic: TopicName = "logs".parse().unwrap();
-        let event = Document { id: None, stream: None, date: "2026-01-31".into(), body: Bytes::from("{}") };
+        let date = "2026-01-31".parse().unwrap();
+        let event = Document { id: None, stream: None, date, body: Bytes::from("{}") };
         let read = documents(&topic, 2, &stored(encode_event(&event))).unwrap();
         assert_eq!(read[0].id, Some(DocId::of_position("logs", 2, 5, 0)));
     }
@@ -362,8 +412,12 @@ mod tests {
             "the record can't be read: it has no header logmesh-format"
         );
         for date in ["2026-1-31", "../../etc", "2026-02-30", ""] {
-            let event = Document { id: None, stream: None, date: date.into(), body: Bytes::from("{}") };
-            assert!(decode(&stored(encode_event(&event))).is_err(), "{date:?}");
+            let day = "2026-01-31".parse().unwrap();
+            let event = Document { id: None, stream: None, date: day, body: Bytes::from("{}") };
+            let mut record = stored(encode_event(&event));
+            assert!(decode(&record).is_ok());
+            record.headers[1].1 = Bytes::from_static(date.as_bytes());
+            assert!(decode(&record).is_err(), "{date:?}");
         }
     }
 
@@ -374,9 +428,9 @@ mod tests {
         assert_eq!(DeadLetter::decode(&stored(letter.encode())).unwrap(), letter);
         let mark = Redrive { operation: "a1".into(), partition: 3, offset: 12 };
         let again = stored(letter.redrive(&mark));
-        assert_eq!(Redrive::of(&again), Some(mark));
+        assert_eq!(Redrive::of(&Found::of(&again)), Some(mark));
         assert_eq!(again.timestamp, UnixNanos(1), "the time of its arrival");
         assert!(matches!(decode(&again).unwrap(), Content::Event(event) if event == letter.document));
-        assert_eq!(Redrive::of(&stored(letter.encode())), None);
+        assert_eq!(Redrive::of(&Found::of(&stored(letter.encode()))), None);
     }
 }

@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use logmesh_index::{FieldType, FieldTypes};
 use logmesh_proto::ingest::v1::{Chunk, Event, Source};
 use logmesh_proto::time::unix_nanos;
-use logmesh_types::{ByteRange, DocId, StreamId, UnixNanos};
+use logmesh_types::{ByteRange, Day, DocId, StreamId, UnixNanos};
 use serde_json::{Map, Value};
 
 use crate::chunk::{EventSlice, events};
@@ -41,7 +41,7 @@ pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
         .map(|(id, range, end)| {
             let body = buffer.slice(start..end);
             start = end;
-            Document { id: Some(id), stream: Some((builder.stream, range)), date: builder.date.clone(), body }
+            Document { id: Some(id), stream: Some((builder.stream, range)), date: builder.date, body }
         })
         .collect()
 }
@@ -49,8 +49,8 @@ pub fn of_chunk(chunk: &Chunk) -> Vec<Document> {
 /// What all documents of a chunk have in common: as JSON it is written once.
 pub(crate) struct Builder {
     stream: StreamId,
-    /// The UTC date of the read time.
-    pub(crate) date: String,
+    /// The UTC day of the read time.
+    pub(crate) date: Day,
     reading: Reading,
     /// Up to the message.
     before: String,
@@ -71,7 +71,7 @@ impl Builder {
         after.extend(common_fields(chunk, read_time));
         Some(Self {
             stream: chunk.stream_id.parse().ok()?,
-            date: read_time.date(),
+            date: Day::of(read_time),
             reading,
             before: format!("{TIMESTAMP}{read_time}{MESSAGE}"),
             after,
@@ -183,7 +183,7 @@ pub fn of_event(topic: &str, event: &Event, taken: UnixNanos, types: &FieldTypes
     text_field(&mut body, "logmesh.read_time", &taken.to_string());
     body.push(b'}');
     let id = (!event.event_id.is_empty()).then(|| DocId::of_client_event(topic, &event.event_id));
-    Document { id, stream: None, date: taken.date(), body: Bytes::from(body) }
+    Document { id, stream: None, date: Day::of(taken), body: Bytes::from(body) }
 }
 
 fn write_attributes(
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(field("logmesh.unmapped"), [Value::Null, Value::Null, Value::Null, noted.clone(), noted]);
         assert_eq!(field("k8s.pod.name"), ["web"; 5]);
         assert!(
-            of_chunk(&written).iter().all(|document| document.date == "2026-01-31"),
+            of_chunk(&written).iter().all(|document| document.date.to_string() == "2026-01-31"),
             "the slice is the read time's"
         );
     }
@@ -475,7 +475,7 @@ mod tests {
         let stream: StreamId = "217a55e0e277d86e24b960c80282a1c5".parse().unwrap();
         assert_eq!(documents[1].id, Some(DocId::of_event(&stream, 9, b"b\n")));
         assert_eq!(documents[1].stream, Some((stream, ByteRange::new(9, 11))));
-        assert_eq!(documents[1].date, "2026-01-31");
+        assert_eq!(documents[1].date.to_string(), "2026-01-31");
     }
 
     fn client_event(attributes: Value) -> Event {

@@ -48,7 +48,12 @@ impl Times {
 
     /// Those of a record; what is missing or can't be read isn't known.
     pub fn of(record: &Record) -> Self {
-        let text = record.header(TIMES).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        Self::read(record.header(TIMES).map_or(&[], |value| value))
+    }
+
+    /// Those that the header [`TIMES`] holds.
+    pub fn read(header: &[u8]) -> Self {
+        let text = std::str::from_utf8(header).unwrap_or_default();
         let mut parts = text.split('/').map(|part| part.parse().ok().map(UnixNanos));
         let mut next = || parts.next().flatten();
         Self { written: next(), read: next(), received: next() }

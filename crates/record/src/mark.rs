@@ -57,9 +57,9 @@ impl Marks {
         self.get(topic).map(|mark| mark.before)
     }
 
-    /// True if the topic's slice of this date is retired.
-    pub fn is_retired(&self, topic: &TopicName, date: &str) -> bool {
-        self.before(topic).is_some_and(|before| date.parse::<Day>().is_ok_and(|day| day < before))
+    /// True if the topic's slice of this day is retired.
+    pub fn is_retired(&self, topic: &TopicName, day: Day) -> bool {
+        self.before(topic).is_some_and(|before| day < before)
     }
 }
 
@@ -77,8 +77,9 @@ mod tests {
             let mut marks = Marks::default();
             order.iter().for_each(|at: &usize| marks.take(&both[*at].key(&logs), both[*at]));
             assert_eq!(marks.get(&logs), Some(&newer));
-            assert!(marks.is_retired(&logs, "2026-02-02") && !marks.is_retired(&logs, "2026-02-03"));
-            assert!(!marks.is_retired(&logs, "never") && !marks.is_retired(&"other".parse().unwrap(), "2026-02-02"));
+            let [second, third] = ["2026-02-02", "2026-02-03"].map(|day| day.parse().unwrap());
+            assert!(marks.is_retired(&logs, second) && !marks.is_retired(&logs, third));
+            assert!(!marks.is_retired(&"other".parse().unwrap(), second));
         }
         let mut marks = Marks::default();
         marks.read(newer.key(&logs).as_bytes(), &serde_json::to_vec(&newer).unwrap());

@@ -61,7 +61,7 @@ impl Server {
 
     /// Writes documents a second apart.
     async fn write_at(&self, first: i64, messages: &[&str]) {
-        let slice = Slice { topic: self.topic.clone(), date: "2026-01-31".to_owned() };
+        let slice = Arc::new(Slice { topic: self.topic.clone(), date: "2026-01-31".to_owned() });
         let docs = messages.iter().zip(0..).map(|(message, number)| {
             let time = UnixNanos(first + number * 1_000_000_000);
             let body = serde_json::json!({"@timestamp": time.to_string(), "message": message});

@@ -226,8 +226,8 @@ impl Books {
 
     /// Notes in which slice an event's bytes lie, to be written.
     pub(crate) fn place_document(&mut self, document: &Document) {
-        if let (Some((stream, range)), Ok(day)) = (document.stream, document.date.parse()) {
-            self.place(stream, range, day);
+        if let Some((stream, range)) = document.stream {
+            self.place(stream, range, document.date);
             self.changed.insert(stream);
         }
     }

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use logmesh_bus::{NextOffset, Record, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
+use logmesh_record::codec::Found;
 use logmesh_record::{Content, Coverage, DeadLetter, Document, Marks, codec, document};
-use logmesh_types::{DocId, UnixNanos};
+use logmesh_types::{Day, DocId, UnixNanos};
 
 use crate::books::Books;
 use crate::freshness::Samples;
@@ -35,20 +36,18 @@ pub(crate) struct Bulk {
     pub(crate) bytes: usize,
     pub(crate) counts: Counts,
     /// The earliest date of all documents.
-    oldest: Option<String>,
+    oldest: Option<Day>,
     pub(crate) samples: Samples,
 }
 
 impl Bulk {
     /// The earliest date of all documents: that of the slice that is retired first.
-    pub(crate) fn oldest(&self) -> Option<&str> {
-        self.oldest.as_deref()
+    pub(crate) fn oldest(&self) -> Option<Day> {
+        self.oldest
     }
 
-    fn note_date(&mut self, date: &str) {
-        if self.oldest.as_deref().is_none_or(|oldest| date < oldest) {
-            self.oldest = Some(date.to_owned());
-        }
+    fn note_date(&mut self, date: Day) {
+        self.oldest = Some(self.oldest.map_or(date, |oldest| oldest.min(date)));
     }
 
     /// Bytes of the documents.
@@ -73,8 +72,9 @@ impl Bulk {
             Some(offsets) => *offsets = done,
             None => drop(self.offsets.insert(TopicPartition::clone(at), done)),
         }
-        let sample = self.samples.of(at, record, taken);
-        match codec::decode(record) {
+        let found = Found::of(record);
+        let sample = self.samples.of(at, record, &found, taken);
+        match codec::decode_found(record, &found) {
             Ok(Content::Chunk(chunk)) => {
                 let documents = document::of_chunk(&chunk);
                 if let (Some(source), Some((stream, _))) = (&chunk.source, documents.first().and_then(|d| d.stream)) {
@@ -83,12 +83,12 @@ impl Bulk {
                     book.path.clone_from(&source.path);
                 }
                 for document in documents {
-                    self.add_document(at, record, document, sample, books);
+                    self.add_document(at, (record, &found), document, sample, books);
                 }
             }
-            Ok(Content::Event(document)) => match Attempt::of(record, at.partition) {
+            Ok(Content::Event(document)) => match Attempt::of(record, &found, at.partition) {
                 Some(attempt) => self.add_letter(at, document, attempt, record.timestamp),
-                None => self.add_document(at, record, document, sample, books),
+                None => self.add_document(at, (record, &found), document, sample, books),
             },
             Err(reason) => self.add_unreadable(at, record, reason.to_string()),
         }
@@ -97,7 +97,7 @@ impl Bulk {
     fn add_document(
         &mut self,
         at: &Arc<TopicPartition>,
-        record: &Record,
+        (record, found): (&Record, &Found<'_>),
         document: Document,
         sample: Option<usize>,
         books: &mut Books,
@@ -105,7 +105,7 @@ impl Bulk {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
-        self.note_date(&document.date);
+        self.note_date(document.date);
         let mut is_new = true;
         let certain = match document.stream {
             // Without an id of its own the event is what lies at this place of the bus.
@@ -114,7 +114,7 @@ impl Bulk {
                 let book = books.book(stream);
                 let coverage = book.coverage(range);
                 // What is sent again may be in the index under another date, though its book was lost.
-                let repeated = record.header(codec::REPEATED).is_some();
+                let repeated = found.repeated.is_some();
                 let certain = coverage == Coverage::New && book.left_out == 0 && !repeated;
                 if coverage == Coverage::Overlap {
                     self.counts.overlaps += 1;
@@ -134,7 +134,7 @@ impl Bulk {
         let id = document.id.unwrap_or_else(|| DocId::of_position(at.topic.as_str(), at.partition, attempt.offset, 0));
         self.counts.events += 1;
         self.bytes += document.body.len();
-        self.note_date(&document.date);
+        self.note_date(document.date);
         let entry = Entry { at: at.clone(), document, id, sample: None, arrived, refused: None };
         self.redriven.push((entry, attempt));
     }
@@ -143,7 +143,7 @@ impl Bulk {
         let document = Document {
             id: Some(DocId::of_position(at.topic.as_str(), at.partition, record.offset.0, 0)),
             stream: None,
-            date: record.timestamp.date(),
+            date: Day::of(record.timestamp),
             body: record.value.clone(),
         };
         self.unreadable.push((at.clone(), DeadLetter { document, reason, time: UnixNanos::now() }));

@@ -257,7 +257,7 @@ mod tests {
                 let document = logmesh_record::Document {
                     id: None,
                     stream: None,
-                    date: "2026-01-31".to_owned(),
+                    date: "2026-01-31".parse().unwrap(),
                     body: bytes::Bytes::from(vec![b'x'; 10_000]),
                 };
                 let letter = DeadLetter { document, reason: format!("r{n}"), time: UnixNanos(time) };

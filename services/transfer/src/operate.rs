@@ -8,7 +8,7 @@ use logmesh_bus::BusError;
 use logmesh_grpc::bad_field;
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_record::{DeadLetter, Marks, Redrive};
-use logmesh_types::TopicName;
+use logmesh_types::{Day, TopicName};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -185,8 +185,8 @@ async fn send(letters: &Letters, choice: &Choice, progress: &mut Progress) -> Re
 /// The letter as it can be stored: if its date is retired, under the day on which it became a letter, unless that is retired as
 /// well. Always the same day, so that what is sent twice is looked for in one slice.
 fn dated(mut letter: DeadLetter, topic: &TopicName, marks: &Marks) -> DeadLetter {
-    let day = letter.time.date();
-    if marks.is_retired(topic, &letter.document.date) && !marks.is_retired(topic, &day) {
+    let day = Day::of(letter.time);
+    if marks.is_retired(topic, letter.document.date) && !marks.is_retired(topic, day) {
         letter.document.date = day;
     }
     letter

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use logmesh_record::{DeadLetter, Redrive, codec::short_reason};
+use logmesh_record::codec::{Found, short_reason};
+use logmesh_record::{DeadLetter, Redrive};
 use logmesh_types::{ByteRange, Ranges, TopicName};
 
 use crate::letters::pattern;
@@ -118,8 +119,8 @@ impl Attempt {
     }
 
     /// Of a letter's record in its topic; `None` if it is an event like any other.
-    pub(crate) fn of(record: &logmesh_bus::Record, partition: u32) -> Option<Self> {
-        let mark = Redrive::of(record)?;
+    pub(crate) fn of(record: &logmesh_bus::Record, found: &Found<'_>, partition: u32) -> Option<Self> {
+        let mark = Redrive::of(found)?;
         // Both topics have as many partitions, and the letter has the same key in both.
         let letter = (mark.partition == partition).then(|| DeadLetter::decode(record).ok()).flatten()?;
         Some(Self { mark, offset: record.offset.0, reason: letter.reason, stays: false })

@@ -139,7 +139,7 @@ impl Retention {
             return Ok(());
         }
         for date in self.index.slices(topic).await? {
-            if marks.is_retired(topic, &date) {
+            if date.parse().is_ok_and(|day| marks.is_retired(topic, day)) {
                 let slice = Slice { topic: topic.clone(), date };
                 self.index.delete_slice(&slice).await?;
                 metrics::counter!(metric::TRANSFER_RETIRED_SLICES).increment(1);

@@ -25,7 +25,7 @@ pub(crate) async fn marks(jobs: &Jobs) -> Result<Marks, BusError> {
 
 /// True if the slice in which the document would be is retired.
 pub(crate) fn is_late(entry: &Entry, marks: &Marks) -> bool {
-    marks.is_retired(&entry.at.topic, &entry.document.date)
+    marks.is_retired(&entry.at.topic, entry.document.date)
 }
 
 /// True of a document whose bytes were in the index once, in a slice that is retired.
@@ -77,7 +77,7 @@ struct Said<'a> {
 fn wrong_date(entry: &Entry, marks: &Marks) -> Option<String> {
     let before = marks.before(&entry.at.topic).filter(|before| Day::of(entry.arrived) >= *before)?;
     let said: Said<'_> = serde_json::from_slice(&entry.document.body).unwrap_or_default();
-    let read = if said.read_time.is_empty() { entry.document.date.as_str() } else { &said.read_time };
+    let read = if said.read_time.is_empty() { entry.document.date.to_string().into() } else { said.read_time };
     let whose = match said.agent.is_empty() {
         true => "the gateway that took it".to_owned(),
         false => format!("agent '{}' on host '{}'", said.agent, said.host),
@@ -90,7 +90,7 @@ fn wrong_date(entry: &Entry, marks: &Marks) -> Option<String> {
 }
 
 /// Why a letter stays one.
-pub(crate) fn stays(date: &str) -> String {
+pub(crate) fn stays(date: Day) -> String {
     format!("its day {date} is retired, and the day of its letter too: no slice of the index takes it")
 }
 
@@ -112,7 +112,7 @@ mod tests {
         let document = Document {
             id: None,
             stream: Some((stream(), ByteRange::new(0, 9))),
-            date: date.to_owned(),
+            date: date.parse().unwrap(),
             body: Bytes::from_static(body.as_bytes()),
         };
         let arrived: UnixNanos = format!("{arrived}T00:00:00Z").parse().unwrap();

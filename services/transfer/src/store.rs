@@ -75,15 +75,27 @@ pub(crate) enum Stored {
 }
 
 impl Entry {
-    fn to_doc(&self) -> NewDoc {
-        let slice = Slice { topic: self.at.topic.clone(), date: self.document.date.clone() };
-        NewDoc { slice, id: self.id, body: self.document.body.clone() }
-    }
-
     pub(crate) fn into_letter(self, reason: String) -> (TopicPartition, DeadLetter) {
         let document = Document { id: Some(self.id), ..self.document };
         (TopicPartition::clone(&self.at), DeadLetter { document, reason, time: UnixNanos::now() })
     }
+}
+
+/// The documents of entries; those that follow each other in one slice share it.
+fn docs(entries: &[Entry]) -> Vec<NewDoc> {
+    let is_same = |a: &Entry, b: &Entry| a.document.date == b.document.date && a.at.topic == b.at.topic;
+    let mut docs = Vec::with_capacity(entries.len());
+    for run in entries.chunk_by(is_same) {
+        let slice =
+            run.first().map(|first| Slice { topic: first.at.topic.clone(), date: first.document.date.to_string() });
+        let Some(slice) = slice.map(Arc::new) else { continue }; // not reached: no run is empty
+        docs.extend(run.iter().map(|entry| NewDoc {
+            slice: slice.clone(),
+            id: entry.id,
+            body: entry.document.body.clone(),
+        }));
+    }
+    docs
 }
 
 /// Writes documents by `create`, as many at a time as the pace allows, until each is stored, was there, or is refused for good.
@@ -93,7 +105,7 @@ pub(crate) async fn create(entries: Vec<Entry>, to: &Backends) -> Result<Vec<(En
     while !left.is_empty() {
         let limits = to.pace.limits();
         let later = left.split_off(limits.documents.min(left.len()));
-        let docs: Vec<NewDoc> = left.iter().map(Entry::to_doc).collect();
+        let docs = docs(&left);
         let (begin, sent) = (Instant::now(), docs.len());
         let mut pause = None;
         match to.index.write(docs).await.and_then(|outcomes| one_for_each(sent, outcomes)) {

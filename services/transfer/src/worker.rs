@@ -277,10 +277,10 @@ impl Worker {
     }
 
     /// Reads the marks once more before something is written that may be retired since: what was read before yesterday.
-    async fn know_marks(&self, oldest: Option<&str>, holding: &mut Holding) -> Result<(), Stop> {
-        let yesterday = Day::of(UnixNanos::now()).minus(1).to_string();
+    async fn know_marks(&self, oldest: Option<Day>, holding: &mut Holding) -> Result<(), Stop> {
+        let yesterday = Day::of(UnixNanos::now()).minus(1);
         let mut attempt = 0;
-        while oldest.is_some_and(|oldest| oldest < yesterday.as_str()) {
+        while oldest.is_some_and(|oldest| oldest < yesterday) {
             match marks(&self.to.jobs).await {
                 Ok(marks) => {
                     holding.marks = marks;

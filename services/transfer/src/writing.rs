@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use logmesh_bus::{NextOffset, TopicPartition};
 use logmesh_proto::transfer::v1::Counts;
 use logmesh_record::{DeadLetter, Marks};
-use logmesh_types::{ByteRange, DocId, UnixNanos, metric};
+use logmesh_types::{ByteRange, Day, DocId, UnixNanos, metric};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
@@ -56,7 +56,7 @@ impl Writing {
     }
 
     /// The earliest date of what isn't certain.
-    pub(crate) fn oldest(&self) -> Option<&str> {
+    pub(crate) fn oldest(&self) -> Option<Day> {
         self.rest.oldest().filter(|_| !self.is_plain())
     }
 
@@ -277,15 +277,11 @@ fn place_all(stored: &[(Entry, Stored)], books: &mut HashMap<TopicPartition, Boo
     for run in stored.chunk_by(is_next) {
         let [(first, stored), ..] = run else { continue };
         let last = run.last().and_then(|(last, _)| last.document.stream);
-        let (Some((stream, range)), Some((_, last)), Ok(day)) =
-            (first.document.stream, last, first.document.date.parse())
-        else {
-            continue;
-        };
+        let (Some((stream, range)), Some((_, last))) = (first.document.stream, last) else { continue };
         if is_there(stored)
             && let Some(books) = books.get_mut(&*first.at)
         {
-            books.place(stream, ByteRange::new(range.start, last.end), day);
+            books.place(stream, ByteRange::new(range.start, last.end), first.document.date);
         }
     }
 }
@@ -324,12 +320,12 @@ async fn redrive(
     if letters.is_empty() {
         return Ok(());
     }
-    let key = |entry: &Entry| (TopicPartition::clone(&entry.at), entry.id, entry.document.date.clone());
-    let mut of_place: HashMap<(TopicPartition, DocId, String), Vec<Attempt>> = HashMap::new();
+    let key = |entry: &Entry| (TopicPartition::clone(&entry.at), entry.id, entry.document.date);
+    let mut of_place: HashMap<(TopicPartition, DocId, Day), Vec<Attempt>> = HashMap::new();
     let mut entries = Vec::with_capacity(letters.len());
     for (mut entry, mut attempt) in letters {
         attempt.stays = is_late(&entry, marks);
-        entry.refused = attempt.stays.then(|| stays(&entry.document.date));
+        entry.refused = attempt.stays.then(|| stays(entry.document.date));
         of_place.entry(key(&entry)).or_default().push(attempt);
         entries.push(entry);
     }

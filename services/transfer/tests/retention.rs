@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test, its helpers too
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::{Bus, NewRecord, TopicPartition};
@@ -114,7 +115,7 @@ async fn old_days_go_and_nothing_that_comes_late_brings_them_back() {
 
     // A write that was under way when the day was retired.
     let document = document::of_chunk(&aged(0, "old\n", 10)).remove(0);
-    let slice = Slice { topic: mesh.topic.clone(), date: document.date.clone() };
+    let slice = Arc::new(Slice { topic: mesh.topic.clone(), date: document.date.to_string() });
     mesh.index.write(vec![NewDoc { slice, id: document.id.unwrap(), body: document.body }]).await.unwrap();
     until_days(&mesh, &[0]).await;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use logmesh_bus::{BusError, NextOffset, TopicPartition};
 use logmesh_types::TopicName;
 use rdkafka::ClientContext;
@@ -20,7 +21,7 @@ use tracing::{debug, warn};
 use super::inbox::Inbox;
 use crate::context::{at_partition, is_passing, log, report, unavailable};
 use crate::ends::list;
-use crate::read::to_record;
+use crate::read::{BUFFER_BYTES, to_record};
 use crate::settings::Settings;
 
 /// How long one poll waits, and so how long a command may wait when there are no records.
@@ -117,6 +118,8 @@ pub(crate) struct Member {
     full_since: Option<Instant>,
     topics: Vec<TopicName>,
     timeout: Duration,
+    /// What the bytes of the next records lie in.
+    buffer: BytesMut,
 }
 
 impl Member {
@@ -142,6 +145,7 @@ impl Member {
             full_since: None,
             topics: topics.to_vec(),
             timeout,
+            buffer: BytesMut::with_capacity(BUFFER_BYTES),
         })
     }
 
@@ -190,12 +194,13 @@ impl Member {
     }
 
     /// Takes what there is.
-    fn poll(&self) {
+    fn poll(&mut self) {
         let mut wait = POLL;
         for _ in 0..TAKE {
             match self.consumer.poll(wait) {
                 Some(Ok(message)) => {
-                    self.inbox.push(message.topic(), message.partition() as u32, to_record(&message));
+                    let record = to_record(&message, &mut self.buffer);
+                    self.inbox.push(message.topic(), message.partition() as u32, record);
                     if !self.inbox.wait_for_room(Duration::ZERO) {
                         return;
                     }

@@ -93,6 +93,6 @@ impl Doc {
     /// The document as it's written.
     pub fn build(&self) -> NewDoc {
         let body = serde_json::to_vec(&self.document()).unwrap();
-        NewDoc { slice: self.slice.clone(), id: self.id(), body: body.into() }
+        NewDoc { slice: self.slice.clone().into(), id: self.id(), body: body.into() }
     }
 }

@@ -200,7 +200,7 @@ mod tests {
         let index = EmbeddedIndex::open(&folder.join("index"), Settings::default()).await.unwrap();
         let documents = document::of_chunk(&chunk(stream(1), &topic, 0, "2026-01-31T12:00:00Z"));
         for day in days {
-            let slice = Slice { topic: topic.clone(), date: (*day).to_owned() };
+            let slice = std::sync::Arc::new(Slice { topic: topic.clone(), date: (*day).to_owned() });
             let docs = documents.iter().map(|one| NewDoc {
                 slice: slice.clone(),
                 id: one.id.unwrap(),

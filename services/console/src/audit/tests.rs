@@ -226,7 +226,7 @@ impl Mesh {
         let topic: TopicName = chunk.topic.parse().unwrap();
         let documents = document::of_chunk(chunk);
         let docs = places.iter().map(|place| NewDoc {
-            slice: Slice { topic: topic.clone(), date: date.clone() },
+            slice: Arc::new(Slice { topic: topic.clone(), date: date.clone() }),
             id: documents[*place].id.unwrap(),
             body: documents[*place].body.clone(),
         });
@@ -266,7 +266,7 @@ impl Mesh {
             let data = "0123456789\n".repeat(lines).into_bytes();
             let mut chunk = chunk(id, &self.topic, 0, NOON);
             (chunk.end_offset, chunk.crc32c, chunk.data) = (data.len() as u64, crc32c::crc32c(&data), data.into());
-            let slice = Slice { topic: self.topic.clone(), date: "2026-01-31".into() };
+            let slice = Arc::new(Slice { topic: self.topic.clone(), date: "2026-01-31".into() });
             docs.extend(document::of_chunk(&chunk).into_iter().map(|document| NewDoc {
                 slice: slice.clone(),
                 id: document.id.unwrap(),

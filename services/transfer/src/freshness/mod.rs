@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use logmesh_bus::{Record, TopicPartition};
 use logmesh_proto::time::{duration, std_duration};
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_proto::transfer::v1::Hop;
-use logmesh_record::{Times, codec};
+use logmesh_record::Times;
+use logmesh_record::codec::Found;
 use logmesh_types::{UnixNanos, metric};
 use metrics::{Histogram, counter, histogram};
 use tokio::time::Instant;
@@ -71,29 +73,38 @@ struct Sample {
 
 /// The events of a bulk that are to be measured. An event refers to its sample by a number.
 #[derive(Debug, Default)]
-pub(crate) struct Samples(Vec<Sample>);
+pub(crate) struct Samples {
+    list: Vec<Sample>,
+    /// The times of the last one as its record bears them: most records bear those of the one before.
+    times: Bytes,
+}
 
 impl Samples {
     /// The sample of a record that transfer took just now; `None` if it was on the bus before.
-    pub(crate) fn of(&mut self, at: &Arc<TopicPartition>, record: &Record, taken: UnixNanos) -> Option<usize> {
-        if record.header(codec::REPEATED).is_some() || record.header(codec::REDRIVE).is_some() {
+    pub(crate) fn of(
+        &mut self,
+        at: &Arc<TopicPartition>,
+        record: &Record,
+        found: &Found<'_>,
+        taken: UnixNanos,
+    ) -> Option<usize> {
+        if found.repeated.is_some() || found.redrive.is_some() {
             return None;
         }
         // In milliseconds: so those of one chunk that went to the bus one by one are one sample.
         let bus = UnixNanos(record.timestamp.0 - record.timestamp.0.rem_euclid(1_000_000));
-        let sample = Sample { at: at.clone(), times: Times::of(record), bus, taken, created: 0 };
-        let is_same = |last: &Sample| {
-            (last.times, last.bus, last.taken) == (sample.times, bus, taken) && last.at.topic == at.topic
-        };
-        if !self.0.last().is_some_and(is_same) {
-            self.0.push(sample);
+        let times = found.times.cloned().unwrap_or_default();
+        let is_same = |last: &Sample| (last.bus, last.taken) == (bus, taken) && last.at.topic == at.topic;
+        if times != self.times || !self.list.last().is_some_and(is_same) {
+            self.list.push(Sample { at: at.clone(), times: Times::read(&times), bus, taken, created: 0 });
+            self.times = times;
         }
-        Some(self.0.len() - 1)
+        Some(self.list.len() - 1)
     }
 
     /// One event of a sample is new in the index.
     pub(crate) fn created(&mut self, sample: Option<usize>) {
-        if let Some(sample) = sample.and_then(|sample| self.0.get_mut(sample)) {
+        if let Some(sample) = sample.and_then(|sample| self.list.get_mut(sample)) {
             sample.created += 1;
         }
     }
@@ -101,7 +112,7 @@ impl Samples {
     /// The events that were created since the last call were stored just now.
     pub(crate) fn stored(&mut self, freshness: &Freshness) {
         let (stored, mut topics) = (UnixNanos::now(), freshness.lock());
-        for sample in self.0.iter_mut().filter(|sample| sample.created > 0) {
+        for sample in self.list.iter_mut().filter(|sample| sample.created > 0) {
             let events = std::mem::take(&mut sample.created);
             topics.note(sample.at.topic.as_str(), &hops(sample, stored), events, Instant::now());
         }

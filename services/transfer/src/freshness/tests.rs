@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use logmesh_bus::{NewRecord, Offset};
+use logmesh_record::codec;
 
 use super::*;
 
@@ -10,6 +11,10 @@ fn record(times: Times, seconds: i64) -> Record {
     times.stamp(&mut record);
     let NewRecord { key, value, headers, .. } = record;
     Record { offset: Offset(0), timestamp: at(seconds).unwrap(), key, value, headers }
+}
+
+fn sample(samples: &mut Samples, record: &Record, taken: UnixNanos) -> Option<usize> {
+    samples.of(&place(), record, &Found::of(record), taken)
 }
 
 fn at(seconds: i64) -> Option<UnixNanos> {
@@ -23,8 +28,8 @@ fn place() -> Arc<TopicPartition> {
 /// Seconds of each hop of a record with these times that was on the bus at 5, taken at 7 and stored at 8.
 fn seconds(written: Option<UnixNanos>, read: Option<UnixNanos>, received: Option<UnixNanos>) -> [Option<u64>; 6] {
     let mut samples = Samples::default();
-    samples.of(&place(), &record(Times { written, read, received }, 5), UnixNanos(7 * SECOND));
-    hops(&samples.0[0], UnixNanos(8 * SECOND)).map(|hop| hop.map(|took| took.micros / 1_000_000))
+    sample(&mut samples, &record(Times { written, read, received }, 5), UnixNanos(7 * SECOND));
+    hops(&samples.list[0], UnixNanos(8 * SECOND)).map(|hop| hop.map(|took| took.micros / 1_000_000))
 }
 
 #[test]
@@ -41,8 +46,8 @@ fn a_clock_that_is_ahead_or_mad_makes_no_hop_negative() {
     let mad = Some(UnixNanos(i64::MIN));
     seconds(mad, Some(UnixNanos(i64::MAX)), mad);
     let mut samples = Samples::default();
-    samples.of(&place(), &record(Times { written: None, read: at(60), received: at(4) }, 4), UnixNanos(4 * SECOND));
-    let [_, skewed, even, ..] = hops(&samples.0[0], UnixNanos(4 * SECOND));
+    sample(&mut samples, &record(Times { written: None, read: at(60), received: at(4) }, 4), UnixNanos(4 * SECOND));
+    let [_, skewed, even, ..] = hops(&samples.list[0], UnixNanos(4 * SECOND));
     assert!(skewed.unwrap().skewed && !even.unwrap().skewed);
 }
 
@@ -53,18 +58,21 @@ fn what_was_on_the_bus_before_is_left_out_and_what_came_together_is_one_sample()
     for name in [codec::REPEATED, codec::REDRIVE] {
         let mut again = plain.clone();
         again.headers.push((name.into(), Bytes::from_static(b"x")));
-        assert_eq!(samples.of(&place(), &again, taken), None, "{name}");
+        assert_eq!(sample(&mut samples, &again, taken), None, "{name}");
     }
-    assert_eq!(samples.of(&place(), &plain, taken), Some(0));
+    assert_eq!(sample(&mut samples, &plain, taken), Some(0));
     let near = Record { timestamp: UnixNanos(plain.timestamp.0 + 900_000), ..plain.clone() };
-    assert_eq!(samples.of(&place(), &near, taken), Some(0));
-    assert_eq!(samples.of(&place(), &plain, UnixNanos(8 * SECOND)), Some(1));
+    assert_eq!(sample(&mut samples, &near, taken), Some(0));
+    assert_eq!(sample(&mut samples, &plain, UnixNanos(8 * SECOND)), Some(1));
+    let other = record(Times::of_event(UnixNanos(3 * SECOND)), 5);
+    assert_eq!(sample(&mut samples, &other, UnixNanos(8 * SECOND)), Some(2));
+    assert_eq!(samples.list[2].times.received, at(3));
 }
 
 #[tokio::test]
 async fn only_what_is_new_counts_and_a_worker_s_answer_adds_up() {
     let (freshness, mut samples) = (Freshness::default(), Samples::default());
-    let sample = samples.of(&place(), &record(Times::of_event(UnixNanos(4 * SECOND)), 5), UnixNanos::now());
+    let sample = sample(&mut samples, &record(Times::of_event(UnixNanos(4 * SECOND)), 5), UnixNanos::now());
     samples.stored(&freshness);
     assert_eq!(freshness.measured(), Measured::default(), "nothing was created");
     (0..3).for_each(|_| samples.created(sample));

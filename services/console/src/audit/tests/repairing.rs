@@ -148,7 +148,7 @@ async fn copies_are_removed_and_each_line_stays_once() {
     // The last line once more, under an id that somebody made up.
     let slice = Slice { topic: mesh.topic.clone(), date: "2026-01-31".into() };
     let body = document::of_chunk(&whole).pop().unwrap().body;
-    mesh.index.write(vec![NewDoc { slice, id: DocId::from_bytes([5; 16]), body }]).await.unwrap();
+    mesh.index.write(vec![NewDoc { slice: slice.into(), id: DocId::from_bytes([5; 16]), body }]).await.unwrap();
     let doubles = |audits: &[StreamAudit]| audits.iter().map(|one| places(&one.doubles)).collect::<Vec<_>>();
     for _ in 0..2 {
         assert_eq!(doubles(&mesh.audit().await), [vec![(0, 15)], vec![]]);
