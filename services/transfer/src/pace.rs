@@ -26,6 +26,8 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Pace {
     most: Limits,
+    /// Bytes of a bulk that is full of large documents.
+    bytes: usize,
     slow: Duration,
     now: Mutex<Limits>,
 }
@@ -44,7 +46,8 @@ pub(crate) enum Pressure {
 impl Pace {
     pub(crate) fn new(settings: &Settings) -> Self {
         let most = Limits { documents: settings.bulk_documents.max(1), requests: settings.bulk_requests.max(1) };
-        let pace = Self { most, slow: settings.bulk_slow.0, now: Mutex::new(most) };
+        let bytes = usize::try_from(settings.bulk_bytes.0).unwrap_or(usize::MAX);
+        let pace = Self { most, bytes, slow: settings.bulk_slow.0, now: Mutex::new(most) };
         tell(most);
         pace
     }
@@ -54,15 +57,15 @@ impl Pace {
         *self.lock()
     }
 
-    /// A request with so many documents, sent under these limits, was answered well.
-    pub(crate) fn answered(&self, sent: Limits, documents: usize, took: Duration) {
+    /// A request with so many documents of so many bytes together, sent under these limits, was answered well.
+    pub(crate) fn answered(&self, sent: Limits, documents: usize, bytes: usize, took: Duration) {
         if took > self.slow {
             return self.pressed(sent, Pressure::Slow);
         }
         let mut now = self.lock();
         if now.documents < self.most.documents {
-            // What was far below the limit says nothing about it.
-            if documents.saturating_mul(2) >= now.documents {
+            // What was far below the limit says nothing about it, unless it was large documents that filled it.
+            if documents.saturating_mul(2) >= now.documents || bytes.saturating_mul(2) >= self.bytes {
                 now.documents = (now.documents + self.most.documents.div_ceil(STEPS)).min(self.most.documents);
                 tell(*now);
             }
@@ -127,12 +130,12 @@ mod tests {
         let mut steps = 0;
         while pace.limits() != pace.most {
             let now = pace.limits();
-            pace.answered(now, now.documents, FAST);
+            pace.answered(now, now.documents, 1, FAST);
             steps += 1;
             assert!(steps < 100);
         }
         assert!(steps > STEPS, "not at once");
-        pace.answered(pace.limits(), 6_400, FAST);
+        pace.answered(pace.limits(), 6_400, 1, FAST);
         assert_eq!(pace.limits(), pace.most);
     }
 
@@ -144,7 +147,7 @@ mod tests {
             pace.pressed(sent, Pressure::Busy);
         }
         assert_eq!(pace.limits().requests, 2);
-        pace.answered(pace.limits(), 10, pace.slow * 2);
+        pace.answered(pace.limits(), 10, 1, pace.slow * 2);
         assert_eq!(pace.limits().requests, 1);
     }
 
@@ -155,7 +158,19 @@ mod tests {
             pace.pressed(pace.limits(), Pressure::Busy);
         }
         let before = pace.limits();
-        pace.answered(before, 5, FAST);
+        pace.answered(before, 5, 1, FAST);
         assert_eq!(pace.limits(), before);
+    }
+
+    #[test]
+    fn requests_full_of_large_documents_grow_back_to_the_settings() {
+        let pace = pace();
+        for _ in 0..4 {
+            pace.pressed(pace.limits(), Pressure::Busy);
+        }
+        for _ in 0..2 * STEPS {
+            pace.answered(pace.limits(), 5, pace.bytes, FAST);
+        }
+        assert_eq!(pace.limits(), pace.most);
     }
 }

@@ -106,7 +106,7 @@ pub(crate) async fn create(entries: Vec<Entry>, to: &Backends) -> Result<Vec<(En
         let limits = to.pace.limits();
         let later = left.split_off(limits.documents.min(left.len()));
         let docs = docs(&left);
-        let (begin, sent) = (Instant::now(), docs.len());
+        let (begin, sent, bytes) = (Instant::now(), docs.len(), docs.iter().map(|doc| doc.body.len()).sum());
         let mut pause = None;
         match to.index.write(docs).await.and_then(|outcomes| one_for_each(sent, outcomes)) {
             Ok(outcomes) => {
@@ -128,7 +128,7 @@ pub(crate) async fn create(entries: Vec<Entry>, to: &Backends) -> Result<Vec<(En
                 }
                 match pause {
                     Some(_) => to.pace.pressed(limits, Pressure::Busy),
-                    None => to.pace.answered(limits, sent, begin.elapsed()),
+                    None => to.pace.answered(limits, sent, bytes, begin.elapsed()),
                 }
                 left = busy;
             }
