@@ -27,8 +27,10 @@ const HEADER: usize = 61;
 const COUNTED: usize = 12;
 const SUMMED: usize = 21;
 
-/// The header of an LZ4 frame: version 1, independent blocks of 64 KiB at most, no sums.
-const LZ4_HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+/// What an LZ4 frame begins with, and what it says of itself: version 1, independent blocks of 64 KiB at most, no sums, and that
+/// its length follows.
+const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
+const LZ4_FLAGS: [u8; 2] = [0x68, 0x40];
 
 /// Bytes of records in a block of LZ4. Just short of 64 KiB, where the compressor may use its smaller and quicker table.
 const LZ4_BLOCK: usize = 65_534;
@@ -177,7 +179,7 @@ fn snappy(records: &[u8]) -> io::Result<Vec<u8>> {
 fn lz4(records: &[u8]) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(HEADER + records.len() / 3);
     out.resize(HEADER, 0);
-    out.extend(LZ4_HEADER);
+    out.extend(lz4_header(records.len()));
     let mut table = CompressTable::small();
     for block in records.chunks(LZ4_BLOCK) {
         let begin = out.len();
@@ -194,6 +196,35 @@ fn lz4(records: &[u8]) -> io::Result<Vec<u8>> {
     }
     out.extend([0; 4]); // no more blocks
     Ok(out)
+}
+
+/// The header of a frame of so many bytes. A reader that knows how many there will be makes room for them once: librdkafka takes
+/// room for four times the packed bytes else, and copies what it has when that isn't enough.
+fn lz4_header(len: usize) -> [u8; 15] {
+    let mut header = [0; 15];
+    header[..4].copy_from_slice(&LZ4_MAGIC);
+    header[4..6].copy_from_slice(&LZ4_FLAGS);
+    header[6..14].copy_from_slice(&(len as u64).to_le_bytes());
+    header[14] = (xxh32(&header[4..14]) >> 8) as u8;
+    header
+}
+
+/// The sum of the XXH32 algorithm of less than 16 bytes, with seed 0.
+fn xxh32(bytes: &[u8]) -> u32 {
+    const PRIMES: [u32; 5] = [2_654_435_761, 2_246_822_519, 3_266_489_917, 668_265_263, 374_761_393];
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut sum = PRIMES[4].wrapping_add(bytes.len() as u32);
+    for word in words {
+        sum = sum.wrapping_add(u32::from_le_bytes(*word).wrapping_mul(PRIMES[2]));
+        sum = sum.rotate_left(17).wrapping_mul(PRIMES[3]);
+    }
+    for byte in rest {
+        sum = sum.wrapping_add(u32::from(*byte).wrapping_mul(PRIMES[4]));
+        sum = sum.rotate_left(11).wrapping_mul(PRIMES[0]);
+    }
+    sum = (sum ^ (sum >> 15)).wrapping_mul(PRIMES[1]);
+    sum = (sum ^ (sum >> 13)).wrapping_mul(PRIMES[2]);
+    sum ^ (sum >> 16)
 }
 
 /// Bytes of a record behind its length.
@@ -279,7 +310,10 @@ mod tests {
             1 => drop(flate2::read::GzDecoder::new(packed).read_to_end(&mut out).unwrap()),
             2 => out = snap::raw::Decoder::new().decompress_vec(packed).unwrap(),
             3 => {
-                let mut left = packed.strip_prefix(&LZ4_HEADER).unwrap();
+                let mut left = packed;
+                let header = take(&mut left, 15);
+                let len = u64::from_le_bytes(header[6..14].try_into().unwrap());
+                assert_eq!(header, lz4_header(len as usize));
                 loop {
                     let word = u32::from_le_bytes(take(&mut left, 4).try_into().unwrap());
                     let block = take(&mut left, (word & !LZ4_STORED) as usize);
@@ -289,7 +323,7 @@ mod tests {
                         _ => out.extend(lz4_flex::block::decompress(block, 64 << 10).unwrap()),
                     }
                 }
-                assert!(left.is_empty());
+                assert!(left.is_empty() && out.len() as u64 == len);
             }
             other => panic!("{other}"),
         }
@@ -328,6 +362,15 @@ mod tests {
         let records = records.collect();
         assert!(left.is_empty() && latest == last);
         records
+    }
+
+    /// Figures of the reference implementation, and the header of a frame without a length that it writes.
+    #[test]
+    fn the_sum_of_a_frame_s_header_is_that_of_others() {
+        for (bytes, sum) in [(&b""[..], 0x02cc_5d05), (b"a", 0x550d_7456), (b"abc", 0x32d1_53ff)] {
+            assert_eq!(xxh32(bytes), sum, "{bytes:?}");
+        }
+        assert_eq!((xxh32(&[0x60, 0x40]) >> 8) as u8, 0x82);
     }
 
     fn records() -> impl Strategy<Value = Vec<NewRecord>> {
