@@ -40,7 +40,11 @@ impl Bench {
                 "logmesh.offset": offset, "logmesh.length": length,
             });
             let slice = Slice { topic: "logs".parse().unwrap(), date: time.date() };
-            NewDoc { slice, id: DocId::of_event(&id, *offset, message.as_bytes()), body: Bytes::from(body.to_string()) }
+            NewDoc {
+                slice: slice.into(),
+                id: DocId::of_event(&id, *offset, message.as_bytes()),
+                body: Bytes::from(body.to_string()),
+            }
         };
         let outcomes = self.index.write(events.iter().map(doc).collect()).await.unwrap();
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Created));
