@@ -2,12 +2,15 @@
 //!
 //! Invariants, over any sequence of actions: of each generation of a file, what was delivered is exactly what was
 //! written, from its first byte to its last; a range that is delivered again is cut into the same events; what was
-//! acked isn't told to be lost; what was acked and still lies in its file becomes the same events when it's read again.
+//! acked isn't told to be lost; what a truncated file kept to itself is, to the byte, and is no more than one event that
+//! wasn't ended; what was acked and still lies in its file becomes the same events when it's read again.
 
 mod again;
+mod begun;
 
 use std::collections::BTreeMap;
 
+use logmesh_types::ByteRange;
 use proptest::prelude::*;
 
 use super::tests::Bench;
@@ -84,7 +87,7 @@ fn is_start(text: &[u8], of: &[u8]) -> bool {
 #[derive(Debug, Default)]
 struct Generation {
     bytes: Vec<u8>,
-    /// A begun line that was there when the file was truncated: it can't be had any more.
+    /// An event that wasn't ended when the file was truncated: it can't be had any more.
     may_miss: usize,
 }
 
@@ -100,6 +103,8 @@ struct World {
     acked: HashMap<StreamId, u64>,
     /// A file was deleted since the last crash.
     deleted: bool,
+    /// What truncated files kept to themselves.
+    missed: Vec<(StreamId, ByteRange)>,
 }
 
 impl World {
@@ -113,6 +118,7 @@ impl World {
             unacked: VecDeque::new(),
             acked: HashMap::new(),
             deleted: false,
+            missed: Vec::new(),
         }
     }
 
@@ -136,10 +142,10 @@ impl World {
                 }
             }
             Action::Truncate(file) => {
-                // What isn't read when a file is truncated is lost, by anyone: only a begun line may be.
+                // What isn't read when a file is truncated is lost, by anyone: only a begun event may be.
                 self.deliver_all();
                 if let Some(mut generation) = self.live.remove(&file) {
-                    generation.may_miss = self.undelivered(&generation);
+                    generation.may_miss = self.begun(file, &generation);
                     std::fs::File::create(self.name(file)).unwrap();
                     self.finished.push(generation);
                     self.live.insert(file, Generation::default());
@@ -274,22 +280,8 @@ impl World {
         !self.unacked.is_empty()
     }
 
-    /// How many bytes at the end of a generation weren't delivered.
-    fn undelivered(&self, generation: &Generation) -> usize {
-        let whole = self.contents().into_iter().filter(|text| !text.is_empty() && is_start(text, &generation.bytes));
-        generation.bytes.len() - whole.map(|text| text.len()).max().unwrap_or(0)
-    }
-
-    /// What was delivered of each stream, without gap or overlap.
+    /// What was delivered of each stream.
     fn contents(&self) -> Vec<Vec<u8>> {
-        let join = |events: &BTreeMap<u64, Vec<u8>>| {
-            let mut text = Vec::new();
-            for (start, event) in events {
-                assert_eq!(*start, text.len() as u64, "a gap or an overlap");
-                text.extend(event);
-            }
-            text
-        };
         self.delivered.values().map(join).collect()
     }
 
@@ -312,6 +304,7 @@ impl World {
         }
         assert!(contents.is_empty(), "never written: {:?}", contents);
         assert_eq!(self.bench.it().totals().in_flight_bytes, 0);
+        self.check_losses();
         for file in self.bench.it().status() {
             let acked = self.acked.get(&file.stream).copied().unwrap_or(0);
             assert!(file.losses.iter().all(|loss| loss.range.start >= acked), "{acked} acked: {file:?}");
@@ -319,6 +312,16 @@ impl World {
         let lag: Vec<_> = self.bench.it().status().into_iter().filter(|file| file.lag() > 0).collect();
         assert!(lag.is_empty(), "{lag:?}");
     }
+}
+
+/// The events of a stream, without gap or overlap.
+fn join(events: &BTreeMap<u64, Vec<u8>>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for (start, event) in events {
+        assert_eq!(*start, text.len() as u64, "a gap or an overlap");
+        text.extend(event);
+    }
+    text
 }
 
 fn split(chunk: &Chunk) -> Vec<Vec<u8>> {
