@@ -7,8 +7,8 @@
   ids;
 - file to searchable in a standalone.
 
-Runs alternate with their reference; medians stand beside the least and the most. To Elasticsearch there is a round more, the first,
-of which nothing is shown: it warms the servers for all alike. A run of which a line is missing or there twice
+Runs alternate with their reference; medians stand beside the least and the most. To Kafka and to Elasticsearch there is a round
+more, the first, of which nothing is shown: it warms the servers for all alike. A run of which a line is missing or there twice
 in the topic or the index ends the benchmark without a figure.
 
     python3 benchmarks/pipeline [--lines 1000000] [--rounds 3] [--parts kafka,index,standalone] [--bin target/release]
@@ -82,6 +82,7 @@ def show(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=1_000_000, help="of a run to Kafka; the others have a quarter")
+    parser.add_argument("--files", type=int, default=1, help="that hold the lines of a run to Kafka; the lines of one file are in one partition")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
     parser.add_argument("--only", type=lambda text: text.split(","), help="runs whose names hold one of these words")

@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import socketserver
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 from lines import generate
 from mesh import Mesh, http as call, machine_cpu
+from turns import take_turns
 
 # Requests side by side: as many as transfer has at most (`transfer.bulk_requests`).
 CONCURRENCY = 2
@@ -212,20 +211,4 @@ class ToIndex:
 def run(args, note):
     kinds = {"transfer, events": ("transfer", "events"), "raw replay": ("replay", "ids"),
              "transfer, chunks": ("transfer", "chunks"), "raw replay without ids": ("replay", "")}
-    if args.only:
-        kinds = {name: kind for name, kind in kinds.items() if any(word in name for word in args.only)}
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        bench = ToIndex(args, Path(name))
-        try:
-            bench.start()
-            found = {name: [] for name in kinds}
-            # The first round counts for nothing: whoever comes first finds servers that have compiled nothing yet.
-            for number in range(args.rounds + 1):
-                for name, (method, kind) in kinds.items():
-                    figures = getattr(bench, method)(kind, number)
-                    if number:
-                        found[name].append(figures)
-                        note(name, figures)
-            return found
-        finally:
-            bench.mesh.end()
+    return take_turns(ToIndex, kinds, args, note)

@@ -7,12 +7,11 @@ import shutil
 import socket
 import struct
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
-from lines import Seen, generate
+from lines import LINE_BYTES, Seen, generate
 from mesh import ROOT, Mesh, machine_cpu
+from turns import take_turns
 
 PARTITIONS = 4
 WARM_UP = 100_000
@@ -68,7 +67,7 @@ class ToKafka:
         self.args, self.folder = args, folder
         self.mesh = Mesh(folder, args.bin, "".join(
             f'[topics.named.{kind}-{number}]\nformat = "{kind}"\npartitions = {PARTITIONS}\n'
-            for kind in ("events", "chunks") for number in range(args.rounds)))
+            for kind in ("events", "chunks") for number in range(args.rounds + 1)))
         self.files = {}
 
     def start(self):
@@ -86,22 +85,27 @@ class ToKafka:
 
     def copies(self, name):
         """The files of one run, not yet where they are collected: a link would be the same file to those that know its inode."""
-        paths = []
-        for part in ("warm-up", "lines"):
-            path = self.folder / f"{name}.{part}"
-            shutil.copyfile(self.folder / part, path)
-            paths.append(path)
-        return paths
+        warm_up = self.folder / f"{name}.warm-up"
+        shutil.copyfile(self.folder / "warm-up", warm_up)
+        paths, step = [], -(-self.args.lines // self.args.files) * LINE_BYTES
+        with open(self.folder / "lines", "rb") as lines:
+            while data := lines.read(step):
+                paths.append(self.folder / f"{name}.{len(paths)}")
+                paths[-1].write_bytes(data)
+        return warm_up, paths
 
     def measure(self, name, pids, done):
-        """Puts the files there one after the other; `done` says whether so many lines are durable. Wall and CPU of the second."""
-        warm_up, lines = self.copies(name)
-        os.rename(warm_up, self.folder / f"logs/{name}-a.log")
+        """Puts the warm-up there, then all others; `done` says whether so many lines are durable. Wall and CPU of the others."""
+        for path in self.folder.glob("logs/*.log"):
+            path.unlink()
+        warm_up, paths = self.copies(name)
+        os.rename(warm_up, self.folder / f"logs/{name}-warm-up.log")
         self.mesh.wait(lambda: done(WARM_UP), f"{name}: its warm-up")
         self.mesh.settle("kafka", "etcd", "gateway", "agent")
         cpu = {part: sum(self.mesh.cpu(one) for one in names) for part, names in pids.items()}
         all_cpu, begin = machine_cpu(), time.monotonic()
-        os.rename(lines, self.folder / f"logs/{name}-b.log")
+        for number, path in enumerate(paths):
+            os.rename(path, self.folder / f"logs/{name}-{number}.log")
         self.mesh.wait(lambda: done(WARM_UP + self.args.lines), f"{name}: its lines", step=0.01)
         took = time.monotonic() - begin
         used = {part: sum(self.mesh.cpu(one) for one in names) - cpu[part] for part, names in pids.items()}
@@ -126,7 +130,7 @@ class ToKafka:
     def logmesh(self, kind, number):
         name = f"{kind}-{number}"
         before = self.mesh.metric("gateway", "logmesh_gateway_acked_bytes_total")
-        size = lambda lines: before + lines * 222
+        size = lambda lines: before + lines * LINE_BYTES
         self.mesh.apply(name, at="config")
         parts = {"collector": ("agent", "gateway"), "agent": ("agent",), "gateway": ("gateway",), "broker": ("kafka",)}
         figures = self.measure(name, parts, lambda lines: self.mesh.metric("gateway", "logmesh_gateway_acked_bytes_total") >= size(lines))
@@ -184,19 +188,4 @@ def run(args, note):
              "logmesh, chunks": ("logmesh", "chunks"), "rsyslog, raw, as it comes": ("rsyslog", "bare"),
              "rsyslog, JSON": ("rsyslog", "json"),
              "Kafka's ProducerPerformance": ("producer", "")}
-    if args.only:
-        kinds = {name: kind for name, kind in kinds.items() if any(word in name for word in args.only)}
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        bench = ToKafka(args, Path(name))
-        try:
-            bench.start()
-            found = {name: [] for name in kinds}
-            for number in range(args.rounds):
-                for name, (method, kind) in kinds.items():
-                    found[name].append(getattr(bench, method)(kind, number))
-                    note(name, found[name][-1])
-                    for path in bench.folder.glob("logs/*.log"):
-                        path.unlink()
-            return found
-        finally:
-            bench.mesh.end()
+    return take_turns(ToKafka, kinds, args, note)
