@@ -149,23 +149,23 @@ impl Bus for KafkaBus {
         Ok(self.producer.append(at, &[record]).await)
     }
 
-    async fn append_all(&self, topic: &TopicName, records: Records) -> Append {
+    async fn append_all(&self, topic: &TopicName, records: Records) -> Result<Append, BusError> {
         let records: Vec<RecordRef<'_>> = records.iter().collect();
-        let at = match self.place(topic, records.first().map_or(&[], |record| record.key)).await {
-            Ok(at) => at,
-            Err(error) => return Box::pin(async { Err(error) }),
-        };
+        if let Some(first) = records.first() {
+            check_size(topic, first)?;
+        }
+        let at = self.place(topic, records.first().map_or(&[], |record| record.key)).await?;
         let fitting = records.iter().take_while(|record| check_size(topic, record).is_ok()).count();
         let (fitting, other) = records.split_at(fitting);
         let append = self.producer.append(at, fitting).await;
-        match other.first().map(|record| check_size(topic, record)) {
+        Ok(match other.first().map(|record| check_size(topic, record)) {
             // What comes of those before it is waited for, and isn't what went wrong.
             Some(Err(error)) => Box::pin(async {
                 drop(append.await);
                 Err(error)
             }),
             _ => append,
-        }
+        })
     }
 
     async fn read(&self, at: &TopicPartition, from: NextOffset, max_bytes: usize) -> Result<Vec<Record>, BusError> {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use logmesh_bus::{Append, BusError, Offset, Position, RecordRef, TopicPartition};
 use logmesh_types::metric;
 use metrics::gauge;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clients::RECORD_COST;
@@ -31,7 +31,7 @@ use cluster::Cluster;
 use lane::Lane;
 use load::Share;
 
-/// The most bytes of records that get room at once, one record more at most.
+/// The most bytes of records that get room at once, but for a record that is larger.
 const GROUP_BYTES: usize = 1 << 20;
 
 /// Writes records. Dropping it fails what isn't durable.
@@ -80,7 +80,11 @@ impl Producer {
 
     async fn append_group(&self, at: &TopicPartition, records: &[RecordRef<'_>], shares: &mut Vec<Share>) {
         let cost = cost(records).min(self.settings.queue_bytes.0 as usize);
-        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(cost as u32).await else { return }; // it's never closed
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(cost as u32).await else {
+            // It's never closed; were it, nobody would tell what becomes of these.
+            shares.push(Share { fate: watch::channel(None).1, last: 0 });
+            return;
+        };
         gauge!(metric::BUS_QUEUE_ROOM_BYTES).set(self.room.available_permits() as f64);
         // Nothing is awaited between the room, which is given in the order of the calls, and the lane.
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);

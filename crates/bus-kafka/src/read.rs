@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use logmesh_bus::{BusError, NextOffset, Offset, Record, TopicPartition};
 use logmesh_types::{UnixNanos, header};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -25,7 +25,7 @@ use crate::topics::drain;
 /// The most reads at a time; each holds a client with its threads and some MiB of memory.
 const MAX_READERS: usize = 4;
 
-/// Bytes of a buffer that the records that are read share: what keeps one of them keeps so much, or the record if it's larger.
+/// Bytes of a buffer that the records that are read share: what keeps one of them keeps so much. What takes half of one has its own.
 pub(crate) const BUFFER_BYTES: usize = 64 << 10;
 
 /// How long one poll waits.
@@ -159,6 +159,9 @@ fn is_final(code: RDKafkaErrorCode) -> bool {
 /// records that were read with it: an allocation for each was a tenth of transfer's CPU.
 pub(crate) fn to_record(message: &BorrowedMessage<'_>, buffer: &mut BytesMut) -> Record {
     let mut part = |bytes: &[u8]| {
+        if bytes.len() >= BUFFER_BYTES / 2 {
+            return Bytes::copy_from_slice(bytes);
+        }
         buffer.extend_from_slice(bytes);
         buffer.split().freeze()
     };

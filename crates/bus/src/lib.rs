@@ -247,19 +247,21 @@ pub trait Bus: Debug + Send + Sync + 'static {
 
     /// Takes records of one key in their order, as [`Bus::append`] called for one after the other would, up to the first that it
     /// can't take; waits while the queue is full. The returned [`Append`] resolves when each that was taken has an outcome: to the
-    /// last one's place if all are durable, else to the first error. Of no records it's [`BusError::Unavailable`].
-    async fn append_all(&self, topic: &TopicName, records: Records) -> Append {
+    /// last one's place if all are durable, else to the first error. An error here: none of them was taken. Of no records the
+    /// outcome is [`BusError::Unavailable`].
+    async fn append_all(&self, topic: &TopicName, records: Records) -> Result<Append, BusError> {
         let mut appends = Vec::new();
         for record in records.split() {
             match self.append(topic, record).await {
                 Ok(append) => appends.push(append),
+                Err(error) if appends.is_empty() => return Err(error),
                 Err(error) => {
                     appends.push(async { Err(error) }.boxed());
                     break;
                 }
             }
         }
-        join_all(appends).map(last_position).boxed()
+        Ok(join_all(appends).map(last_position).boxed())
     }
 
     /// Reads records of a partition from `from` on, without a group: at most `max_bytes` of them, but at least one if

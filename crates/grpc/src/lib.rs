@@ -1,7 +1,7 @@
 //! gRPC for all of logmesh: servers with every limit set, reflection and health; channels that notice a silent peer; calls
 //! passed on to another server; and one way to say what was wrong, a misspelt topic included.
 //!
-//! Nothing here knows what a service does.
+//! Nothing here knows what a service does, but that config knows which topics rules write to.
 
 mod candidate;
 mod channel;

@@ -23,7 +23,7 @@ pub use logmesh_types::header::{DATE, FORMAT, ID, RANGE, REASON, REDRIVE, REPEAT
 const MAX_REASON_BYTES: usize = 8_192;
 
 /// Bytes of events' records after which a part ends: see [`records`].
-pub const PART_BYTES: usize = 256 << 10;
+const PART_BYTES: usize = 256 << 10;
 
 /// The format of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -145,8 +145,8 @@ fn event_format() -> (Cow<'static, str>, Bytes) {
     (FORMAT.into(), Bytes::from_static(b"event"))
 }
 
-/// All records of a chunk that [`chunk::check`] let through, in their order and always the same, in parts of about
-/// [`PART_BYTES`]: what is made of one is done with before the next is made, and never leaves a core's cache.
+/// All records of a chunk that [`chunk::check`] let through, in their order and always the same, in parts of about 256 KiB:
+/// what is made of one is done with before the next is made, and never leaves a core's cache.
 pub fn records<'c>(chunk: &'c Chunk, format: Format, times: &Times) -> Box<dyn Iterator<Item = Records> + Send + 'c> {
     let mut common = vec![times.header()];
     if chunk.repeated {
@@ -170,9 +170,8 @@ fn event_records(chunk: &Chunk, mut common: Headers) -> impl Iterator<Item = Rec
     }
     let mut events = chunk::events(chunk).peekable();
     std::iter::from_fn(move || {
-        let (builder, first) = (builder.as_ref()?, events.peek()?);
-        let left = chunk.end_offset - first.range.start;
-        let room = (2 * left as usize + 16 * builder.overhead()).min(PART_BYTES + PART_BYTES / 8);
+        let (builder, _) = (builder.as_ref()?, events.peek()?);
+        let room = (2 * chunk.data.len() + 16 * builder.overhead()).min(PART_BYTES + PART_BYTES / 8);
         let mut records = Records::new(key.clone(), common.clone(), room);
         while records.bytes() < PART_BYTES
             && let Some(event) = events.next()

@@ -9,10 +9,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{PATIENCE, Server, chunk};
+use logmesh_bus::Record;
 use logmesh_gateway::Settings;
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_proto::ingest::v1::push_response::Response;
-use logmesh_record::{Content, Format, Times, TopicSettings, Topics, decode};
+use logmesh_record::{Content, Format, Times, TopicSettings, Topics, codec, decode};
 use logmesh_types::{ByteSize, Span};
 use tonic::Code;
 
@@ -199,6 +200,28 @@ async fn one_append_that_fails_is_not_overtaken_for_good() {
     let starts: Vec<u64> = server.records("logs").await.iter().map(|(_, r)| stored_chunk(r).start_offset).collect();
     let again = starts.iter().rposition(|start| *start == 20).unwrap();
     assert_eq!(starts[again..], (4..20).map(|n| n * 5).collect::<Vec<_>>());
+}
+
+/// A chunk goes to the bus in parts: what the bus doesn't take is tried again with all behind it, none of which went ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_chunk_overtakes_what_the_bus_did_not_take() {
+    let default = TopicSettings { format: Some(Format::Events), partitions: 1, ..TopicSettings::default() };
+    let topics = Topics { default, ..Topics::default() };
+    let server = Server::start(Settings { topics, ..Settings::default() }).await;
+    let data: String = (0..900).map(|n| format!("{n:04} {}\n", "x".repeat(994))).collect();
+    let lines = chunk(1, 0, &data);
+    let times = Times::default();
+    let counts: Vec<usize> = codec::records(&lines, Format::Events, &times).map(|part| part.iter().count()).collect();
+    assert!(counts.len() > 2, "{counts:?}");
+    let (first, whole) = (counts[0] as u64, 900);
+    server.bus.refuse_at_once.store(counts[0] + 1, Ordering::SeqCst);
+    let mut push = server.push().await;
+    push.send(lines);
+    assert_eq!(push.ack().await.end_offset, data.len() as u64);
+    let line = |record: &Record| record.header("logmesh-range").unwrap().to_vec();
+    let found: Vec<Vec<u8>> = server.records("logs").await.iter().map(|(_, record)| line(record)).collect();
+    let expected = (0..first).chain(0..whole).map(|n| format!("{}-{}", n * 1_000, (n + 1) * 1_000).into_bytes());
+    assert!(found.iter().eq(expected.collect::<Vec<_>>().iter()), "{} records", found.len());
 }
 
 /// What was acked before and is sent once more neither holds up what is new, nor vouches for it.

@@ -88,14 +88,15 @@ impl Batch {
         }
         let (delta, number) = (time.wrapping_sub(self.first_time), i64::from(self.count));
         let len = body_len(record, delta, number);
-        if self.count > 0 && self.bytes.len() + varint_len(len as i64) + len > BATCH_BYTES {
+        let whole = varint_len(len as i64) + len;
+        if self.count > 0 && self.bytes.len() + whole > BATCH_BYTES {
             return false;
         }
         let out = &mut self.bytes;
         if out.len() >= FEW && out.capacity() < BATCH_BYTES {
             out.reserve_exact(BATCH_BYTES - out.len());
         }
-        out.reserve(len + 10);
+        out.reserve(whole);
         varint(out, len as i64);
         out.push(0); // attributes, of which there are none
         varint(out, delta);

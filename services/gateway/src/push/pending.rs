@@ -74,11 +74,17 @@ impl Pending {
         self.chunk.repeated
     }
 
-    /// Appends all its records, from the first; waits only for room on the bus.
+    /// Appends all its records, from the first up to one that the bus doesn't take; waits only for room on the bus.
     pub(crate) async fn append(&mut self, bus: &dyn Bus) {
         let mut parts = Vec::new();
         for records in codec::records(&self.chunk, self.format, &self.times) {
-            parts.push(bus.append_all(&self.topic, records).await);
+            match bus.append_all(&self.topic, records).await {
+                Ok(append) => parts.push(append),
+                Err(error) => {
+                    parts.push(async { Err(error) }.boxed());
+                    break;
+                }
+            }
         }
         // All have an outcome before it is tried again: nothing of this chunk may still be under way then.
         self.appending = Some(join_all(parts).map(last_position).boxed());

@@ -37,6 +37,8 @@ pub(crate) struct Breakable {
     pub(crate) broken: AtomicBool,
     /// Refuses the append of this number, counted from 1 since it was set to 0.
     pub(crate) refuse: AtomicUsize,
+    /// Doesn't even take the append of this number.
+    pub(crate) refuse_at_once: AtomicUsize,
     /// Refuses for good whatever goes to this topic.
     pub(crate) forbidden: Mutex<Option<TopicName>>,
     /// Appends so far.
@@ -58,6 +60,9 @@ impl Bus for Breakable {
     }
     async fn append(&self, topic: &TopicName, record: NewRecord) -> Result<Append, BusError> {
         let number = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.refuse_at_once.load(Ordering::SeqCst) == number {
+            return Err(BusError::Unavailable { reason: "not taken by the test".to_owned() });
+        }
         if self.forbidden.lock().unwrap().as_ref() == Some(topic) {
             let error = BusError::Refused { topic: topic.clone(), reason: "forbidden by the test".to_owned() };
             return Ok(Box::pin(async { Err(error) }));
@@ -107,6 +112,7 @@ impl Server {
             inner,
             broken: AtomicBool::new(false),
             refuse: AtomicUsize::new(0),
+            refuse_at_once: AtomicUsize::new(0),
             forbidden: Mutex::default(),
             appends: AtomicUsize::new(0),
             held: watch::Sender::new(false),
