@@ -163,9 +163,10 @@ impl SearchService for Search {
     async fn tail(&self, request: Request<proto::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
         let request = request.into_inner();
         let (query, topics) = (query(&request.query, UnixNanos::now())?, topics(&request.topics)?);
+        // From now on nothing is missed, however long it takes to say which topics there are.
+        let tail = self.tails.open(query, topics.clone()).await?;
         // A tail may well be there before its topic is, so that it's told and not refused.
         let notes = self.topics.missing(&topics).await;
-        let tail = self.tails.open(query, topics).await?;
         if notes.is_empty() {
             return Ok(Response::new(tail));
         }

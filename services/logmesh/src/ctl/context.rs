@@ -42,12 +42,15 @@ impl ContextArgs {
 
 pub(super) async fn run(args: ContextArgs, session: &mut Session) -> Outcome {
     let wanted = args.request()?;
-    let offset = wanted.offset;
+    let what = match wanted.id.as_str() {
+        "" => format!("line with byte {} of the stream", wanted.offset),
+        id => format!("document {id}"),
+    };
     let context = client(session).get_context(request(wanted)).await?.into_inner();
     show(&context, &mut session.out)?;
     session.out.flush()?;
     if context.position.is_none() {
-        let text = format!("logmesh: the index holds no line with byte {offset} of the stream; these are around it");
+        let text = format!("logmesh: the index holds no {what}; these are around it");
         note(&text, false);
         return Err(Failure::Wanting);
     }
