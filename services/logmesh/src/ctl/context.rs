@@ -14,7 +14,8 @@ pub(crate) struct ContextArgs {
     /// The topic that the line is in
     topic: TopicName,
     /// The line: its _id, or its logmesh.stream with OFFSET; `search --json` and `audit` show them
-    #[arg(value_name = "ID|STREAM")]
+    // One _id of 64 begins with a hyphen.
+    #[arg(value_name = "ID|STREAM", allow_hyphen_values = true)]
     event: String,
     /// Of a stream: the line's logmesh.offset, or the place of any byte of it
     offset: Option<u64>,
@@ -103,6 +104,21 @@ mod tests {
         assert_eq!((of_document.id, of_document.stream_id.as_str()), (id.clone(), ""));
         for (event, offset) in [(stream, None), (id.as_str(), Some(7)), ("what?", None)] {
             assert!(matches!(args(event, offset).request(), Err(Failure::Usage(_))), "{event}");
+        }
+    }
+
+    #[test]
+    fn an_id_may_begin_with_a_hyphen() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: ContextArgs,
+        }
+        let id = DocId::from_bytes([0xfa; 16]).to_string();
+        assert!(id.starts_with('-'));
+        for words in [&["logs", &id, "-B", "1"][..], &["logs", "-B", "1", &id], &["-B", "1", "logs", "--", &id]] {
+            let Cli { args } = clap::Parser::try_parse_from([&["context"], words].concat()).unwrap();
+            assert_eq!((args.before, args.request().unwrap().id), (Some(1), id.clone()), "{words:?}");
         }
     }
 

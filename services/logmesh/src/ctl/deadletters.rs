@@ -53,7 +53,7 @@ enum DeadlettersCommand {
         #[arg(long, value_name = "REASON", default_value = "", hide_default_value = true)]
         reason: String,
         /// Only the one with this document id; may be given more than once
-        #[arg(long = "id", value_name = "ID")]
+        #[arg(long = "id", value_name = "ID", allow_hyphen_values = true)]
         ids: Vec<String>,
     },
 }
