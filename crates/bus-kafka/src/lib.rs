@@ -151,20 +151,22 @@ impl Bus for KafkaBus {
 
     async fn append_all(&self, topic: &TopicName, records: Records) -> Result<Append, BusError> {
         let records: Vec<RecordRef<'_>> = records.iter().collect();
-        if let Some(first) = records.first() {
-            check_size(topic, first)?;
+        let fitting = records.iter().take_while(|record| check_size(topic, record).is_ok()).count();
+        let mut too_large = records.get(fitting).and_then(|record| check_size(topic, record).err());
+        if fitting == 0
+            && let Some(error) = too_large.take()
+        {
+            return Err(error);
         }
         let at = self.place(topic, records.first().map_or(&[], |record| record.key)).await?;
-        let fitting = records.iter().take_while(|record| check_size(topic, record).is_ok()).count();
-        let (fitting, other) = records.split_at(fitting);
-        let append = self.producer.append(at, fitting).await;
-        Ok(match other.first().map(|record| check_size(topic, record)) {
+        let append = self.producer.append(at, &records[..fitting]).await;
+        Ok(match too_large {
+            None => append,
             // What comes of those before it is waited for, and isn't what went wrong.
-            Some(Err(error)) => Box::pin(async {
+            Some(error) => Box::pin(async {
                 drop(append.await);
                 Err(error)
             }),
-            _ => append,
         })
     }
 

@@ -24,7 +24,11 @@ const NAMED: usize = 10;
 
 /// Refuses topics that are neither `there` nor any rule's; see [`missing_topics`].
 pub async fn check_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, config: &Upstream) -> Result<(), Status> {
-    let missing = missing_topics(wanted, there, config).await;
+    refuse_topics(&missing_topics(wanted, there, config).await)
+}
+
+/// Refuses the topics of which [`missing_topics`] said something.
+pub fn refuse_topics(missing: &[String]) -> Result<(), Status> {
     if missing.is_empty() { Ok(()) } else { Err(not_found("TOPIC_NOT_FOUND", missing.join("; "))) }
 }
 

@@ -170,7 +170,8 @@ fn event_records(chunk: &Chunk, mut common: Headers) -> impl Iterator<Item = Rec
     }
     let mut events = chunk::events(chunk).peekable();
     std::iter::from_fn(move || {
-        let (builder, _) = (builder.as_ref()?, events.peek()?);
+        let builder = builder.as_ref()?;
+        events.peek()?;
         let room = (2 * chunk.data.len() + 16 * builder.overhead()).min(PART_BYTES + PART_BYTES / 8);
         let mut records = Records::new(key.clone(), common.clone(), room);
         while records.bytes() < PART_BYTES

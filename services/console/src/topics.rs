@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use logmesh_bus::Bus;
-use logmesh_grpc::{Upstream, missing_topics, not_found};
+use logmesh_grpc::{Upstream, missing_topics, refuse_topics};
 use logmesh_index::IndexReader;
 use logmesh_types::TopicName;
 use tokio::time::timeout;
@@ -31,8 +31,7 @@ impl Topics {
 
     /// Refuses topics that there aren't; see [`Topics::missing`].
     pub(crate) async fn check(&self, wanted: &[TopicName]) -> Result<(), Status> {
-        let missing = self.missing(wanted).await;
-        if missing.is_empty() { Ok(()) } else { Err(not_found("TOPIC_NOT_FOUND", missing.join("; "))) }
+        refuse_topics(&self.missing(wanted).await)
     }
 
     /// Says of each topic that there isn't that it is none. A topic that is only a rule's so far is one; and so is every name while
