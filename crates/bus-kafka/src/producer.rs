@@ -1,7 +1,7 @@
 //! Appends: our own idempotent producer, behind a queue that is bounded in bytes. See docs/decisions/0027-producer.md.
 //!
-//! Records are written once, into the open [`batch`] of their partition's [`lane`], which sends one batch after the other over the
-//! [`link`] to the broker that leads the partition; who that is the [`cluster`] knows. All records of a batch share its outcome.
+//! Records are written once, into the open [`batch`] of their partition's [`lane`], which sends batches in their order over
+//! the [`link`] to the broker that leads the partition; who that is the [`cluster`] knows. All records of a batch share its outcome.
 //! What counts as stored has an offset from a broker: what is said to be stored and not where is appended again, and may be on the
 //! bus twice, which ids and books are for.
 

@@ -6,7 +6,7 @@
 
 use std::io::{self, Write};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::write::GzEncoder;
 use logmesh_bus::RecordRef;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
@@ -53,11 +53,13 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct Packed {
     /// A gap for the header, and the records as they are sent.
-    bytes: Vec<u8>,
+    bytes: Bytes,
     attributes: i16,
     count: u32,
     first_time: i64,
     last_time: i64,
+    /// `None` until it is stamped.
+    stamp: Option<Stamp>,
 }
 
 /// Who sends a batch, and which of its records it begins with: by this a broker knows one that it has already.
@@ -133,23 +135,38 @@ impl Batch {
         if spare.capacity() > 2 * BATCH_BYTES {
             spare = Vec::new();
         }
-        Ok((Packed { bytes, attributes, count, first_time, last_time }, spare))
+        Ok((Packed { bytes: bytes.into(), attributes, count, first_time, last_time, stamp: None }, spare))
     }
 }
 
 impl Packed {
-    /// The batch as it is sent.
-    pub(super) fn stamp(self, by: Stamp) -> Bytes {
-        let Self { mut bytes, attributes, count, first_time, last_time } = self;
+    /// What it bears.
+    pub(super) fn stamped(&self) -> Option<Stamp> {
+        self.stamp
+    }
+
+    /// The batch as it is sent by who has this stamp.
+    pub(super) fn stamp(&mut self, by: Stamp) -> Bytes {
+        if self.stamp != Some(by) {
+            self.stamp = Some(by);
+            // Nobody else has them, unless they were sent with another stamp and lie in a link still.
+            let mut bytes = BytesMut::from(std::mem::take(&mut self.bytes));
+            self.write_header(&mut bytes, by);
+            self.bytes = bytes.freeze();
+        }
+        self.bytes.clone()
+    }
+
+    fn write_header(&self, bytes: &mut [u8], by: Stamp) {
         let mut counted = Vec::with_capacity(HEADER - SUMMED);
-        counted.extend(attributes.to_be_bytes());
-        counted.extend((count - 1).to_be_bytes());
-        counted.extend(first_time.to_be_bytes());
-        counted.extend(last_time.to_be_bytes());
+        counted.extend(self.attributes.to_be_bytes());
+        counted.extend((self.count - 1).to_be_bytes());
+        counted.extend(self.first_time.to_be_bytes());
+        counted.extend(self.last_time.to_be_bytes());
         counted.extend(by.producer.to_be_bytes());
         counted.extend(by.epoch.to_be_bytes());
         counted.extend(by.sequence.to_be_bytes());
-        counted.extend(count.to_be_bytes());
+        counted.extend(self.count.to_be_bytes());
         bytes[SUMMED..HEADER].copy_from_slice(&counted);
         let sum = crc32c::crc32c(&bytes[SUMMED..]);
         let len = (bytes.len() - COUNTED) as u32;
@@ -159,7 +176,6 @@ impl Packed {
         bytes[12..16].copy_from_slice(&(-1_i32).to_be_bytes());
         bytes[16] = 2;
         bytes[17..21].copy_from_slice(&sum.to_be_bytes());
-        bytes.into()
     }
 }
 

@@ -1,19 +1,20 @@
 //! The way of one partition's records into its log: in their order, each batch until Kafka has it or it's given up.
 //!
-//! At most one batch is under way, so that order is plain, and that nothing ever overtakes what is tried again. Meanwhile records
-//! gather in the next one, which is how batches grow as load does, without waiting for more. A batch goes out with the same
-//! number however often it's sent, by which Kafka stores it once. One that is given up may still lie in a broker that is frozen:
-//! the next batch has a new epoch, and once that is stored Kafka refuses what bears the old one. That is how a record that failed
-//! never appears behind the one that replaced it.
+//! As long as all goes well, some batches are under way at once; each bears the number that follows the one before, and Kafka takes
+//! them in that order or not at all. At the first answer that isn't well, all that aren't stored go back, and one after the other
+//! goes out again: a batch has the same number however often it's sent, by which Kafka stores it once. One that is given up may
+//! still lie in a broker that is frozen: what comes after it has a new epoch, and once that is stored Kafka refuses what bears the
+//! old one. That is how a record that failed never appears behind the one that replaced it.
 //!
-//! A lane has a task while it has records, and nothing but a few numbers otherwise.
+//! Meanwhile records gather in the next batch, which is how batches grow as load does, without waiting for more. A lane has a task
+//! while it has records, and nothing but a few numbers otherwise.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use logmesh_bus::{RecordRef, TopicPartition};
 use logmesh_types::{UnixNanos, metric};
 use metrics::counter;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::batch::{Batch, Packed, Stamp};
 use super::cluster::Cluster;
+use super::link::Link;
 use super::load::{Failure, Load, Share, Trouble};
 use super::wire::{Meaning, Stored};
 use crate::settings::Settings;
@@ -32,6 +34,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long brokers may take to learn of a topic that was just made.
 const PROPAGATION: Duration = Duration::from_secs(5);
+
+/// Batches under way at once. Kafka knows the last five of a producer's in each partition again (`ProducerStateEntry` keeps as many),
+/// so each of these can be sent twice though all others were stored. The broker works on one, and has the next one at hand.
+const WINDOW: usize = 3;
 
 /// A batch on its way.
 type Parcel = Load<Packed>;
@@ -51,11 +57,18 @@ struct Queue {
 /// What the next batch bears.
 #[derive(Clone, Copy, Debug)]
 struct Identity {
-    stamp: Stamp,
-    /// Something that bears it was sent, and isn't stored for sure.
-    is_open: bool,
+    next: Stamp,
+    state: Validity,
+}
+
+/// What a producer's number and epoch are good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Validity {
+    Good,
+    /// Something that bears them was given up, and may be stored yet: the next epoch comes.
+    Over,
     /// Kafka doesn't take this number any more.
-    is_spent: bool,
+    Spent,
 }
 
 /// One partition's way to Kafka.
@@ -118,13 +131,24 @@ impl Lane {
 
     async fn send_all(&self, cluster: &Cluster) {
         let mut packed = VecDeque::new();
+        while let Some(parcel) = self.next(&mut packed).await {
+            // The first goes alone: a broker that knows nothing of a producer takes any number, and so a later one before it.
+            if let Some(link) = self.carry(parcel, cluster, &mut packed).await
+                && self.stream(&link, &mut packed).await.is_break()
+            {
+                return;
+            }
+        }
+    }
+
+    /// The next batch to be sent; `None`: the task is over.
+    async fn next(&self, packed: &mut VecDeque<Parcel>) -> Option<Parcel> {
         loop {
-            let Some(parcel) = packed.pop_front() else {
-                let Some(load) = self.next_load() else { return };
-                packed.extend(self.pack(load).await);
-                continue;
-            };
-            self.carry(parcel, cluster, &mut packed).await;
+            if let Some(parcel) = packed.pop_front() {
+                return Some(parcel);
+            }
+            let load = self.next_load()?;
+            packed.extend(self.pack(load).await);
         }
     }
 
@@ -154,26 +178,71 @@ impl Lane {
         }
     }
 
-    /// Sends one batch, and packs those that get full meanwhile: a batch takes a fraction of its memory then, and is still in a cache.
-    async fn carry(&self, parcel: Parcel, cluster: &Cluster, packed: &mut VecDeque<Parcel>) {
-        let Parcel { batch, count, bytes, born, room, fate } = parcel;
-        let mut delivery = pin!(self.deliver(batch, count, born, cluster));
-        let outcome = loop {
-            tokio::select! {
+    /// Sends some batches at once over a link that has just stored one. Ends when something isn't well: what isn't stored goes back
+    /// then, in its order. Or with the task.
+    async fn stream(&self, link: &Link, packed: &mut VecDeque<Parcel>) -> ControlFlow<()> {
+        let mut flying = VecDeque::new();
+        loop {
+            if flying.is_empty() {
+                let Some(parcel) = self.next(packed).await else { return ControlFlow::Break(()) };
+                packed.push_front(parcel);
+            }
+            while flying.len() < WINDOW
+                && let Some(mut parcel) = packed.pop_front()
+            {
+                let Some(stamp) = self.stamp_of(&parcel) else {
+                    packed.push_front(parcel);
+                    break;
+                };
+                let answer = link.produce(&self.at, parcel.batch.stamp(stamp)).await;
+                flying.push_back((parcel, answer));
+            }
+            let Some((parcel, answer)) = flying.front_mut() else { break };
+            let outcome = tokio::select! {
                 biased;
-                outcome = &mut delivery => break outcome,
-                full = self.next_full() => packed.extend(self.pack(full).await),
+                answer = timeout_at(parcel.born + self.settings.delivery_timeout.0, answer) => match answer {
+                    Ok(Ok(Ok(stored))) => self.judge(&stored),
+                    _ => break,
+                },
+                full = self.next_full() => {
+                    packed.extend(self.pack(full).await);
+                    continue;
+                }
+            };
+            let outcome = match outcome {
+                Ok(offset) => Ok(offset),
+                Err(Trouble::Final(failure)) => Err(failure),
+                Err(_) => break,
+            };
+            let is_well = outcome.is_ok();
+            if let Some((parcel, _)) = flying.pop_front() {
+                self.settle(parcel, outcome);
+            }
+            if !is_well {
+                break;
+            }
+        }
+        for (parcel, _) in flying.into_iter().rev() {
+            packed.push_front(parcel);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sends one batch, and packs those that get full meanwhile: a batch takes a fraction of its memory then, and is still in a cache.
+    /// Gives the link that took it if all went well.
+    async fn carry(&self, mut parcel: Parcel, cluster: &Cluster, packed: &mut VecDeque<Parcel>) -> Option<Link> {
+        let (outcome, link) = {
+            let mut delivery = pin!(self.deliver(&mut parcel, cluster));
+            loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut delivery => break outcome,
+                    full = self.next_full() => packed.extend(self.pack(full).await),
+                }
             }
         };
-        match &outcome {
-            Ok(_) => {
-                counter!(metric::BUS_APPENDED_RECORDS).increment(count.into());
-                counter!(metric::BUS_APPENDED_BYTES).increment(bytes);
-            }
-            Err(_) => counter!(metric::BUS_APPEND_FAILURES).increment(count.into()),
-        }
-        drop(room); // before anybody hears of the outcome
-        fate.send_replace(Some(outcome));
+        self.settle(parcel, outcome);
+        link
     }
 
     async fn next_full(&self) -> Load<Batch> {
@@ -185,29 +254,33 @@ impl Lane {
         }
     }
 
-    /// Sends a batch until it's stored or can't be. Gives the offset of its first record.
-    async fn deliver(&self, batch: Packed, count: u32, born: Instant, cluster: &Cluster) -> Result<u64, Failure> {
+    /// Sends a batch until it's stored or can't be. Gives the offset of its first record, and the link if the first attempt was it.
+    async fn deliver(&self, parcel: &mut Parcel, cluster: &Cluster) -> (Result<u64, Failure>, Option<Link>) {
         let patience = self.settings.delivery_timeout;
-        let (end, mut last) = (born + patience.0, Arc::from("it had to wait for others"));
+        let (end, mut last) = (parcel.born + patience.0, Arc::from("it had to wait for others"));
         if Instant::now() < end
-            && let Ok(outcome) = timeout_at(end, self.persist(batch, count, cluster, &mut last)).await
+            && let Ok(outcome) = timeout_at(end, self.persist(parcel, cluster, &mut last)).await
         {
-            return outcome;
+            return match outcome {
+                Ok((offset, link)) => (Ok(offset), link),
+                Err(failure) => (Err(failure), None),
+            };
         }
-        Err(Failure::Unavailable(format!("not stored within {patience}: {last}").into()))
+        (Err(Failure::Unavailable(format!("not stored within {patience}: {last}").into())), None)
     }
 
     /// Tries again after what passes.
-    async fn persist(&self, batch: Packed, count: u32, cluster: &Cluster, last: &mut Arc<str>) -> Result<u64, Failure> {
-        let mut sending = Sending { packed: Some(batch), bytes: Bytes::new() };
+    async fn persist(
+        &self,
+        parcel: &mut Parcel,
+        cluster: &Cluster,
+        last: &mut Arc<str>,
+    ) -> Result<(u64, Option<Link>), Failure> {
         let (mut failed, mut unknown_since) = (None, None);
         let mut pause = PAUSE;
         loop {
-            let trouble = match self.attempt(&mut sending, cluster, failed).await {
-                Ok(offset) => {
-                    self.stored(count);
-                    return Ok(offset);
-                }
+            let trouble = match self.attempt(parcel, cluster, failed).await {
+                Ok((offset, link)) => return Ok((offset, failed.is_none().then_some(link))),
                 Err(trouble) => trouble,
             };
             let now = Instant::now();
@@ -228,14 +301,33 @@ impl Lane {
     }
 
     /// Sends a batch once.
-    async fn attempt(&self, sending: &mut Sending, cluster: &Cluster, failed: Option<Instant>) -> Result<u64, Trouble> {
+    async fn attempt(
+        &self,
+        parcel: &mut Parcel,
+        cluster: &Cluster,
+        failed: Option<Instant>,
+    ) -> Result<(u64, Link), Trouble> {
         let link = cluster.leader(&self.at, failed).await?;
-        if sending.packed.is_some() {
-            let stamp = self.identify(cluster).await?;
-            sending.stamp(stamp);
+        let stamp = self.identify(parcel, cluster).await?;
+        let answer = link.produce(&self.at, parcel.batch.stamp(stamp)).await;
+        let stored = answer.await.unwrap_or_else(|_| Err("the connection is gone".into())).map_err(Trouble::Passing)?;
+        Ok((self.judge(&stored)?, link))
+    }
+
+    /// Tells all that wait for it what became of a batch.
+    fn settle(&self, parcel: Parcel, outcome: Result<u64, Failure>) {
+        let Parcel { batch, count, bytes, room, fate, .. } = parcel;
+        if outcome.is_ok() {
+            counter!(metric::BUS_APPENDED_RECORDS).increment(count.into());
+            counter!(metric::BUS_APPENDED_BYTES).increment(bytes);
+        } else {
+            counter!(metric::BUS_APPEND_FAILURES).increment(count.into());
+            if batch.stamped().is_some() {
+                self.end(Validity::Over);
+            }
         }
-        let stored = link.produce(&self.at, sending.bytes.clone()).await.map_err(Trouble::Passing)?;
-        self.judge(&stored)
+        drop(room); // before anybody hears of the outcome
+        fate.send_replace(Some(outcome));
     }
 
     fn judge(&self, stored: &Stored) -> Result<u64, Trouble> {
@@ -254,60 +346,59 @@ impl Lane {
             Meaning::TooLarge => Err(Trouble::Final(Failure::TooLarge)),
             Meaning::Refused => Err(Trouble::Final(Failure::Refused(say()))),
             Meaning::Fenced => {
-                self.with_identity(|identity| identity.is_spent = true);
+                self.end(Validity::Spent);
                 Err(Trouble::Final(Failure::Unavailable(say())))
             }
             Meaning::Failed => Err(Trouble::Final(Failure::Unavailable(say()))),
         }
     }
 
-    /// What the next batch bears: a new epoch if the last one wasn't stored for sure, and a new producer's number where there's
-    /// no such.
-    async fn identify(&self, cluster: &Cluster) -> Result<Stamp, Trouble> {
-        let before = *self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = match before {
-            Some(Identity { stamp, is_open: false, is_spent: false }) => stamp,
-            Some(Identity { stamp, is_spent: false, .. }) if stamp.epoch < i16::MAX => {
-                Stamp { epoch: stamp.epoch + 1, sequence: 0, ..stamp }
-            }
-            spent => {
-                let (producer, epoch) = cluster.producer(spent.map(|identity| identity.stamp.producer)).await?;
-                Stamp { producer, epoch, sequence: 0 }
-            }
-        };
-        let identity = Identity { stamp, is_open: true, is_spent: false };
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity);
-        Ok(stamp)
+    /// What a batch bears: what it did if it was sent before, else the next number. `None`: there's none under this epoch.
+    fn stamp_of(&self, parcel: &Parcel) -> Option<Stamp> {
+        let mut identity = self.identity();
+        let Identity { next, .. } = identity.as_mut().filter(|identity| identity.state == Validity::Good)?;
+        let is_of = |stamp: &Stamp| (stamp.producer, stamp.epoch) == (next.producer, next.epoch);
+        if let Some(stamp) = parcel.batch.stamped().filter(is_of) {
+            return Some(stamp);
+        }
+        let stamp = *next;
+        next.sequence = after(stamp.sequence, parcel.count);
+        Some(stamp)
     }
 
-    /// So many records are stored for sure.
-    fn stored(&self, count: u32) {
-        self.with_identity(|identity| {
-            identity.is_open = false;
-            identity.stamp.sequence = after(identity.stamp.sequence, count);
-        });
+    /// The same under a new epoch where that is needed, and a new producer's number where there's no such.
+    async fn identify(&self, parcel: &Parcel, cluster: &Cluster) -> Result<Stamp, Trouble> {
+        loop {
+            if let Some(stamp) = self.stamp_of(parcel) {
+                return Ok(stamp);
+            }
+            let before = *self.identity();
+            let next = match before {
+                Some(Identity { next, state }) if state != Validity::Spent && next.epoch < i16::MAX => {
+                    Stamp { epoch: next.epoch + 1, sequence: 0, ..next }
+                }
+                spent => {
+                    let (producer, epoch) = cluster.producer(spent.map(|identity| identity.next.producer)).await?;
+                    Stamp { producer, epoch, sequence: 0 }
+                }
+            };
+            *self.identity() = Some(Identity { next, state: Validity::Good });
+        }
     }
 
-    fn with_identity(&self, change: impl FnOnce(&mut Identity)) {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change);
+    /// Nothing more bears what batches bear now.
+    fn end(&self, state: Validity) {
+        if let Some(identity) = self.identity().as_mut().filter(|identity| identity.state == Validity::Good) {
+            identity.state = state;
+        }
+    }
+
+    fn identity(&self) -> MutexGuard<'_, Option<Identity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A batch, which is stamped once, when there's somewhere to send it.
-struct Sending {
-    packed: Option<Packed>,
-    bytes: Bytes,
-}
-
-impl Sending {
-    fn stamp(&mut self, by: Stamp) {
-        if let Some(packed) = self.packed.take() {
-            self.bytes = packed.stamp(by);
-        }
     }
 }
 
@@ -325,6 +416,7 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.is_done {
+            self.lane.end(Validity::Over);
             let dropped = std::mem::take(&mut *self.lane.queue());
             drop(dropped);
         }

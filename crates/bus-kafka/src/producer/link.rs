@@ -35,13 +35,13 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long after a connection that failed the next one is tried.
 const REDIAL: Duration = Duration::from_millis(100);
 
-/// Says what became of a batch, or why it isn't known.
-type Reply = oneshot::Sender<Result<Stored, Arc<str>>>;
+/// What became of a batch, or why it isn't known; nothing if there's no connection any more.
+pub(super) type Answer = oneshot::Receiver<Result<Stored, Arc<str>>>;
 
 struct Errand {
     at: TopicPartition,
     batch: Bytes,
-    reply: Reply,
+    reply: oneshot::Sender<Result<Stored, Arc<str>>>,
 }
 
 /// Hands batches to a broker. Dropping all of them ends the connection.
@@ -64,13 +64,12 @@ impl Link {
         self.address == address && !self.errands.is_closed()
     }
 
-    /// Sends a batch. An error: it may be stored or not.
-    pub(super) async fn produce(&self, at: &TopicPartition, batch: Bytes) -> Result<Stored, Arc<str>> {
+    /// Sends a batch behind those that were given to it before; waits for room only. If the answer is an error, it may be stored or not.
+    pub(super) async fn produce(&self, at: &TopicPartition, batch: Bytes) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let errand = Errand { at: at.clone(), batch, reply };
-        let gone = || Arc::from("the connection is gone");
-        self.errands.send(errand).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        // If nobody takes it, its end of the answer is dropped.
+        drop(self.errands.send(Errand { at: at.clone(), batch, reply }).await);
+        answer
     }
 }
 
@@ -146,12 +145,12 @@ impl Work {
         }
     }
 
-    /// The next request, of what is still wanted: a lane that has given a batch up may send the next one, and there can be only one
-    /// of a partition in a request.
+    /// The next request, of what is still wanted, up to a second batch of a partition: there can be only one of each in a request.
     fn gather(&mut self, connection: &mut Connection, waiting: &mut VecDeque<Errand>) -> Option<Vec<u8>> {
         let (mut errands, mut bytes) = (Vec::new(), 0);
         while let Some(errand) = waiting.pop_front_if(|errand| {
-            bytes == 0 || bytes + errand.batch.len() <= GATHERED_BYTES || errand.reply.is_closed()
+            let has_room = bytes == 0 || bytes + errand.batch.len() <= GATHERED_BYTES;
+            errand.reply.is_closed() || has_room && errands.iter().all(|other: &Errand| other.at != errand.at)
         }) {
             if !errand.reply.is_closed() {
                 bytes += errand.batch.len();

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use logmesh_bus::NewRecord;
 use logmesh_types::unit::Span;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -19,6 +23,11 @@ mod broker;
 
 fn record(value: &str) -> NewRecord {
     NewRecord { key: "k".into(), value: value.to_owned().into(), ..NewRecord::default() }
+}
+
+/// A value that is told apart by its number, and so many bytes long at least.
+fn filled(number: usize, bytes: usize) -> String {
+    format!("#{number}{}", "x".repeat(bytes))
 }
 
 fn partition(partition: u32) -> TopicPartition {
@@ -248,6 +257,79 @@ async fn what_waits_is_gathered() {
     let of_first: Vec<_> = seen.iter().filter(|seen| seen.partition == 0).map(|seen| seen.count).collect();
     assert_eq!(of_first, [1, 100]);
     assert!(seen.last().unwrap().request < seen.len() - 1, "no request has two batches: {seen:?}");
+}
+
+/// The next batch is on its way before the one ahead of it is answered, but for the first: nothing proves that it won't be refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_under_way_together() {
+    let go = Arc::new(Notify::new());
+    let broker = Broker::start([Act::Wait(Arc::clone(&go)), Act::WaitForNext]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    let mut appends = Vec::new();
+    for number in 0..4 {
+        appends.push(begin(&producer, 0, &filled(number, 600_000)).await);
+    }
+    broker.until_seen(1).await;
+    go.notify_one();
+    for (number, append) in appends.into_iter().enumerate() {
+        assert_eq!(append.await.unwrap().offset, Offset(number as u64));
+    }
+    let sequences: Vec<_> = broker.seen().iter().map(|seen| (seen.request, seen.stamp.sequence)).collect();
+    assert_eq!(sequences, [(0, 0), (1, 1), (2, 2), (3, 3)], "one of a partition in each request, and each once");
+}
+
+/// Whatever a broker does with what is under way: what is said to be stored lies where it's said, in the order of the appends, and,
+/// as long as nothing failed, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_holds_whatever_happens() {
+    let act = prop_oneof![
+        6 => Just(Act::Store),
+        1 => Just(Act::Lose),
+        1 => Just(Act::Close),
+        2 => prop_oneof![Just(3), Just(6), Just(19)].prop_map(Act::Say),
+        1 => prop_oneof![Just(7), Just(20)].prop_map(Act::Belie),
+        1 => prop_oneof![Just(10), Just(45), Just(46), Just(47), Just(87)].prop_map(Act::Say),
+    ];
+    let size = prop_oneof![Just(0), Just(600_000), Just(1_100_000)];
+    let plan = (vec(act, 0..16), vec(vec(size, 1..4), 1..24));
+    let mut runner = TestRunner::deterministic();
+    let mut running = JoinSet::new();
+    let mut kinds = [0; 2];
+    for _ in 0..96 {
+        let (acts, appends) = plan.new_tree(&mut runner).unwrap().current();
+        running.spawn(async move {
+            let broker = Broker::start(acts.clone()).await;
+            let producer = broker.producer(Duration::from_secs(60));
+            let (mut outcomes, mut count) = (Vec::new(), 0);
+            for sizes in appends {
+                let records: Vec<_> =
+                    sizes.iter().enumerate().map(|(n, size)| record(&filled(count + n, *size))).collect();
+                count += records.len();
+                let records: Vec<_> = records.iter().map(RecordRef::from).collect();
+                outcomes.push((count - 1, producer.append(partition(0), &records).await));
+            }
+            let (mut acked, mut failures) = (Vec::new(), 0);
+            for (last, outcome) in outcomes {
+                match outcome.await {
+                    Ok(position) => acked.push((position.offset.0 as usize, filled(last, 0))),
+                    Err(_) => failures += 1,
+                }
+            }
+            let log = broker.records(0);
+            let context = || format!("{acts:?}\n{log:?}\n{acked:?}");
+            assert!(acked.is_sorted_by_key(|(offset, _)| *offset), "{}", context());
+            assert!(acked.iter().all(|(offset, mark)| log.get(*offset) == Some(mark)), "{}", context());
+            if failures == 0 {
+                let all: Vec<_> = (0..count).map(|number| filled(number, 0)).collect();
+                assert_eq!(log, all, "{acts:?}");
+            }
+            failures
+        });
+    }
+    while let Some(failures) = running.join_next().await {
+        kinds[usize::from(failures.unwrap() > 0)] += 1;
+    }
+    assert!(kinds.iter().all(|kind| *kind > 10), "both kinds of runs: {kinds:?}");
 }
 
 /// Dropping the producer is an outcome for all, at once.

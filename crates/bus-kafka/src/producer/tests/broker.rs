@@ -12,18 +12,26 @@ use tokio::sync::Notify;
 use super::super::batch::Stamp;
 use super::super::wire::{Code, INIT_PRODUCER_ID, METADATA, PRODUCE, Reader};
 use super::*;
+use crate::settings::Compression;
 
 /// What to do with a request to store batches; if nothing is said, what Kafka does.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Act {
+    Store,
     /// Store nothing, say this.
     Say(i16),
+    /// Store, and say this nevertheless.
+    Belie(i16),
+    /// Store nothing, and close the connection.
+    Close,
     /// Store nothing, and do nothing more on this connection.
     Freeze,
     /// Store, and close the connection.
     Lose,
     /// What Kafka does, but later.
     Wait(Arc<Notify>),
+    /// What Kafka does, once the next request is there.
+    WaitForNext,
 }
 
 /// A batch that came in.
@@ -37,8 +45,14 @@ pub(super) struct Seen {
     pub(super) bytes: Bytes,
 }
 
-/// Of a partition: the stamp that's to come, where it will lie, and the last batch's stamp and place.
-type Log = (Stamp, i64, Option<(Stamp, i64)>);
+/// Of a partition: what it holds, and what is known of its producers.
+#[derive(Default)]
+struct Log {
+    /// Of each record, what it is told apart by: see [`marks`].
+    records: Vec<String>,
+    /// Of each number, the stamp that's to come, and the last batches' stamps and places.
+    producers: HashMap<i64, (Stamp, VecDeque<(Stamp, i64)>)>,
+}
 
 #[derive(Default)]
 struct State {
@@ -81,6 +95,11 @@ impl Broker {
         self.state.lock().unwrap().seen.clone()
     }
 
+    /// What each record of a partition is told apart by, by offset.
+    pub(super) fn records(&self, partition: i32) -> Vec<String> {
+        self.state.lock().unwrap().logs.get(&partition).map_or_else(Vec::new, |log| log.records.clone())
+    }
+
     pub(super) async fn until_seen(&self, count: usize) {
         while self.seen().len() < count {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -92,6 +111,7 @@ impl Broker {
             brokers: vec![format!("127.0.0.1:{}", self.port)],
             delivery_timeout: Span(delivery),
             request_timeout: Span(delivery),
+            compression: Compression::None,
             ..Settings::default()
         }))
     }
@@ -114,20 +134,27 @@ impl Broker {
                         until.notified().await;
                         drop(batches);
                     }
+                    if let Some(Act::WaitForNext) = &act {
+                        stream.peek(&mut [0]).await.ok()?;
+                    }
                     let batches = match &act {
                         Some(Act::Wait(_)) => parse(&mut reader),
                         _ => self.note(&mut reader),
                     };
+                    let store = |batch: &Seen| self.store(batch);
                     match act {
                         Some(Act::Say(code)) => answer(&batches, |_| (Code(code), -1)),
+                        Some(Act::Belie(code)) => answer(&batches, |batch| match store(batch).0 {
+                            Code(0) => (Code(code), -1),
+                            refused => (refused, -1),
+                        }),
+                        Some(Act::Close) => return None,
                         Some(Act::Freeze) => std::future::pending().await,
-                        act => {
-                            let stored = answer(&batches, |batch| self.store(batch));
-                            if matches!(act, Some(Act::Lose)) {
-                                return None;
-                            }
-                            stored
+                        Some(Act::Lose) => {
+                            answer(&batches, store);
+                            return None;
                         }
+                        Some(Act::Store | Act::Wait(_) | Act::WaitForNext) | None => answer(&batches, store),
                     }
                 }
                 other => panic!("a request {other}"),
@@ -147,27 +174,29 @@ impl Broker {
         batches
     }
 
-    /// Kafka's rules for a producer's numbers.
+    /// Kafka's rules for a producer's numbers: any will do of one that isn't known.
     fn store(&self, batch: &Seen) -> (Code, i64) {
         let mut state = self.state.lock().unwrap();
-        let (next, end, last) = state.logs.entry(batch.partition).or_insert((batch.stamp, 0, None));
-        if let Some((stamp, offset)) = last
-            && *stamp == batch.stamp
-        {
+        let log = state.logs.entry(batch.partition).or_default();
+        let stamp = batch.stamp;
+        let (next, last) = log.producers.entry(stamp.producer).or_insert((stamp, VecDeque::new()));
+        if let Some((_, offset)) = last.iter().find(|(known, _)| *known == stamp) {
             return (Code(0), *offset);
         }
-        let (Stamp { producer, epoch, sequence }, stamp) = (*next, batch.stamp);
-        if producer == stamp.producer && stamp.epoch < epoch {
+        if stamp.epoch < next.epoch {
             return (Code(47), -1);
         }
-        let expected = if (producer, epoch) == (stamp.producer, stamp.epoch) { sequence } else { 0 };
-        if stamp.sequence != expected {
+        if stamp.sequence != if stamp.epoch == next.epoch { next.sequence } else { 0 } {
             return (Code(45), -1);
         }
-        let offset = *end;
-        *last = Some((stamp, offset));
+        let offset = log.records.len() as i64;
+        last.retain(|(known, _)| known.epoch == stamp.epoch);
+        last.truncate(4);
+        last.push_front((stamp, offset));
         *next = Stamp { sequence: stamp.sequence + batch.count, ..stamp };
-        *end += i64::from(batch.count);
+        let marks = marks(&batch.bytes);
+        assert_eq!(marks.len(), batch.count as usize);
+        log.records.extend(marks);
         (Code(0), offset)
     }
 
@@ -206,6 +235,35 @@ impl Broker {
         }
         answer
     }
+}
+
+/// The values of a batch's records, but for the x's that they are filled up with.
+fn marks(batch: &[u8]) -> Vec<String> {
+    let number = |left: &mut &[u8]| {
+        let (mut number, mut shift) = (0_u64, 0);
+        while let Some((byte, rest)) = left.split_first() {
+            *left = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if *byte < 0x80 {
+                break;
+            }
+        }
+        (number >> 1) as usize // of those that are not negative
+    };
+    let take = |left: &mut &[u8], len: usize| left.split_off(..len).unwrap().to_vec();
+    let (mut left, mut marks) = (&batch[61..], Vec::new());
+    while !left.is_empty() {
+        let len = number(&mut left);
+        let record = take(&mut left, len);
+        let mut record = &record[1..];
+        let (_time, _index, key) = (number(&mut record), number(&mut record), number(&mut record));
+        take(&mut record, key);
+        let value = number(&mut record);
+        let value = String::from_utf8(take(&mut record, value)).unwrap();
+        marks.push(value.trim_end_matches('x').to_owned());
+    }
+    marks
 }
 
 fn parse(reader: &mut Reader<'_>) -> Vec<Seen> {
