@@ -24,8 +24,16 @@ const SCAN_LONGEST: Duration = Duration::from_secs(60);
 /// The most names under which one file is known.
 const MAX_NAMES: usize = 8;
 
-/// What a scan found: paths with their owner's place, and whether they're read from their end.
-type Found = Vec<(PathBuf, usize, bool)>;
+/// A path that a scan found.
+struct Found {
+    path: PathBuf,
+    /// The place of the first rule that matches it,
+    rule: usize,
+    /// and of the others.
+    others: Vec<usize>,
+    /// It's read from its end.
+    from_end: bool,
+}
 
 /// Lists a problem, if there's room in the list.
 pub(super) fn note(problems: &mut Vec<FileProblem>, path: PathBuf, reason: &'static str, detail: String) {
@@ -43,13 +51,21 @@ impl Collector {
         let found = self.walk(&mut walk);
         self.ignored.clear();
         let mut seen = HashSet::new();
-        for (path, rule, from_end) in found {
-            match self.consider(&path, rule, from_end, now) {
+        for Found { path, rule, others, from_end } in found {
+            let number = match self.consider(&path, rule, from_end, now) {
                 Ok(number) => {
                     seen.insert(number);
-                    self.note_owner(number, path, rule);
+                    Some(number)
                 }
-                Err(refusal) => self.refuse(rule, path, &refusal),
+                Err(refusal) => {
+                    self.refuse(rule, path.clone(), &refusal);
+                    None
+                }
+            };
+            // A file that has another name too, or had one, stays with the rule that found it by that.
+            let owner = number.and_then(|number| self.files.get(&number)).map_or(rule, |file| file.rule);
+            for other in others.into_iter().chain([rule]).filter(|other| *other != owner) {
+                self.shadow(other, &path, owner);
             }
         }
         for number in self.files.keys().copied().filter(|n| !seen.contains(n)).collect::<Vec<_>>() {
@@ -77,16 +93,12 @@ impl Collector {
         self.scan_at = now + if self.watcher.incomplete { pause } else { pause.max(for_cost) };
     }
 
-    /// Walks the globs of all rules, the owners first.
-    fn walk(&mut self, walk: &mut Walk) -> Found {
-        let mut owners: HashMap<PathBuf, usize> = HashMap::new();
-        let mut found = Found::new();
-        let names: Vec<RuleName> = self.rules.iter().map(|r| r.compiled.rule.name.clone()).collect();
-        for index in 0..self.rules.len() {
-            let running = &mut self.rules[index];
+    /// Walks the globs of all rules by their precedence.
+    fn walk(&mut self, walk: &mut Walk) -> Vec<Found> {
+        let mut places: HashMap<PathBuf, usize> = HashMap::new();
+        let mut found: Vec<Found> = Vec::new();
+        for (rule, running) in self.rules.iter_mut().enumerate() {
             running.found = Findings::default();
-            // Two globs of one rule may find the same file.
-            let mut others = HashSet::new();
             let compiled = &running.compiled;
             for glob in &compiled.globs {
                 let first = !self.scanned.contains(&(compiled.rule.name.to_string(), glob.as_str().to_owned()));
@@ -96,13 +108,14 @@ impl Collector {
                         if compiled.excludes(&path) {
                             return;
                         }
-                        match owners.get(&path) {
+                        match places.get(&path).map(|place| &mut found[*place]) {
                             None => {
-                                owners.insert(path.clone(), index);
-                                found.push((path, index, from_end));
+                                places.insert(path.clone(), found.len());
+                                found.push(Found { path, rule, others: Vec::new(), from_end });
                             }
-                            Some(owner) if *owner != index && others.insert(path.clone()) => {
-                                running.found.shadow(path, &names[*owner]);
+                            // Two globs of one rule may find the same file.
+                            Some(known) if known.rule != rule && known.others.last() != Some(&rule) => {
+                                known.others.push(rule);
                             }
                             Some(_) => {}
                         }
@@ -120,11 +133,10 @@ impl Collector {
         self.rules.iter().map(|running| one(&running.found)).collect()
     }
 
-    /// A file that has another name too, or had one, stays with the rule that found it by that.
-    fn note_owner(&mut self, number: u64, path: PathBuf, rule: usize) {
-        let Some(owner) = self.files.get(&number).map(|file| file.rule).filter(|owner| *owner != rule) else { return };
+    /// Tells a rule that the file at a path that it matches belongs to another.
+    fn shadow(&mut self, rule: usize, path: &Path, owner: usize) {
         let Some(owner) = self.rules.get(owner).map(|owner| owner.compiled.rule.name.clone()) else { return };
-        self.rules[rule].found.shadow(path, &owner);
+        self.rules[rule].found.shadow(path.to_owned(), &owner);
     }
 
     fn refuse(&mut self, rule: usize, path: PathBuf, refusal: &Refused) {

@@ -475,6 +475,32 @@ fn a_file_stays_with_the_rule_that_found_it_whatever_its_names() {
 }
 
 #[test]
+fn the_owner_that_is_told_is_the_rule_that_reads_the_file() {
+    let mut bench = Bench::new("a.log");
+    let dir = bench.dir.path().to_owned();
+    bench.rules.push(rule(&dir, "b", "second.log"));
+    bench.rules.push(rule(&dir, "c", "*.log"));
+    bench.append("a.log", "1\n");
+    std::fs::hard_link(bench.path("a.log"), bench.path("second.log")).unwrap();
+    bench.apply();
+    assert_eq!(bench.take(), texts(&[(0, "1\n")]));
+    assert_eq!(shadows(&mut bench, 0), (1, 0, String::new()));
+    assert_eq!(shadows(&mut bench, 1), (0, 1, "a".into()));
+    assert_eq!(shadows(&mut bench, 2), (0, 2, "a".into()), "b is shadowed itself");
+
+    // The third found it first, by a name that is its own; the second name comes to it later.
+    bench.append("own.log", "2\n");
+    assert_eq!(bench.take(), texts(&[(0, "2\n")]));
+    std::fs::remove_file(bench.path("second.log")).unwrap();
+    std::fs::hard_link(bench.path("own.log"), bench.path("second.log")).unwrap();
+    bench.scan();
+    assert_eq!(bench.take(), []);
+    assert_eq!(shadows(&mut bench, 0), (1, 0, String::new()));
+    assert_eq!(shadows(&mut bench, 1), (0, 1, "c".into()));
+    assert_eq!(shadows(&mut bench, 2), (1, 1, "a".into()), "its own file isn't another's");
+}
+
+#[test]
 fn what_cannot_be_read_is_reported_and_stops_nothing() {
     let mut bench = Bench::new("*");
     std::fs::write(bench.path("binary"), b"ELF\0\0\x01").unwrap();
