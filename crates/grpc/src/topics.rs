@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tracing::debug;
 
-use crate::status::not_found;
+use crate::status::{not_found, unavailable};
 use crate::upstream::Upstream;
 
 /// How long config may take to say whether a rule writes to a topic.
@@ -22,9 +22,24 @@ const MAX_ASKED: usize = 16;
 /// The most topics that are named in place of one that isn't there.
 const NAMED: usize = 10;
 
-/// Refuses topics that are neither `there` nor any rule's; see [`missing_topics`].
-pub async fn check_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, config: &Upstream) -> Result<(), Status> {
-    refuse_topics(&missing_topics(wanted, there, config).await)
+/// Refuses a topic that is neither `there` nor any rule's: NOT_FOUND, with what may have been meant. UNAVAILABLE if it isn't `there`
+/// and no config service says which rules there are: who asks for work on a topic must not be told that it is done.
+pub async fn check_topic(topic: &TopicName, there: &BTreeSet<TopicName>, config: &Upstream) -> Result<(), Status> {
+    if there.contains(topic) {
+        return Ok(());
+    }
+    match is_of_a_rule(topic, config).await {
+        Ok(true) => Ok(()),
+        Ok(false) => refuse_topics(&[sentence(topic, there)]),
+        Err(status) => {
+            let why = crate::describe(&status);
+            let text = format!(
+                "there is no topic {topic} yet, and whether a rule writes to it can't be known now: {why}; \
+                 check the name, or try again when a config service answers"
+            );
+            Err(unavailable("CONFIG_UNAVAILABLE", text))
+        }
+    }
 }
 
 /// Refuses the topics of which [`missing_topics`] said something.
@@ -37,24 +52,21 @@ pub fn refuse_topics(missing: &[String]) -> Result<(), Status> {
 pub async fn missing_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, config: &Upstream) -> Vec<String> {
     let mut missing = Vec::new();
     for topic in wanted.iter().filter(|topic| !there.contains(*topic)).take(MAX_ASKED) {
-        if !is_of_a_rule(topic, config).await {
-            missing.push(sentence(topic, there));
+        match is_of_a_rule(topic, config).await {
+            Ok(true) => {}
+            Ok(false) => missing.push(sentence(topic, there)),
+            Err(status) => debug!(error = %crate::describe(&status), "config does not say which rules there are"),
         }
     }
     missing
 }
 
-/// True if a rule writes to the topic, or nobody can say.
-async fn is_of_a_rule(topic: &TopicName, config: &Upstream) -> bool {
+/// True if a rule writes to the topic; an error if no config service says so in time.
+async fn is_of_a_rule(topic: &TopicName, config: &Upstream) -> Result<bool, Status> {
     let ask = ListRulesRequest { page_size: 1, filter: format!("topic=\"{topic}\""), ..Default::default() };
-    match timeout(ANSWER_TIMEOUT, RuleServiceClient::new(config.clone()).list_rules(ask)).await {
-        Ok(Ok(answer)) => !answer.into_inner().rules.is_empty(),
-        Ok(Err(status)) => {
-            debug!(error = %crate::describe(&status), "config does not say which rules there are");
-            true
-        }
-        Err(_) => true,
-    }
+    let answer = timeout(ANSWER_TIMEOUT, RuleServiceClient::new(config.clone()).list_rules(ask)).await;
+    let answer = answer.map_err(|_| Status::deadline_exceeded("config gives no answer"))??;
+    Ok(!answer.into_inner().rules.is_empty())
 }
 
 /// `there is no topic ngnix; did you mean nginx?`
@@ -118,9 +130,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_can_say_is_no_fault() {
+    async fn what_nobody_can_say_is_no_fault_and_no_success() {
         let away = Upstream::new("config", Choice::First);
-        let wanted = ["there".parse().unwrap(), "who-knows".parse().unwrap()];
-        check_topics(&wanted, &topics(&["there"]), &away).await.unwrap();
+        let (wanted, there) = (["there".parse().unwrap(), "who-knows".parse().unwrap()], topics(&["there"]));
+        assert_eq!(missing_topics(&wanted, &there, &away).await, [] as [String; 0]);
+        check_topic(&wanted[0], &there, &away).await.unwrap();
+        let refused = check_topic(&wanted[1], &there, &away).await.unwrap_err();
+        assert_eq!(crate::reason(&refused).as_deref(), Some("CONFIG_UNAVAILABLE"));
+        assert!(refused.message().contains("no config is registered"), "{refused}");
     }
 }

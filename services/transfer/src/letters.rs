@@ -65,13 +65,13 @@ impl Letters {
         Ok(with_books(self.bus.topics().await?).into_iter().map(|spec| spec.name).collect())
     }
 
-    /// True if the topic may have dead letters. NOT_FOUND if it's no topic at all.
+    /// True if the topic may have dead letters. NOT_FOUND if it's no topic at all, UNAVAILABLE if that can't be known.
     pub(crate) async fn are_there(&self, topic: &TopicName) -> Result<bool, Status> {
         if self.bus.topic(&topic.dead_letters()).await.map_err(bus_status)?.is_some() {
             return Ok(true);
         }
         let there = self.topics().await.map_err(bus_status)?.into_iter().collect();
-        logmesh_grpc::check_topics(std::slice::from_ref(topic), &there, &self.config).await?;
+        logmesh_grpc::check_topic(topic, &there, &self.config).await?;
         Ok(false)
     }
 

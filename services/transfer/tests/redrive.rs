@@ -168,6 +168,24 @@ async fn letters_are_counted_by_reason_with_samples() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_topic_has_no_letters_that_are_done_while_config_is_away() {
+    let mesh = Mesh::start().await;
+    assert_eq!(counts(&redrive(&mesh.server, RedriveDeadLettersRequest::default()).await), [0; 5], "it is there");
+    let topic = "lgos".to_owned();
+    let ask = RedriveDeadLettersRequest { topic: topic.clone(), ..Default::default() };
+    let redriven = mesh.client().redrive_dead_letters(ask).await.unwrap_err();
+    let list = ListDeadLettersRequest { topic: topic.clone(), ..Default::default() };
+    let listed = mesh.client().list_dead_letters(list).await.unwrap_err();
+    let summarize = SummarizeDeadLettersRequest { topic, ..Default::default() };
+    let summarized = mesh.client().summarize_dead_letters(summarize).await.unwrap_err();
+    for status in [redriven, listed, summarized] {
+        assert_eq!(logmesh_grpc::reason(&status).as_deref(), Some("CONFIG_UNAVAILABLE"), "{status}");
+        assert!(status.message().contains("there is no topic lgos yet"), "{status}");
+    }
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_letter_leaves_only_for_the_index_and_the_books_are_put_right() {
     let (mut mesh, picky) = with_letters().await;
     let before = list(&mesh, "").await;
