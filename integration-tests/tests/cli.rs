@@ -47,7 +47,11 @@ fn search_prints_what_it_is_asked_for() {
 #[test]
 fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
     let mesh = Mesh::started();
-    for args in [&["search", "*", "--topic", "logs", "--count"][..], &["deadletters", "list", "--topic", "logs"]] {
+    for args in [
+        &["search", "*", "--topic", "logs", "--count"][..],
+        &["search", "_topic:lo*"],
+        &["deadletters", "list", "--topic", "logs"],
+    ] {
         // The rule of `--collect` writes to it, and nothing has come yet.
         mesh.run(args).expect(0);
     }
@@ -68,18 +72,30 @@ fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
         assert!(done.stdout.is_empty() && done.stderr.contains("there is no topic lgos; "), "{args:?}: {done:?}");
     }
     mesh.run(&["search", "*", "--topic", "log"]).expect(1).says(&["there is no topic log; did you mean logs?"]);
+    for query in ["_topic:lgo*", "one _topic:lgo*", "_topic:(lgo* OR logz)"] {
+        mesh.run(&["search", query]).expect(1).says(&["there is no topic lgo*; there are logs"]);
+    }
+    mesh.run(&["search", "_topic:lgos", "--count"]).expect(1).says(&["there is no topic lgos; there are logs"]);
+    for query in ["two _topic:lo*", "two (_topic:lgo* OR logs)", "two _topic:(lgo* OR logs)", "two NOT _topic:lgo*"] {
+        assert_eq!(mesh.run(&["search", query, "--count"]).expect(0).stdout, "0\n", "{query}");
+    }
     mesh.run(&["search", "*", "--topic", "payments"]).expect(1).says(&["there is no topic payments; there are logs"]);
 
     // A tail may be there before its topic: it says so and waits.
-    let mut tail = command(logmesh());
-    tail.args(["tail", "*", "--topic", "logz", "--server", mesh.grpc()]).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut tail = tail.spawn().unwrap();
-    let mut said = String::new();
-    BufReader::new(tail.stderr.take().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said, "logmesh: there is no topic logz; did you mean logs? (waiting for it)\n");
-    assert_eq!(tail.try_wait().unwrap(), None, "it goes on");
-    tail.kill().unwrap();
-    tail.wait().unwrap();
+    for (args, text) in [
+        (&["tail", "*", "--topic", "logz"][..], "there is no topic logz; did you mean logs?"),
+        (&["tail", "_topic:payment?"], "there is no topic payment?; there are logs"),
+    ] {
+        let mut tail = command(logmesh());
+        tail.args(args).args(["--server", mesh.grpc()]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut tail = tail.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(tail.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, format!("logmesh: {text} (waiting for it)\n"));
+        assert_eq!(tail.try_wait().unwrap(), None, "it goes on");
+        tail.kill().unwrap();
+        tail.wait().unwrap();
+    }
 }
 
 #[test]

@@ -19,6 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most topics of one request that config is asked about; what is beyond passes.
 const MAX_ASKED: usize = 16;
 
+/// Rules that config is asked for at a time.
+const RULES_PAGE: i32 = 1_000;
+
 /// The most topics that are named in place of one that isn't there.
 const NAMED: usize = 10;
 
@@ -30,7 +33,7 @@ pub async fn check_topic(topic: &TopicName, there: &BTreeSet<TopicName>, config:
     }
     match is_of_a_rule(topic, config).await {
         Ok(true) => Ok(()),
-        Ok(false) => refuse_topics(&[sentence(topic, there)]),
+        Ok(false) => refuse_topics(&[no_topic(topic.as_str(), there)]),
         Err(status) => {
             let why = crate::describe(&status);
             let text = format!(
@@ -54,7 +57,7 @@ pub async fn missing_topics(wanted: &[TopicName], there: &BTreeSet<TopicName>, c
     for topic in wanted.iter().filter(|topic| !there.contains(*topic)).take(MAX_ASKED) {
         match is_of_a_rule(topic, config).await {
             Ok(true) => {}
-            Ok(false) => missing.push(sentence(topic, there)),
+            Ok(false) => missing.push(no_topic(topic.as_str(), there)),
             Err(status) => debug!(error = %crate::describe(&status), "config does not say which rules there are"),
         }
     }
@@ -69,13 +72,31 @@ async fn is_of_a_rule(topic: &TopicName, config: &Upstream) -> Result<bool, Stat
     Ok(!answer.into_inner().rules.is_empty())
 }
 
+/// The topics that rules write to; an error if no config service says so in time.
+pub async fn topics_of_rules(config: &Upstream) -> Result<BTreeSet<TopicName>, Status> {
+    let list = async {
+        let mut client = RuleServiceClient::new(config.clone());
+        let (mut topics, mut page_token) = (BTreeSet::new(), String::new());
+        loop {
+            let ask = ListRulesRequest { page_size: RULES_PAGE, page_token, ..Default::default() };
+            let page = client.list_rules(ask).await?.into_inner();
+            topics.extend(page.rules.iter().filter_map(|rule| rule.topic.parse::<TopicName>().ok()));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(topics);
+            }
+        }
+    };
+    timeout(ANSWER_TIMEOUT, list).await.map_err(|_| Status::deadline_exceeded("config gives no answer"))?
+}
+
 /// `there is no topic ngnix; did you mean nginx?`
-fn sentence(topic: &TopicName, there: &BTreeSet<TopicName>) -> String {
-    let near = there.iter().map(|other| (distance(topic.as_str(), other.as_str()), other)).min();
+pub fn no_topic(topic: &str, there: &BTreeSet<TopicName>) -> String {
+    let near = there.iter().map(|other| (distance(topic, other.as_str()), other)).min();
     let meant = match near {
         None => "there is none yet".to_owned(),
         // A third of the letters, or one: more than that is another name.
-        Some((steps, other)) if steps <= (topic.as_str().len() / 3).max(1) => format!("did you mean {other}?"),
+        Some((steps, other)) if steps <= (topic.len() / 3).max(1) => format!("did you mean {other}?"),
         Some(_) => {
             let names: Vec<&str> = there.iter().take(NAMED).map(TopicName::as_str).collect();
             let more = if there.len() > NAMED { ", …" } else { "" };
@@ -111,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_may_have_been_meant_is_named() {
-        let said = |wanted: &str, there: &[&str]| sentence(&wanted.parse().unwrap(), &topics(there));
+        let said = |wanted: &str, there: &[&str]| no_topic(wanted, &topics(there));
         assert_eq!(said("ngnx", &["app", "nginx", "nginx-access"]), "there is no topic ngnx; did you mean nginx?");
         assert_eq!(said("payments", &["app", "nginx"]), "there is no topic payments; there are app, nginx");
         assert_eq!(said("a", &[]), "there is no topic a; there is none yet");

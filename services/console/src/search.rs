@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use logmesh_grpc::{internal, page_size, resource_exhausted, unavailable};
+use logmesh_index::query::Query;
 use logmesh_index::{Facets, Hit, IndexError, IndexReader, MAX_FACETS, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
 use logmesh_proto::search::v1::search_service_server::SearchService;
@@ -53,12 +54,13 @@ impl Search {
         })
     }
 
-    /// Refuses a selection with a topic that there isn't. One topic in which something was found is one.
+    /// Refuses a selection with a topic that there isn't. One topic in which something was found is one, and so is what the
+    /// query demands.
     async fn check_topics(&self, selection: &Selection, found: bool) -> Result<(), Status> {
         if found && selection.topics.len() <= 1 {
             return Ok(());
         }
-        self.topics.check(&selection.topics).await
+        self.topics.check(&selection.topics, &selection.query).await
     }
 
     /// A page of at most so many hits and [`PAGE_BYTES`], but of one hit at least.
@@ -156,7 +158,7 @@ impl SearchService for Search {
         if let Some(context) = wanted.find(self.index.clone()).await? {
             return Ok(Response::new(context));
         }
-        self.topics.check(&[topic]).await?;
+        self.topics.check(&[topic], &Query::all()).await?;
         Err(Wanted::missing(&request))
     }
 
@@ -164,9 +166,9 @@ impl SearchService for Search {
         let request = request.into_inner();
         let (query, topics) = (query(&request.query, UnixNanos::now())?, topics(&request.topics)?);
         // From now on nothing is missed, however long it takes to say which topics there are.
-        let tail = self.tails.open(query, topics.clone()).await?;
+        let tail = self.tails.open(query.clone(), topics.clone()).await?;
         // A tail may well be there before its topic is, so that it's told and not refused.
-        let notes = self.topics.missing(&topics).await;
+        let notes = self.topics.missing(&topics, &query).await;
         if notes.is_empty() {
             return Ok(Response::new(tail));
         }
