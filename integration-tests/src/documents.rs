@@ -54,13 +54,14 @@ fn read<T>(address: &str, moment: &Value, reader: usize, look: impl Fn(&Value) -
     }
 }
 
-/// The document as it was sent: one that Elasticsearch refused lies within another.
+/// The document as it was sent, one that Elasticsearch refused lies within another; with its `_id` and `_index`.
 fn as_written(mut hit: Value) -> Value {
-    let source = hit["_source"].take();
-    match source["logmesh.derived"]["body"].as_str() {
-        Some(body) => serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {body}")),
-        None => source,
+    let mut document = hit["_source"].take();
+    if let Some(body) = document["logmesh.derived"]["body"].as_str() {
+        document = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error} in {body}"));
     }
+    ["_id", "_index"].into_iter().for_each(|key| document[key] = hit[key].take());
+    document
 }
 
 fn ask(address: &str, path: &str, body: &str) -> Value {
@@ -88,7 +89,7 @@ mod tests {
         };
         for (index, from) in [("documents-a", 0), ("documents-b", count)] {
             let lines: Vec<String> =
-                (from..from + count).map(|n| format!("{{\"index\":{{}}}}\n{}\n", source(n))).collect();
+                (from..from + count).map(|n| format!("{{\"index\":{{\"_id\":\"{n}\"}}}}\n{}\n", source(n))).collect();
             let answer = http(&address, "POST", &format!("/{index}/_bulk"), &lines.concat()).unwrap();
             assert!(answer.contains("\"errors\":false"), "{answer}");
         }
@@ -96,7 +97,12 @@ mod tests {
         each(
             &address,
             "documents-*",
-            |document| document["n"].as_u64().unwrap(),
+            |document| {
+                let number = document["n"].as_u64().unwrap();
+                let index = if number < count as u64 { "documents-a" } else { "documents-b" };
+                assert_eq!((&document["_id"], &document["_index"]), (&number.to_string().into(), &index.into()));
+                number
+            },
             |number| {
                 found += 1;
                 numbers.insert(number);

@@ -31,6 +31,11 @@ const TOPICS: &str = "[topics.named.packed]\nformat = \"chunks\"\n";
 /// Blocks on writing that Elasticsearch knows: one by an operator's hand, one that a full disk sets.
 const BLOCKS: [&str; 2] = ["index.blocks.write", "index.blocks.read_only_allow_delete"];
 
+/// The topic of a log, by what its name begins with.
+fn topic_of(name: &str) -> &'static str {
+    if name.starts_with("packed") { "packed" } else { "logs" }
+}
+
 struct Storm {
     rng: StdRng,
     cluster: Cluster,
@@ -43,7 +48,7 @@ impl Storm {
         cluster.start();
         for (name, glob) in [("events", "events*.log*"), ("packed", "packed*.log*")] {
             let rule = cluster::rule(name, &[&cluster.log(glob)]);
-            let rule = if name == "packed" { rule.replace("topic: logs", "topic: packed") } else { rule };
+            let rule = rule.replace("topic: logs", &format!("topic: {}", topic_of(name)));
             let file = cluster.folder.join(format!("{name}.yaml"));
             std::fs::write(&file, rule).unwrap();
             cluster.client().run(&["rules", "apply", "-f", file.to_str().unwrap()]).expect(0);
@@ -141,7 +146,7 @@ impl Storm {
 
     /// Compares all documents with the files.
     fn judge(&mut self, run: u32, written: &[u64]) -> Verdict {
-        let mut judge = Judge::new(run, written).with_files(&self.cluster.folder.join("logs"));
+        let mut judge = Judge::new(run, written).with_files(&self.cluster.folder.join("logs"), topic_of);
         self.say("the files are read");
         let (mut documents, elasticsearch) = (0, self.cluster.backend("elasticsearch").address());
         documents::each(&elasticsearch, "logmesh-*", Found::new, |found| {
