@@ -265,12 +265,12 @@ impl Books {
         std::mem::take(&mut self.redriven_changed).then_some(&self.redriven)
     }
 
-    /// What is done of the streams that have changed, to be written when it is in the index.
-    pub(crate) fn close(&mut self) -> Closed {
+    /// What is done of the streams that have changed, to be written when it is in the index; `None` if none has.
+    pub(crate) fn close(&mut self) -> Option<Closed> {
         self.to_write = false;
         let changed = std::mem::take(&mut self.changed);
         let done = |stream: StreamId| self.books.get(&stream).map(|book| (stream, book.done.clone()));
-        Closed(changed.into_iter().filter_map(done).collect())
+        (!changed.is_empty()).then(|| Closed(changed.into_iter().filter_map(done).collect()))
     }
 
     /// The records of books that were closed: all that is known of their streams, but not what was done since. They keep of slices
@@ -310,8 +310,8 @@ mod tests {
             books.take(&topic, &record(end));
         }
         assert_eq!(books.book(stream).watermark(), 30);
-        assert_eq!(books.close().0.len(), 1);
+        assert_eq!(books.close().map(|closed| closed.0.len()), Some(1));
         books.take(&topic, &record(40));
-        assert!(books.close().0.is_empty(), "the last record says all");
+        assert!(books.close().is_none(), "the last record says all");
     }
 }

@@ -137,7 +137,7 @@ impl Writing {
 }
 
 fn close(books: &mut HashMap<TopicPartition, Books>) -> Vec<(TopicPartition, Closed)> {
-    books.iter_mut().map(|(at, books)| (at.clone(), books.close())).collect()
+    books.iter_mut().filter_map(|(at, books)| Some((at.clone(), books.close()?))).collect()
 }
 
 async fn append_closed(
