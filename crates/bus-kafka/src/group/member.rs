@@ -200,8 +200,7 @@ impl Member {
             match self.consumer.poll(wait) {
                 Some(Ok(message)) => {
                     let record = to_record(&message, &mut self.buffer);
-                    self.inbox.push(message.topic(), message.partition() as u32, record);
-                    if !self.inbox.wait_for_room(Duration::ZERO) {
+                    if !self.inbox.push(message.topic(), message.partition() as u32, record) {
                         return;
                     }
                 }
