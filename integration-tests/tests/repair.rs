@@ -14,7 +14,7 @@ use logmesh_integration_tests::gaps::{doubles, gaps, place_of, prints};
 use logmesh_integration_tests::program::{command, logmesh};
 use logmesh_integration_tests::{Cluster, PATIENCE};
 use logmesh_testing::wait_for;
-use logmesh_types::UnixNanos;
+use logmesh_types::{Day, UnixNanos};
 use serde_json::Value;
 
 /// Files of a topic, and lines of each.
@@ -153,7 +153,7 @@ impl<'a> Part<'a> {
 
     /// Makes today's index as somebody by hand might: Elasticsearch refuses each line of the topic with 400.
     fn make_index_that_refuses(&mut self) {
-        let index = format!("logmesh-{}@{}", self.topic, UnixNanos::now().date().replace('-', "."));
+        let index = format!("logmesh-{}@{}", self.topic, Day::of(UnixNanos::now()).to_string().replace('-', "."));
         let body = format!(
             "{{\"mappings\": {{\"properties\": {{\"message\": {{\"type\": \"long\"}}}}}}, \"aliases\": {{\"{index}.write\": {{}}}}}}"
         );

@@ -10,7 +10,7 @@ use logmesh_integration_tests::cluster::{self, http};
 use logmesh_integration_tests::program::Done;
 use logmesh_integration_tests::{Client, Cluster, Mesh, PATIENCE, grpcurl};
 use logmesh_testing::wait_for;
-use logmesh_types::UnixNanos;
+use logmesh_types::{Day, UnixNanos};
 use serde_json::Value;
 
 /// A stream that no agent knows.
@@ -67,7 +67,7 @@ fn an_old_day_goes_and_stays_away() {
     mesh.wait_count("*", 2);
     prints(&mesh.audit(), "10 B retired with their days");
     assert_eq!(retired_bytes(&mesh.client()), 10);
-    assert_eq!(status(&mesh.client(), "transfer")["retired_before"]["logs"], ago(3).date());
+    assert_eq!(status(&mesh.client(), "transfer")["retired_before"]["logs"], Day::of(ago(3)).to_string());
     let leaders = status(&mesh.client(), "config")["leaders"].clone();
     let holds = |leader: &Value| leader["name"] == "retention" && leader["holder"] == "standalone";
     assert!(leaders.as_array().unwrap().iter().any(holds), "{leaders}");
@@ -156,7 +156,7 @@ fn on_servers_the_next_leader_goes_on_and_a_pause_outlives_kills() {
 
     // The next leader knows what is retired, and takes away what comes back.
     let first = leader(&cluster, "");
-    let old = format!("/logmesh-logs@{}", ago(10).date().replace('-', "."));
+    let old = format!("/logmesh-logs@{}", Day::of(ago(10)).to_string().replace('-', "."));
     let elasticsearch = cluster.backend("elasticsearch").address();
     http(&elasticsearch, "PUT", &old, "{}").unwrap();
     until_indices(&mut cluster, &today);

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use logmesh_bus::{NewRecord, Record};
+use logmesh_bus::NewRecord;
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_proto::time::unix_nanos;
 use logmesh_types::UnixNanos;
@@ -46,12 +46,7 @@ impl Times {
         (TIMES.into(), text.into())
     }
 
-    /// Those of a record; what is missing or can't be read isn't known.
-    pub fn of(record: &Record) -> Self {
-        Self::read(record.header(TIMES).map_or(&[], |value| value))
-    }
-
-    /// Those that the header [`TIMES`] holds.
+    /// Those that the header [`TIMES`] holds; what is missing or can't be read isn't known.
     pub fn read(header: &[u8]) -> Self {
         let text = std::str::from_utf8(header).unwrap_or_default();
         let mut parts = text.split('/').map(|part| part.parse().ok().map(UnixNanos));
@@ -62,7 +57,7 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
-    use logmesh_bus::{Offset, Records};
+    use logmesh_bus::{Offset, Record, Records};
 
     use super::*;
     use crate::chunk::tests::chunk;
@@ -87,7 +82,7 @@ mod tests {
         let topic = "logs".parse().unwrap();
         let mut read = Vec::new();
         for record in records.map(stored) {
-            assert_eq!(Times::of(&record), times);
+            assert_eq!(Times::read(record.header(TIMES).unwrap()), times);
             read.extend(codec::documents(&topic, 0, &record).unwrap());
         }
         assert_eq!(read, [&plain[..], &plain[..]].concat());
@@ -99,16 +94,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_strange_is_not_known() {
-        let mut record = stored(NewRecord::default());
-        assert_eq!(Times::of(&record), Times::default());
         for (text, expected) in [
             ("//5", Times::of_event(UnixNanos(5))),
             ("", Times::default()),
             ("a/b/c/d", Times::default()),
             ("1/99999999999999999999/3", Times { written: Some(UnixNanos(1)), ..Times::of_event(UnixNanos(3)) }),
         ] {
-            record.headers = vec![(TIMES.into(), Bytes::copy_from_slice(text.as_bytes()))];
-            assert_eq!(Times::of(&record), expected, "{text:?}");
+            assert_eq!(Times::read(text.as_bytes()), expected, "{text:?}");
         }
     }
 }

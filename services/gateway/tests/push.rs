@@ -14,7 +14,7 @@ use logmesh_gateway::Settings;
 use logmesh_proto::ingest::v1::Chunk;
 use logmesh_proto::ingest::v1::push_response::Response;
 use logmesh_record::{Content, Format, Times, TopicSettings, Topics, codec, decode};
-use logmesh_types::{ByteSize, Span};
+use logmesh_types::{ByteSize, Span, header};
 use tonic::Code;
 
 fn stored_chunk(record: &logmesh_bus::Record) -> Chunk {
@@ -26,7 +26,7 @@ fn stored_chunk(record: &logmesh_bus::Record) -> Chunk {
 
 /// The record says when its events were read (but for a clock that is far off), and when the gateway received them.
 fn assert_times(record: &logmesh_bus::Record, read: Option<i64>) {
-    let times = Times::of(record);
+    let times = Times::read(record.header(header::TIMES).unwrap());
     assert_eq!((times.written, times.read.map(|time| time.0 / 1_000_000_000)), (None, read));
     let waited = record.timestamp.0 - times.received.unwrap().0;
     assert!((0..PATIENCE.as_nanos() as i64).contains(&waited), "{waited}");

@@ -24,7 +24,7 @@ use logmesh_proto::ingest::v1::{Chunk, Source};
 use logmesh_record::{Book, TRANSFER_GROUP, Topics, codec, document};
 use logmesh_runtime::Tasks;
 use logmesh_testing::Folder;
-use logmesh_types::{ByteRange, DocId, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, Day, DocId, StreamId, TopicName, UnixNanos};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
 
@@ -222,7 +222,7 @@ impl Mesh {
 
     /// Puts documents of a chunk into the index: those at these places, in the slice of this time.
     async fn index(&self, chunk: &Chunk, places: &[usize], time: &str) {
-        let date = time.parse::<UnixNanos>().unwrap().date();
+        let date = Day::of(time.parse().unwrap()).to_string();
         let topic: TopicName = chunk.topic.parse().unwrap();
         let documents = document::of_chunk(chunk);
         let docs = places.iter().map(|place| NewDoc {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use logmesh_index::{IndexWriter, NewDoc, Outcome, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_testing::Folder;
+use logmesh_types::Day;
 use serde_json::{Value, json};
 
 use super::*;
@@ -39,7 +40,7 @@ impl Bench {
                 "@timestamp": time.to_string(), "message": message, "logmesh.stream": id.to_string(),
                 "logmesh.offset": offset, "logmesh.length": length,
             });
-            let slice = Slice { topic: "logs".parse().unwrap(), date: time.date() };
+            let slice = Slice { topic: "logs".parse().unwrap(), date: Day::of(time).to_string() };
             NewDoc {
                 slice: slice.into(),
                 id: DocId::of_event(&id, *offset, message.as_bytes()),
