@@ -1,16 +1,15 @@
 //! The way of one partition's records into its log: in their order, each batch until Kafka has it or it's given up.
 //!
 //! As long as all goes well, some batches are under way at once; each bears the number that follows the one before, and Kafka takes
-//! them in that order or not at all. At the first answer that isn't well, all that aren't stored go back, and one after the other
-//! goes out again: a batch has the same number however often it's sent, by which Kafka stores it once. One that is given up may
-//! still lie in a broker that is frozen: what comes after it has a new epoch, and once that is stored Kafka refuses what bears the
-//! old one. That is how a record that failed never appears behind the one that replaced it.
+//! them in that order or not at all. At the first answer that isn't well, all that aren't stored go back, and the first of them goes
+//! out alone until it's stored: a batch has the same number however often it's sent, by which Kafka stores it once. One that is
+//! given up may still lie in a broker that is frozen: what comes after it has a new epoch, and once that is stored Kafka refuses what
+//! bears the old one. That is how a record that failed never appears behind the one that replaced it.
 //!
 //! Meanwhile records gather in the next batch, which is how batches grow as load does, without waiting for more. A lane has a task
 //! while it has records, and nothing but a few numbers otherwise.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,12 +17,13 @@ use std::time::Duration;
 use logmesh_bus::{RecordRef, TopicPartition};
 use logmesh_types::{UnixNanos, metric};
 use metrics::counter;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::batch::{Batch, Packed, Stamp};
 use super::cluster::Cluster;
-use super::link::Link;
+use super::link::{Answer, Link};
 use super::load::{Failure, Load, Share, Trouble};
 use super::wire::{Meaning, Stored};
 use crate::settings::Settings;
@@ -35,9 +35,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long brokers may take to learn of a topic that was just made.
 const PROPAGATION: Duration = Duration::from_secs(5);
 
-/// Batches under way at once. Kafka knows the last five of a producer's in each partition again (`ProducerStateEntry` keeps as many),
-/// so each of these can be sent twice though all others were stored. The broker works on one, and has the next one at hand.
+/// Batches under way at once: the broker works on one and has the next at hand, and one more lies in the link. Kafka can say where the
+/// last five of a producer's in each partition lie, should they come again (`ProducerStateEntry` in its source).
 const WINDOW: usize = 3;
+
+/// What [`Trouble::Unknown`] is told as.
+const UNKNOWN: &str = "unknown topic or partition";
 
 /// A batch on its way.
 type Parcel = Load<Packed>;
@@ -52,6 +55,16 @@ struct Queue {
     spare: Vec<u8>,
     /// A task sees to it.
     is_running: bool,
+}
+
+/// How the next batch goes out: beside others over the link that has stored one, or alone, after what went wrong with it last.
+type Way = Result<Link, Option<Setback>>;
+
+/// An attempt that failed.
+#[derive(Debug)]
+struct Setback {
+    at: Instant,
+    reason: Arc<str>,
 }
 
 /// What the next batch bears.
@@ -131,13 +144,13 @@ impl Lane {
 
     async fn send_all(&self, cluster: &Cluster) {
         let mut packed = VecDeque::new();
+        // The first goes alone: a broker that knows nothing of a producer takes any number, and so a later one before it.
+        let mut way = Err(None);
         while let Some(parcel) = self.next(&mut packed).await {
-            // The first goes alone: a broker that knows nothing of a producer takes any number, and so a later one before it.
-            if let Some(link) = self.carry(parcel, cluster, &mut packed).await
-                && self.stream(&link, &mut packed).await.is_break()
-            {
-                return;
-            }
+            way = match way {
+                Ok(link) => self.stream(link, parcel, &mut packed).await,
+                Err(setback) => self.carry(parcel, setback, cluster, &mut packed).await,
+            };
         }
     }
 
@@ -178,71 +191,90 @@ impl Lane {
         }
     }
 
-    /// Sends some batches at once over a link that has just stored one. Ends when something isn't well: what isn't stored goes back
-    /// then, in its order. Or with the task.
-    async fn stream(&self, link: &Link, packed: &mut VecDeque<Parcel>) -> ControlFlow<()> {
+    /// Sends this batch, and others beside it, as long as there are any. When something isn't well, what isn't stored goes back, in its
+    /// order.
+    async fn stream(&self, link: Link, first: Parcel, packed: &mut VecDeque<Parcel>) -> Way {
+        packed.push_front(first);
         let mut flying = VecDeque::new();
-        loop {
-            if flying.is_empty() {
-                let Some(parcel) = self.next(packed).await else { return ControlFlow::Break(()) };
-                packed.push_front(parcel);
-            }
+        let way = loop {
             while flying.len() < WINDOW
                 && let Some(mut parcel) = packed.pop_front()
             {
-                let Some(stamp) = self.stamp_of(&parcel) else {
-                    packed.push_front(parcel);
-                    break;
-                };
-                let answer = link.produce(&self.at, parcel.batch.stamp(stamp)).await;
-                flying.push_back((parcel, answer));
+                let end = self.end_of(flying.front().map_or(&parcel, |(front, _)| front));
+                match self.launch(&link, &mut parcel, end).await {
+                    Some(answer) => flying.push_back((parcel, answer)),
+                    None => {
+                        packed.push_front(parcel);
+                        break;
+                    }
+                }
             }
-            let Some((parcel, answer)) = flying.front_mut() else { break };
-            let outcome = tokio::select! {
+            let Some((parcel, answer)) = flying.front_mut() else {
+                break if packed.is_empty() { Ok(link) } else { Err(None) };
+            };
+            let trouble = tokio::select! {
                 biased;
-                answer = timeout_at(parcel.born + self.settings.delivery_timeout.0, answer) => match answer {
-                    Ok(Ok(Ok(stored))) => self.judge(&stored),
-                    _ => break,
+                answer = timeout_at(self.end_of(parcel), answer) => match answer {
+                    Ok(answer) => self.read(answer),
+                    Err(_) => Err(Trouble::passing("no answer yet")),
                 },
                 full = self.next_full() => {
                     packed.extend(self.pack(full).await);
                     continue;
                 }
             };
-            let outcome = match outcome {
-                Ok(offset) => Ok(offset),
-                Err(Trouble::Final(failure)) => Err(failure),
-                Err(_) => break,
+            let (outcome, is_well) = match trouble {
+                Ok(offset) => (Ok(offset), true),
+                Err(Trouble::Final(failure)) => (Err(failure), false),
+                Err(Trouble::Unknown) => break Err(Some(Setback::now(UNKNOWN.into()))),
+                Err(Trouble::Passing(reason)) => break Err(Some(Setback::now(reason))),
             };
-            let is_well = outcome.is_ok();
             if let Some((parcel, _)) = flying.pop_front() {
                 self.settle(parcel, outcome);
             }
             if !is_well {
-                break;
+                break Err(None);
             }
-        }
+        };
         for (parcel, _) in flying.into_iter().rev() {
             packed.push_front(parcel);
         }
-        ControlFlow::Continue(())
+        way
+    }
+
+    /// Hands a batch to a link until that time. `None`: it wasn't.
+    async fn launch(&self, link: &Link, parcel: &mut Parcel, end: Instant) -> Option<Answer> {
+        if Instant::now() >= end {
+            return None;
+        }
+        let stamp = self.stamp_of(parcel)?;
+        timeout_at(end, link.produce(&self.at, parcel.batch.stamp(stamp))).await.ok()
     }
 
     /// Sends one batch, and packs those that get full meanwhile: a batch takes a fraction of its memory then, and is still in a cache.
-    /// Gives the link that took it if all went well.
-    async fn carry(&self, mut parcel: Parcel, cluster: &Cluster, packed: &mut VecDeque<Parcel>) -> Option<Link> {
-        let (outcome, link) = {
-            let mut delivery = pin!(self.deliver(&mut parcel, cluster));
+    async fn carry(
+        &self,
+        mut parcel: Parcel,
+        setback: Option<Setback>,
+        cluster: &Cluster,
+        packed: &mut VecDeque<Parcel>,
+    ) -> Way {
+        let delivered = {
+            let mut delivery = pin!(self.deliver(&mut parcel, setback, cluster));
             loop {
                 tokio::select! {
                     biased;
-                    outcome = &mut delivery => break outcome,
+                    delivered = &mut delivery => break delivered,
                     full = self.next_full() => packed.extend(self.pack(full).await),
                 }
             }
         };
+        let (outcome, way) = match delivered {
+            Ok((offset, link)) => (Ok(offset), Ok(link)),
+            Err(failure) => (Err(failure), Err(None)),
+        };
         self.settle(parcel, outcome);
-        link
+        way
     }
 
     async fn next_full(&self) -> Load<Batch> {
@@ -254,19 +286,27 @@ impl Lane {
         }
     }
 
-    /// Sends a batch until it's stored or can't be. Gives the offset of its first record, and the link if the first attempt was it.
-    async fn deliver(&self, parcel: &mut Parcel, cluster: &Cluster) -> (Result<u64, Failure>, Option<Link>) {
-        let patience = self.settings.delivery_timeout;
-        let (end, mut last) = (parcel.born + patience.0, Arc::from("it had to wait for others"));
+    /// Until when a batch may be tried.
+    fn end_of(&self, parcel: &Parcel) -> Instant {
+        parcel.born + self.settings.delivery_timeout.0
+    }
+
+    /// Sends a batch until it's stored or can't be. Gives the offset of its first record, and the link that it went over.
+    async fn deliver(
+        &self,
+        parcel: &mut Parcel,
+        setback: Option<Setback>,
+        cluster: &Cluster,
+    ) -> Result<(u64, Link), Failure> {
+        let end = self.end_of(parcel);
+        let mut setback = setback;
         if Instant::now() < end
-            && let Ok(outcome) = timeout_at(end, self.persist(parcel, cluster, &mut last)).await
+            && let Ok(outcome) = timeout_at(end, self.persist(parcel, cluster, &mut setback)).await
         {
-            return match outcome {
-                Ok((offset, link)) => (Ok(offset), link),
-                Err(failure) => (Err(failure), None),
-            };
+            return outcome;
         }
-        (Err(Failure::Unavailable(format!("not stored within {patience}: {last}").into())), None)
+        let last = setback.map_or("it had to wait for others".into(), |setback| setback.reason);
+        Err(Failure::Unavailable(format!("not stored within {}: {last}", self.settings.delivery_timeout).into()))
     }
 
     /// Tries again after what passes.
@@ -274,27 +314,30 @@ impl Lane {
         &self,
         parcel: &mut Parcel,
         cluster: &Cluster,
-        last: &mut Arc<str>,
-    ) -> Result<(u64, Option<Link>), Failure> {
-        let (mut failed, mut unknown_since) = (None, None);
+        setback: &mut Option<Setback>,
+    ) -> Result<(u64, Link), Failure> {
+        let mut unknown_since = None;
         let mut pause = PAUSE;
         loop {
-            let trouble = match self.attempt(parcel, cluster, failed).await {
-                Ok((offset, link)) => return Ok((offset, failed.is_none().then_some(link))),
+            let trouble = match self.attempt(parcel, cluster, setback.as_ref().map(|setback| setback.at)).await {
+                Ok(stored) => return Ok(stored),
                 Err(trouble) => trouble,
             };
             let now = Instant::now();
-            match trouble {
+            let reason = match trouble {
                 Trouble::Final(failure) => return Err(failure),
                 Trouble::Unknown => {
                     if now - *unknown_since.get_or_insert(now) >= PROPAGATION {
                         return Err(Failure::Unknown);
                     }
-                    *last = "unknown topic or partition".into();
+                    UNKNOWN.into()
                 }
-                Trouble::Passing(reason) => (*last, unknown_since) = (reason, None),
-            }
-            failed = Some(now);
+                Trouble::Passing(reason) => {
+                    unknown_since = None;
+                    reason
+                }
+            };
+            *setback = Some(Setback::now(reason));
             sleep(pause).await;
             pause = LONGEST_PAUSE.min(2 * pause);
         }
@@ -310,8 +353,7 @@ impl Lane {
         let link = cluster.leader(&self.at, failed).await?;
         let stamp = self.identify(parcel, cluster).await?;
         let answer = link.produce(&self.at, parcel.batch.stamp(stamp)).await;
-        let stored = answer.await.unwrap_or_else(|_| Err("the connection is gone".into())).map_err(Trouble::Passing)?;
-        Ok((self.judge(&stored)?, link))
+        Ok((self.read(answer.await)?, link))
     }
 
     /// Tells all that wait for it what became of a batch.
@@ -330,14 +372,16 @@ impl Lane {
         fate.send_replace(Some(outcome));
     }
 
-    fn judge(&self, stored: &Stored) -> Result<u64, Trouble> {
+    /// What an answer says: where a batch lies, or why not.
+    fn read(&self, answer: Result<Result<Stored, Arc<str>>, RecvError>) -> Result<u64, Trouble> {
+        let stored = answer.unwrap_or_else(|_| Err("the connection is gone".into())).map_err(Trouble::Passing)?;
         let Stored { code, offset, message, .. } = stored;
         let say = || {
             let text = if message.is_empty() { code.to_string() } else { format!("{code}: {message}") };
             Arc::from(text)
         };
         match code.meaning() {
-            Meaning::Done => u64::try_from(*offset).map_err(|_| {
+            Meaning::Done => u64::try_from(offset).map_err(|_| {
                 let reason = "records are said to be stored, but not where; they may not be";
                 Trouble::Final(Failure::Unavailable(reason.into()))
             }),
@@ -399,6 +443,12 @@ impl Lane {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Setback {
+    fn now(reason: Arc<str>) -> Self {
+        Self { at: Instant::now(), reason }
     }
 }
 

@@ -145,17 +145,21 @@ impl Work {
         }
     }
 
-    /// The next request, of what is still wanted, up to a second batch of a partition: there can be only one of each in a request.
+    /// The next request, of what is still wanted; there can be only one batch of each partition in it.
     fn gather(&mut self, connection: &mut Connection, waiting: &mut VecDeque<Errand>) -> Option<Vec<u8>> {
-        let (mut errands, mut bytes) = (Vec::new(), 0);
-        while let Some(errand) = waiting.pop_front_if(|errand| {
-            let has_room = bytes == 0 || bytes + errand.batch.len() <= GATHERED_BYTES;
-            errand.reply.is_closed() || has_room && errands.iter().all(|other: &Errand| other.at != errand.at)
-        }) {
-            if !errand.reply.is_closed() {
+        let (mut errands, mut later, mut bytes): (Vec<Errand>, Vec<Errand>, _) = (Vec::new(), Vec::new(), 0);
+        while let Some(errand) =
+            waiting.pop_front_if(|errand| bytes == 0 || bytes + errand.batch.len() <= GATHERED_BYTES)
+        {
+            if errands.iter().any(|other| other.at == errand.at) {
+                later.push(errand);
+            } else if !errand.reply.is_closed() {
                 bytes += errand.batch.len();
                 errands.push(errand);
             }
+        }
+        for errand in later.into_iter().rev() {
+            waiting.push_front(errand);
         }
         if errands.is_empty() {
             return None;

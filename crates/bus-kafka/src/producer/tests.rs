@@ -278,6 +278,57 @@ async fn batches_are_under_way_together() {
     assert_eq!(sequences, [(0, 0), (1, 1), (2, 2), (3, 3)], "one of a partition in each request, and each once");
 }
 
+/// Batches of busy partitions share requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_of_busy_partitions_share_requests() {
+    let go = Arc::new(Notify::new());
+    let broker = Broker::start([Act::Wait(Arc::clone(&go)), Act::WaitForNext, Act::Wait(Arc::clone(&go))]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    // The first round proves the partitions' numbers, the second lies in a request while the third and fourth are handed over.
+    let mut appends = Vec::new();
+    for number in 0..6 {
+        for at in 0..3 {
+            appends.push(begin(&producer, at, &filled(number, 600_000)).await);
+        }
+    }
+    broker.until_seen(1).await;
+    go.notify_one();
+    go.notify_one();
+    for append in appends {
+        append.await.unwrap();
+    }
+    let seen = broker.seen();
+    let requests = seen.last().unwrap().request + 1;
+    assert!(requests < 18, "{requests} requests for 18 batches");
+    for at in 0..3 {
+        let marks: Vec<_> = (0..6).map(|number| filled(number, 0)).collect();
+        assert_eq!(broker.records(at), marks);
+        let of: Vec<_> = seen.iter().filter(|seen| seen.partition == at as i32).map(|seen| seen.request).collect();
+        assert!(of.is_sorted_by(|one, next| one < next), "one of a partition in each request: {of:?}");
+    }
+}
+
+/// A leader that answers no more while some are under way: the next one is asked for before any is tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_lost_on_the_way_is_asked_for_anew() {
+    let go = Arc::new(Notify::new());
+    let broker = Broker::start([Act::Wait(Arc::clone(&go)), Act::Say(6)]).await;
+    let producer = broker.producer(Duration::from_secs(60));
+    let mut appends = Vec::new();
+    for number in 0..4 {
+        appends.push(begin(&producer, 0, &filled(number, 600_000)).await);
+    }
+    broker.until_seen(1).await;
+    let asked = broker.asked();
+    go.notify_one();
+    for (number, append) in appends.into_iter().enumerate() {
+        assert_eq!(append.await.unwrap().offset, Offset(number as u64));
+    }
+    assert_eq!(broker.asked(), asked + 1);
+    let refused = broker.seen()[1].stamp.sequence;
+    assert_eq!(broker.seen().iter().filter(|seen| seen.stamp.sequence == refused).count(), 2, "it is sent once more");
+}
+
 /// Whatever a broker does with what is under way: what is said to be stored lies where it's said, in the order of the appends, and,
 /// as long as nothing failed, once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -319,10 +370,15 @@ async fn order_holds_whatever_happens() {
             let context = || format!("{acts:?}\n{log:?}\n{acked:?}");
             assert!(acked.is_sorted_by_key(|(offset, _)| *offset), "{}", context());
             assert!(acked.iter().all(|(offset, mark)| log.get(*offset) == Some(mark)), "{}", context());
+            let is_final = |act: &Act| matches!(act, Act::Say(10 | 45 | 46 | 47 | 87));
+            assert!(failures == 0 || acts.iter().any(is_final), "what passes fails nothing: {}", context());
             if failures == 0 {
                 let all: Vec<_> = (0..count).map(|number| filled(number, 0)).collect();
                 assert_eq!(log, all, "{acts:?}");
             }
+            broker.forget_acts();
+            let last = append(&producer, &partition(0), "last").await.unwrap();
+            assert_eq!(last.offset.0 as usize, broker.records(0).len() - 1, "it goes on after all of that");
             failures
         });
     }

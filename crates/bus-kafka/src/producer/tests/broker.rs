@@ -59,6 +59,7 @@ struct State {
     acts: VecDeque<Act>,
     seen: Vec<Seen>,
     requests: usize,
+    asked: usize,
     producers: i64,
     /// The port of the leader that is told, if it isn't this broker.
     leader: Option<u16>,
@@ -98,6 +99,16 @@ impl Broker {
     /// What each record of a partition is told apart by, by offset.
     pub(super) fn records(&self, partition: i32) -> Vec<String> {
         self.state.lock().unwrap().logs.get(&partition).map_or_else(Vec::new, |log| log.records.clone())
+    }
+
+    /// From now on it does what Kafka does.
+    pub(super) fn forget_acts(&self) {
+        self.state.lock().unwrap().acts.clear();
+    }
+
+    /// How often it was asked who leads.
+    pub(super) fn asked(&self) -> usize {
+        self.state.lock().unwrap().asked
     }
 
     pub(super) async fn until_seen(&self, count: usize) {
@@ -213,6 +224,7 @@ impl Broker {
     /// One topic of eight partitions, all of them here or where it's told.
     fn metadata(&self, reader: &mut Reader<'_>) -> Vec<u8> {
         assert_eq!(reader.i32().unwrap(), 1);
+        self.state.lock().unwrap().asked += 1;
         let topic = reader.string().unwrap();
         let mut answer = vec![0; 4];
         answer.put_i32(1);
