@@ -89,23 +89,24 @@ async fn a_frozen_broker_is_unavailable_until_it_goes_on() {
     for round in 1..=2 {
         wait_for(round * 1_000).await.unwrap();
         server.signal(Signal::STOP);
-        let begin = Instant::now();
         while bus.ping().await.is_ok() {} // it takes a moment to freeze
         let commit = [(place.clone(), NextOffset(10 * round))];
-        let failed = tokio::join!(
-            bus.topics().map(Result::unwrap_err),
-            bus.watermarks(&place).map(Result::unwrap_err),
-            bus.read(&place, NextOffset(0), 1).map(Result::unwrap_err),
-            bus.committed("g", &place).map(Result::unwrap_err),
-            bus.offset_at(&place, UnixNanos(0)).map(Result::unwrap_err),
-            async { bus.append(&topic, record("other", "x")).await.unwrap().await.unwrap_err() },
-            group.commit(&commit).map(Result::unwrap_err),
-        );
+        let failed = async {
+            tokio::join!(
+                bus.topics().map(Result::unwrap_err),
+                bus.watermarks(&place).map(Result::unwrap_err),
+                bus.read(&place, NextOffset(0), 1).map(Result::unwrap_err),
+                bus.committed("g", &place).map(Result::unwrap_err),
+                bus.offset_at(&place, UnixNanos(0)).map(Result::unwrap_err),
+                async { bus.append(&topic, record("other", "x")).await.unwrap().await.unwrap_err() },
+                group.commit(&commit).map(Result::unwrap_err),
+            )
+        };
+        let failed = soon("refusals", failed).await;
         let (a, b, c, d, e, f, commit) = failed;
         assert!([&a, &b, &c, &d, &e, &f].iter().all(|error| error.retryable()), "{a} {b} {c} {d} {e} {f}");
         // A member that hears nothing of its group for long enough knows that it's given up.
         assert!(commit.retryable() || matches!(commit, BusError::NotOwner { .. }), "{commit}");
-        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
         server.signal(Signal::CONT);
         let high = loop {
             if let Ok(marks) = bus.watermarks(&place).await {
