@@ -150,7 +150,9 @@ impl Transfer {
         }
         tasks.spawn("transfer-config", config.clone().follow(tasks.token()));
         let searchable_within = index.searchable_within();
-        let replays = Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics };
+        let letters = Letters { bus: bus.clone(), jobs: jobs.clone(), config };
+        let replays =
+            Api { bus: bus.clone(), index: index.clone(), jobs: jobs.clone(), topics, letters: letters.clone() };
         let to = Backends {
             bus: bus.clone(),
             index,
@@ -163,7 +165,7 @@ impl Transfer {
             token: tasks.token(),
         };
         tasks.spawn("transfer", Worker::new(to, settings).run());
-        Self { shared, letters: Letters { bus, jobs, config }, replays, workers, searchable_within }
+        Self { shared, letters, replays, workers, searchable_within }
     }
 
     /// Adds the gRPC service.

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use logmesh_index::query::Query;
 use logmesh_index::{IndexReader, IndexWriter, Selection, Slice};
 use logmesh_proto::ingest::v1::Chunk;
@@ -120,6 +121,26 @@ async fn a_range_of_a_stream_or_of_time_goes_into_another_index() {
     let until = StartReplayRequest { end_time: Some(timestamp(UnixNanos(now.0 + 1_000_000_000))), ..into("until") };
     let done = wait_done(&mesh.server, &start(&mesh.server, until).await.id).await;
     assert_eq!(done.indexed, (STREAMS * LINES) as u64);
+    mesh.stop_transfer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_cannot_read_is_counted() {
+    let mesh = with_lines().await;
+    let all = (STREAMS * LINES) as u64;
+    for n in [0, 1] {
+        let mut record = codec::encode_chunk(&Chunk { stream_id: stream(n), ..chunk(1_000, "damaged\n", 0) });
+        record.value = Bytes::from_static(b"what a disk made of it");
+        let at = mesh.append(record).await;
+        mesh.done(&at).await;
+    }
+    let done = wait_done(&mesh.server, &start(&mesh.server, of_logs()).await.id).await;
+    assert_eq!((counts(&done), done.unreadable_records), ([all, 0, all, 0], 2));
+    // Neither another stream's nor what came at another time is missing in what was asked for.
+    let one = StartReplayRequest { stream_id: stream(1), ..of_logs() };
+    assert_eq!(wait_done(&mesh.server, &start(&mesh.server, one).await.id).await.unreadable_records, 1);
+    let past = StartReplayRequest { end_time: Some(timestamp(UnixNanos(1))), ..of_logs() };
+    assert_eq!(wait_done(&mesh.server, &start(&mesh.server, past).await.id).await.unreadable_records, 0);
     mesh.stop_transfer().await;
 }
 

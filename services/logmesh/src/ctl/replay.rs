@@ -3,8 +3,8 @@
 use logmesh_proto::time::timestamp;
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
 use logmesh_proto::transfer::v1::{
-    CancelReplayRequest, GetReplayRequest, ListReplaysRequest, PauseReplayRequest, Replay, ResumeReplayRequest,
-    StartReplayRequest,
+    CancelReplayRequest, GetReplayRequest, ListReplaysRequest, PauseReplayRequest, Replay, ReplayState,
+    ResumeReplayRequest, StartReplayRequest,
 };
 use logmesh_types::{StreamId, TopicName, UnixNanos};
 use serde_json::{Value, json};
@@ -145,6 +145,18 @@ fn show(replay: &Replay, out: &mut Output) -> Outcome {
     if replay.refused > 0 {
         line.push_str(&format!(" ({})", replay.refused_reason));
     }
+    if replay.retired > 0 {
+        line.push_str(&format!(", {} of retired days", replay.retired));
+    }
+    if replay.unreadable_records > 0 {
+        line.push_str(&format!("; {} records can't be read", replay.unreadable_records));
+        // It mends the topic's own index only.
+        if asked.into.is_empty() {
+            line.push_str(": see logmesh audit --repair");
+        }
+    } else if replay.state() == ReplayState::Done && replay.events == 0 {
+        line.push_str("; the bus holds nothing that was asked for");
+    }
     Ok(out.line(&line)?)
 }
 
@@ -170,5 +182,7 @@ fn to_json(replay: &Replay) -> Value {
         "already_there": replay.already_there,
         "refused": replay.refused,
         "refused_reason": replay.refused_reason,
+        "retired": replay.retired,
+        "unreadable_records": replay.unreadable_records,
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::{Bus, BusError, TopicPartition, TopicSpec, partition_of};
-use logmesh_grpc::{bad_field, failed_precondition, not_found};
+use logmesh_grpc::{bad_field, failed_precondition, missing_topics, not_found, refuse_topics, topics_of_rules};
 use logmesh_index::IndexWriter;
 use logmesh_proto::time::{timestamp, unix_nanos};
 use logmesh_proto::transfer::v1::{self as proto, ReplayState};
@@ -15,6 +15,7 @@ use tonic::Status as Refusal;
 
 use super::{Part, Replay, Status, Wanted, all};
 use crate::jobs::Jobs;
+use crate::letters::Letters;
 use crate::service::bus_status;
 
 /// Replays that may be under way, and that are kept in all: the oldest that have ended go first.
@@ -34,6 +35,8 @@ pub(crate) struct Api {
     pub(crate) index: Arc<dyn IndexWriter>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) topics: Topics,
+    /// It knows which topics there are.
+    pub(crate) letters: Letters,
 }
 
 impl Api {
@@ -50,7 +53,11 @@ impl Api {
         }
         let spec = self.bus.topic(&replay.topic).await.map_err(bus_status)?;
         let Some(spec) = spec.filter(|spec| !spec.name.is_internal()) else {
-            return Err(not_found("TOPIC_NOT_FOUND", format!("there is no topic {}", replay.topic)));
+            let there = self.letters.topics().await.map_err(bus_status)?.into_iter().collect();
+            let wanted = std::slice::from_ref(&replay.topic);
+            refuse_topics(&missing_topics(wanted, &there, &self.letters.config).await)?;
+            let text = format!("the bus has no topic {} yet: there is nothing to replay", replay.topic);
+            return Err(not_found("TOPIC_NOT_FOUND", text));
         };
         if let Some(into) = &replay.into {
             self.prepare(into, &replay.topic).await?;
@@ -101,9 +108,13 @@ impl Api {
         all.remove(id).ok_or_else(|| not_found("REPLAY_NOT_FOUND", format!("there is no replay {id:?}")))
     }
 
-    /// Another index is made ready. One that transfer writes to by itself can't be: it would hold both.
+    /// Another index is made ready. One that transfer writes to by itself, or will by a rule, can't be: it would hold both. While no
+    /// config service says which rules there are, any name is taken for free that isn't on the bus.
     async fn prepare(&self, into: &TopicName, of: &TopicName) -> Result<(), Refusal> {
-        if into.is_internal() || self.bus.topic(into).await.map_err(bus_status)?.is_some() {
+        if into.is_internal()
+            || self.bus.topic(into).await.map_err(bus_status)?.is_some()
+            || topics_of_rules(&self.letters.config).await.is_ok_and(|topics| topics.contains(into))
+        {
             return Err(bad_field("into", format!("{into} is a topic of the mesh; name one that isn't")));
         }
         let fields = &self.topics.get(of).fields;
@@ -217,6 +228,7 @@ fn to_proto(status: &Status) -> proto::Replay {
         already_there: sum(|progress| progress.there),
         refused: sum(|progress| progress.refused),
         retired: sum(|progress| progress.retired),
+        unreadable_records: sum(|progress| progress.unreadable),
         refused_reason: refused.map_or_else(String::new, |progress| progress.reason.clone()),
         done_partitions: (replay.parts.len() - left) as u32,
         partitions: replay.parts.len() as u32,

@@ -10,7 +10,7 @@ pub(crate) mod run;
 
 use std::collections::BTreeMap;
 
-use logmesh_bus::BusError;
+use logmesh_bus::{BusError, Record};
 use logmesh_types::{ByteRange, StreamId, TopicName, UnixNanos};
 
 use crate::jobs::Jobs;
@@ -66,6 +66,9 @@ pub(crate) struct Progress {
     pub(crate) refused: u64,
     #[serde(default)]
     pub(crate) retired: u64,
+    /// Records that can't be read.
+    #[serde(default)]
+    pub(crate) unreadable: u64,
     /// The last one's reason.
     pub(crate) reason: String,
     pub(crate) updated: Option<UnixNanos>,
@@ -89,6 +92,15 @@ impl Replay {
     pub(crate) fn holds(&self, stream: Option<(StreamId, ByteRange)>) -> bool {
         let Some((wanted, range)) = self.stream else { return true };
         stream.is_some_and(|(stream, own)| stream == wanted && own.start < range.end && range.start < own.end)
+    }
+
+    /// Whether a record may hold events that are meant, by when it arrived and whose its key says it is. A key that is damaged
+    /// may be anybody's.
+    fn may_hold(&self, record: &Record) -> bool {
+        let time = record.timestamp;
+        let in_time = self.from.is_none_or(|from| time >= from) && self.to.is_none_or(|to| time < to);
+        let key = || std::str::from_utf8(&record.key).ok().and_then(|key| key.parse::<StreamId>().ok());
+        in_time && self.stream.is_none_or(|(wanted, _)| key().is_none_or(|stream| stream == wanted))
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logmesh_bus::{NextOffset, Record, TopicPartition};
-use logmesh_record::{Marks, codec};
+use logmesh_record::codec::{self, DecodeError};
+use logmesh_record::{Document, Marks};
 use logmesh_types::{DocId, UnixNanos, metric};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -26,6 +27,9 @@ const NOT_COMMITTED: Duration = Duration::from_millis(500);
 
 /// The shortest pause between two steps: what comes from the bus has its turn.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// Offsets of unreadable records that a step tells in the log.
+const MAX_TOLD: usize = 20;
 
 /// The parts that this worker does now.
 #[derive(Debug, Default)]
@@ -143,7 +147,14 @@ impl Task {
         let records: Vec<Record> = read.into_iter().take_while(|record| record.offset.0 < end_now).collect();
         // None: the bus has removed them all.
         let next = records.last().map_or(end_now, |last| last.offset.next().0);
-        let mut entries: Vec<Entry> = records.iter().flat_map(|record| self.entries(record)).collect();
+        let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
+        for record in records.iter().filter(|record| self.replay.may_hold(record)) {
+            match self.entries(record) {
+                Ok(meant) => entries.extend(meant),
+                Err(error) => unreadable.push((record.offset.0, error)),
+            }
+        }
+        self.tell(&unreadable);
         let events = entries.len() as u64;
         // Of the index of another name no slice is retired.
         self.progress.retired += sift(&mut entries, marks, books);
@@ -154,6 +165,7 @@ impl Task {
         write_books(books, marks, to).await?;
         self.progress.next = next;
         self.progress.events += events;
+        self.progress.unreadable += unreadable.len() as u64;
         self.progress.updated = Some(UnixNanos::now());
         to.keep(&Replay::progress_key(&self.replay.id, self.at.partition), &self.progress).await?;
         metrics::counter!(metric::TRANSFER_REPLAYED_EVENTS).increment(events);
@@ -162,22 +174,26 @@ impl Task {
     }
 
     /// The events of a record that are meant.
-    fn entries(&self, record: &Record) -> Vec<Entry> {
-        let time = record.timestamp;
-        if self.replay.from.is_some_and(|from| time < from) || self.replay.to.is_some_and(|to| time >= to) {
-            return Vec::new();
-        }
-        // What can't be read lies in the dead letters since it was read for the first time.
-        let documents = codec::documents(&self.at.topic, self.at.partition, record).unwrap_or_default();
+    fn entries(&self, record: &Record) -> Result<Vec<Entry>, DecodeError> {
+        let documents = codec::documents(&self.at.topic, self.at.partition, record)?;
         let at = Arc::new(TopicPartition { topic: self.replay.target().clone(), partition: self.at.partition });
         let meant = documents.into_iter().filter(|document| self.replay.holds(document.stream));
-        meant
-            .map(|document| {
-                let place = || DocId::of_position(self.at.topic.as_str(), self.at.partition, record.offset.0, 0);
-                let id = document.id.unwrap_or_else(place);
-                Entry { at: at.clone(), id, document, sample: None, arrived: time, refused: None }
-            })
-            .collect()
+        let entry = |document: Document| {
+            let place = || DocId::of_position(self.at.topic.as_str(), self.at.partition, record.offset.0, 0);
+            let id = document.id.unwrap_or_else(place);
+            Entry { at: at.clone(), id, document, sample: None, arrived: record.timestamp, refused: None }
+        };
+        Ok(meant.map(entry).collect())
+    }
+
+    /// Tells the log of records that can't be read, by offset. One that never could be is a dead letter since it was read for
+    /// the first time; one that was damaged later is nowhere else on the bus.
+    fn tell(&self, unreadable: &[(u64, DecodeError)]) {
+        let Some((_, error)) = unreadable.first() else { return };
+        let offsets: Vec<u64> = unreadable.iter().map(|(offset, _)| *offset).take(MAX_TOLD).collect();
+        let (replay, topic, partition) = (&self.replay.id, &self.at.topic, self.at.partition);
+        let records = unreadable.len();
+        warn!(replay, %topic, partition, records, ?offsets, %error, "a replay can't read records: see logmesh audit --repair");
     }
 
     fn count(&mut self, entry: &Entry, stored: Stored, books: &mut HashMap<TopicPartition, Books>) {
