@@ -54,6 +54,24 @@ fn sources(audits: &[Value]) -> BTreeMap<String, Vec<(u64, u64, String)>> {
     audits.iter().map(|audit| (path(audit), told(audit))).collect()
 }
 
+/// Topics are gone from the bus, and nobody writes a line that would make them anew: the repair does.
+#[test]
+fn what_is_left_of_a_lost_bus_and_index_is_read_from_the_files_again() {
+    let mut mesh = Mesh::new();
+    (0..FILES).for_each(|file| write(&mesh, file));
+    mesh.start();
+    mesh.wait_count("*", (FILES * LINES) as u64);
+    mesh.audit();
+    assert!(mesh.stop().success());
+    std::fs::remove_file(mesh.data.join("bus/bus.redb")).unwrap();
+    std::fs::remove_dir_all(mesh.data.join("index")).unwrap();
+    mesh.start();
+    let repaired = mesh.run(&["audit", "--repair"]).expect(0).stdout;
+    assert!(repaired.contains(&format!("; {} events, ", FILES * LINES)), "{repaired}");
+    mesh.wait_count("*", (FILES * LINES) as u64);
+    mesh.audit();
+}
+
 #[test]
 fn what_the_bus_no_longer_holds_is_read_from_the_files_again() {
     let mut mesh = Mesh::new();

@@ -5,11 +5,11 @@
 //! stores it if it isn't there, and books it. So the books keep their one writer, twice the same repair changes nothing, and
 //! one that is killed half-way has only done half of the work.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use logmesh_bus::{Append, Bus, BusError, NextOffset, Record, TopicPartition};
+use logmesh_bus::{Append, Bus, BusError, NextOffset, Record, TopicPartition, partition_of};
 use logmesh_grpc::Upstream;
 use logmesh_proto::audit::v1::{RangeRepair, RepairSource, StreamAudit};
 use logmesh_proto::fleet::v1::ReadOutcome;
@@ -68,16 +68,40 @@ pub(super) async fn repair(
     wanted: &mut Wanted,
 ) -> Result<(), BusError> {
     for (at, streams) in wanted.iter_mut().filter(|(_, streams)| streams.values().any(Want::is_open)) {
-        send_again(bus, at, streams).await?;
-    }
-    file::read_again(fleet, patience, wanted).await;
-    let mut ends = Vec::new();
-    for (at, streams) in wanted.iter() {
-        if streams.values().any(|want| want.events + want.file.events > 0) {
-            ends.push((at.clone(), bus.watermarks(at).await?.high));
+        match send_again(bus, at, streams).await {
+            // Somebody removed the topic: it holds nothing, and what agents read again makes it anew.
+            Err(error @ BusError::UnknownPartition { .. }) => info!(%error, "a repair takes it from the files"),
+            sent => sent?,
         }
     }
-    wait(bus, ends).await
+    file::read_again(fleet, patience, wanted).await;
+    wait(bus, ends(bus, wanted).await?).await
+}
+
+/// The ends of the partitions in which something was sent, as they are now: a topic that was gone may have been made anew since,
+/// with other partitions.
+async fn ends(bus: &dyn Bus, wanted: &Wanted) -> Result<Vec<(TopicPartition, NextOffset)>, BusError> {
+    let mut places = BTreeSet::new();
+    for (at, streams) in wanted {
+        let mut sent: Vec<StreamId> = Vec::new();
+        for (stream, want) in streams {
+            sent.extend((want.events + want.file.events > 0).then_some(*stream));
+        }
+        if !sent.is_empty()
+            && let Some(spec) = bus.topic(&at.topic).await?
+        {
+            for stream in sent {
+                let partition = partition_of(stream.to_string().as_bytes(), spec.partitions);
+                places.insert(TopicPartition { topic: at.topic.clone(), partition });
+            }
+        }
+    }
+    let mut ends = Vec::new();
+    for at in places {
+        let high = bus.watermarks(&at).await?.high;
+        ends.push((at, high));
+    }
+    Ok(ends)
 }
 
 /// Reads what transfer has done of a partition, until nothing more is missing.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use logmesh_bus::{Bus, TopicPartition};
 use logmesh_grpc::{Upstream, bad_field, page_size};
+use logmesh_index::query::Query;
 use logmesh_index::{IndexRepair, StreamSum};
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{
@@ -27,6 +28,7 @@ use super::removal::remove;
 use super::repair::{Want, Wanted, repair};
 use super::shelf::Shelf;
 use super::stream::{self, Audited, Look};
+use crate::topics::Topics;
 
 /// The most streams of a page.
 const MAX_PAGE: usize = 1_000;
@@ -47,6 +49,7 @@ pub(crate) struct Audit {
     bus: Arc<dyn Bus>,
     index: Arc<dyn IndexRepair>,
     fleet: FleetServiceClient<Upstream>,
+    topics: Topics,
     shelf: Arc<Shelf>,
     places: Arc<Semaphore>,
     repairs: Arc<Semaphore>,
@@ -57,9 +60,10 @@ pub(crate) struct Audit {
 impl Audit {
     /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexRepair>, config: Upstream) -> Self {
+        let topics = Topics::new(index.clone(), bus.clone(), config.clone());
         let fleet = FleetServiceClient::new(config);
         let (places, repairs) = (Arc::new(Semaphore::new(MAX_AUDITS)), Arc::new(Semaphore::new(MAX_REPAIRS)));
-        Self { bus, index, fleet, shelf: Arc::default(), places, repairs, patience: Patience::default() }
+        Self { bus, index, fleet, topics, shelf: Arc::default(), places, repairs, patience: Patience::default() }
     }
 
     fn place(&self) -> Result<SemaphorePermit<'_>, AuditError> {
@@ -191,6 +195,10 @@ impl AuditService for Audit {
         let mut page = Page::new(from, size);
         let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), &self.shelf, self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
+        if candidates.is_empty() && request.page_token.is_empty() && silent.is_empty() {
+            // A misspelt name must not look like a proof.
+            self.topics.check(filter.topic.as_slice(), &Query::all()).await?;
+        }
         let streams = self.examine(&candidates, &filter, &mut silent).await?;
         let streams = streams.into_iter().map(|one| one.audit).collect();
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
@@ -207,8 +215,9 @@ impl AuditService for Audit {
 
 /// What became of a stream's repair.
 fn conclude(mut audit: StreamAudit, candidate: &Candidate, wanted: &Wanted) -> StreamRepair {
-    let at = TopicPartition { topic: candidate.topic.clone(), partition: audit.partition };
-    let Some(want) = wanted.get(&at).and_then(|streams| streams.get(&candidate.stream)) else {
+    // Not by its partition: a topic that was gone may have been made anew, with other partitions.
+    let mut of_topic = wanted.iter().filter(|(at, _)| at.topic == candidate.topic);
+    let Some(want) = of_topic.find_map(|(_, streams)| streams.get(&candidate.stream)) else {
         return StreamRepair { audit: Some(audit), ..StreamRepair::default() };
     };
     let again = want.explain(&mut audit) | want.explain_doubles(&mut audit);
