@@ -67,6 +67,10 @@ fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
         &["deadletters", "list", "--topic", "lgos"],
         &["deadletters", "list", "--topic", "lgos", "--summary"],
         &["deadletters", "redrive", "--topic", "lgos"],
+        &["replay", "start", "--topic", "lgos"],
+        &["transfer", "pause", "--topic", "lgos"],
+        &["transfer", "resume", "--topic", "lgos"],
+        &["audit", "--topic", "lgos"],
     ] {
         let done = mesh.run(args).expect(1);
         assert!(done.stdout.is_empty() && done.stderr.contains("there is no topic lgos; "), "{args:?}: {done:?}");
@@ -95,6 +99,55 @@ fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
         assert_eq!(tail.try_wait().unwrap(), None, "it goes on");
         tail.kill().unwrap();
         tail.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_topic_of_a_rule_is_one_before_its_first_line() {
+    let mesh = Mesh::started();
+    assert_eq!(mesh.run(&["transfer", "pause", "--topic", "logs"]).expect(0).stdout, "paused: logs\n");
+    let status = mesh.run(&["status"]).stdout;
+    assert!(status.contains("paused: logs"), "{status}");
+    let nothing = mesh.run(&["replay", "start", "--topic", "logs"]).expect(1);
+    nothing.says(&["the bus has no topic logs yet: there is nothing to replay"]);
+    std::fs::write(mesh.log("app.log"), "one\n").unwrap();
+    let started = wait_for("the line to be on the bus", PATIENCE, || {
+        let done = mesh.run(&["replay", "start", "--topic", "logs", "--json"]);
+        if done.code == Some(0) { Ok(json_lines(&done.stdout).remove(0)) } else { Err(format!("{done:?}")) }
+    });
+    assert_eq!((&started["retired"], &started["unreadable_records"]), (&json!(0), &json!(0)));
+    assert_eq!(mesh.count("*"), 0, "it is paused");
+
+    let file = mesh.log("future.yaml");
+    let paths = mesh.log("none");
+    let rule = format!(
+        "name: rules/future\nselector: \"os=linux\"\npaths: [{:?}]\ntopic: future\n",
+        paths.display().to_string()
+    );
+    std::fs::write(&file, rule).unwrap();
+    mesh.run(&["rules", "apply", "-f", file.to_str().unwrap()]).expect(0);
+    let into = mesh.run(&["replay", "start", "--topic", "logs", "--into", "future"]).expect(1);
+    into.says(&["future is a topic of the mesh"]);
+    mesh.run(&["transfer", "pause", "--topic", "future"]).expect(0);
+    let resumed = mesh.run(&["transfer", "resume", "--topic", "logs"]).expect(0).stdout;
+    assert_eq!(resumed, "logs isn't paused; paused: future\n");
+    mesh.wait_count("*", 1);
+}
+
+#[test]
+fn what_matches_nothing_is_not_said_to_be_done() {
+    let mesh = mesh_with_lines();
+    let none = ["replay", "start", "--topic", "logs", "--stream", "217a55e0e277d86e24b960c80282a1c5", "--id", "none"];
+    mesh.run(&none).expect(0);
+    wait_for("the replay to be done", PATIENCE, || {
+        let said = mesh.run(&["replay", "get", "none"]).expect(0).stdout;
+        let done = said.contains("  done  ") && said.ends_with("; the bus holds nothing that was asked for\n");
+        if done { Ok(()) } else { Err(said) }
+    });
+    for which in [["--id", "xyz"], ["--reason", "none such"]] {
+        let done = mesh.run(&[&["deadletters", "redrive", "--topic", "logs"][..], &which].concat()).expect(1);
+        assert!(done.stdout.is_empty(), "{done:?}");
+        done.says(&["topic logs has no dead letter"]);
     }
 }
 
@@ -245,7 +298,7 @@ fn audit_and_status_and_dead_letters_are_content() {
     let streams = json_lines(&mesh.run(&["audit", "--topic", "logs", "--json"]).expect(0).stdout);
     assert_eq!(streams.iter().map(|stream| stream["documents"].as_u64().unwrap()).sum::<u64>(), 10);
     assert!(streams.iter().all(|stream| stream["agent_reported"].is_boolean()), "{streams:?}");
-    mesh.run(&["audit", "--topic", "nope"]).expect(1).says(&["no such topic"]);
+    mesh.run(&["audit", "--topic", "nope"]).expect(1).says(&["there is no topic nope; "]);
     mesh.run(&["audit", "--agent", "nobody"]).expect(1).says(&["no such agent"]);
     let status = mesh.run(&["status"]).expect(0).stdout;
     for service in ["config", "gateway", "transfer", "console"] {

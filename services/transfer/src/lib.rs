@@ -156,7 +156,7 @@ impl Transfer {
         let to = Backends {
             bus: bus.clone(),
             index,
-            jobs: jobs.clone(),
+            jobs,
             specs: settings.topics.clone(),
             shared: shared.clone(),
             pace: Arc::new(Pace::new(&settings)),

@@ -6,8 +6,7 @@
 use std::collections::BTreeSet;
 
 use logmesh_bus::BusError;
-use logmesh_grpc::{bad_field, failed_precondition, not_found};
-use logmesh_record::with_books;
+use logmesh_grpc::{bad_field, check_topic, failed_precondition};
 use logmesh_types::{TopicName, UnixNanos};
 use serde::{Deserialize, Serialize};
 use tonic::Status;
@@ -56,14 +55,17 @@ impl Paused {
     }
 }
 
-/// Pauses a topic of the mesh, or all.
+/// Refuses what is neither a topic of the bus nor any rule's.
+async fn check(letters: &Letters, topic: &str) -> Result<(), Status> {
+    let topic: TopicName = topic.parse().map_err(|error| bad_field("topic", error))?;
+    let there = letters.topics().await.map_err(bus_status)?.into_iter().collect();
+    check_topic(&topic, &there, &letters.config).await
+}
+
+/// Pauses a topic of the mesh, or all. One that is only a rule's so far is paused before its first line.
 pub(crate) async fn pause(letters: &Letters, topic: &str) -> Result<Paused, Status> {
     if !topic.is_empty() {
-        let topic: TopicName = topic.parse().map_err(|error| bad_field("topic", error))?;
-        let known = with_books(letters.bus.topics().await.map_err(bus_status)?);
-        if !known.iter().any(|spec| spec.name == topic) {
-            return Err(not_found("TOPIC_NOT_FOUND", format!("there is no topic {topic}")));
-        }
+        check(letters, topic).await?;
     }
     let (jobs, name) = (&letters.jobs, if topic.is_empty() { ALL } else { topic });
     let before = Paused::read(jobs).await.map_err(bus_status)?;
@@ -79,6 +81,10 @@ pub(crate) async fn pause(letters: &Letters, topic: &str) -> Result<Paused, Stat
 pub(crate) async fn resume(letters: &Letters, topic: &str) -> Result<Paused, Status> {
     let jobs = &letters.jobs;
     let before = Paused::read(jobs).await.map_err(bus_status)?;
+    // What is paused goes on, also when its rule and its topic are gone.
+    if !topic.is_empty() && !before.topics.contains(topic) {
+        check(letters, topic).await?;
+    }
     let mut names: Vec<String> = before.topics.into_iter().filter(|one| topic.is_empty() || one == topic).collect();
     if topic.is_empty() && before.all {
         names.push(ALL.to_owned());

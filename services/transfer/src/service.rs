@@ -108,6 +108,10 @@ impl TransferService for Service {
                 answer.partitions.push(self.partition(at).await.map_err(bus_status)?);
             }
         }
+        // Those that are only a rule's so far.
+        let told: BTreeSet<String> = answer.topics.iter().map(|one| one.topic.clone()).collect();
+        let waiting = paused.topics.iter().filter(|topic| !told.contains(*topic)).cloned();
+        answer.topics.extend(waiting.map(|topic| proto::TopicState { topic, paused: true, ..Default::default() }));
         Ok(Response::new(answer))
     }
 

@@ -251,7 +251,9 @@ async fn what_is_paused_waits_on_the_bus_and_goes_on_once() {
     let at = mesh.append(codec::encode_chunk(&chunk(0, "one\n", 0))).await;
     mesh.done(&at).await;
     let none = PauseRequest { topic: "none".to_owned() };
-    assert_eq!(mesh.client().pause(none).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(mesh.client().pause(none).await.unwrap_err().code(), Code::Unavailable, "no config says whose it is");
+    let none = ResumeRequest { topic: "none".to_owned() };
+    assert_eq!(mesh.client().resume(none).await.unwrap_err().code(), Code::Unavailable);
     for topic in ["logs", ""] {
         let (pause, resume) = (PauseRequest { topic: topic.to_owned() }, ResumeRequest { topic: topic.to_owned() });
         for _ in 0..2 {

@@ -44,7 +44,8 @@ enum DeadlettersCommand {
         #[arg(long)]
         summary: bool,
     },
-    /// Send dead letters through again; each stays one until its event is in the index. Exit 1: some were refused again
+    /// Send dead letters through again; each stays one until its event is in the index. Exit 1: some were refused again,
+    /// or there is none such
     Redrive {
         /// Those whose events were for this topic
         #[arg(long, value_name = "TOPIC")]
@@ -150,6 +151,11 @@ async fn redrive(mut wanted: RedriveDeadLettersRequest, client: &mut Client, ses
             return Err(Status::unavailable(text).into());
         }
     };
+    if last.sent == 0 && !(wanted.ids.is_empty() && wanted.reason.is_empty()) {
+        let what = if wanted.ids.is_empty() { "with this reason" } else { "of those that were named" };
+        let text = format!("topic {} has no dead letter {what}: see logmesh deadletters list", wanted.topic);
+        return Err(Status::not_found(text).into());
+    }
     show(&last, session)?;
     if last.refused == 0 { Ok(()) } else { Err(Failure::Wanting) }
 }

@@ -27,6 +27,10 @@ pub(crate) enum TransferCommand {
 pub(super) async fn run(command: TransferCommand, session: &mut Session) -> Outcome {
     let mut client = TransferServiceClient::new(session.channel.clone());
     let named = |topic: Option<TopicName>| topic.map(|topic| topic.to_string()).unwrap_or_default();
+    let resumed = match &command {
+        TransferCommand::Resume { topic: Some(topic) } => Some(topic.clone()),
+        _ => None,
+    };
     let (all, topics) = match command {
         TransferCommand::Pause { topic } => {
             let paused = client.pause(request(PauseRequest { topic: named(topic) })).await?.into_inner();
@@ -43,7 +47,10 @@ pub(super) async fn run(command: TransferCommand, session: &mut Session) -> Outc
     let line = match (all, topics.as_slice()) {
         (true, _) => "all topics are paused".to_owned(),
         (false, []) => "nothing is paused".to_owned(),
-        (false, topics) => format!("paused: {}", topics.join(" ")),
+        (false, topics) => {
+            let goes_on = resumed.map(|topic| format!("{topic} isn't paused; ")).unwrap_or_default();
+            format!("{goes_on}paused: {}", topics.join(" "))
+        }
     };
     Ok(session.out.line(&line)?)
 }
