@@ -303,7 +303,7 @@ async fn batches_of_busy_partitions_share_requests() {
     for at in 0..3 {
         let marks: Vec<_> = (0..6).map(|number| filled(number, 0)).collect();
         assert_eq!(broker.records(at), marks);
-        let of: Vec<_> = seen.iter().filter(|seen| seen.partition == at as i32).map(|seen| seen.request).collect();
+        let of: Vec<_> = seen.iter().filter(|seen| seen.partition == at).map(|seen| seen.request).collect();
         assert!(of.is_sorted_by(|one, next| one < next), "one of a partition in each request: {of:?}");
     }
 }
