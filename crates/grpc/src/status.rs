@@ -84,6 +84,11 @@ pub fn come_again(status: &Status, after: Duration) -> Status {
     Status::with_error_details(status.code(), status.message(), details)
 }
 
+/// Data that was kept is damaged. The text says which, and what to do.
+pub fn data_loss(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::DataLoss, reason, message)
+}
+
 /// A fault of ours. What it was is for our log only: it may hold paths and other people's data.
 pub fn internal(cause: impl Display) -> Status {
     error!(error = format!("{cause:#}"), "internal error");

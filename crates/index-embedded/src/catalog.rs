@@ -1,13 +1,18 @@
 //! Which slices there are, and which of them are open. Blocking: called from blocking tasks only.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use logmesh_index::{FieldType, FieldTypes, IndexError, NewDoc, Outcome, Slice};
 use logmesh_types::{DocId, TopicName};
-use tracing::warn;
+use tantivy::TantivyError;
+use tracing::{error, warn};
 
 use crate::Settings;
+use crate::damage::{damage, suspicious};
+use crate::error::from_tantivy;
 use crate::folder::{Folder, Topics};
 use crate::slice::{SliceIndex, Written};
 
@@ -21,6 +26,8 @@ pub(crate) struct Catalog {
     settings: Settings,
     topics: RwLock<Topics>,
     slices: Mutex<Slices>,
+    /// Counts slices that were set aside.
+    set_aside: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +47,13 @@ impl Catalog {
     pub(crate) fn open(settings: Settings, folder: Folder) -> Result<Self, IndexError> {
         let topics = RwLock::new(folder.load_topics()?);
         let known = folder.slices()?.into_iter().map(|slice| (slice, Known::default())).collect();
-        Ok(Self { folder, settings, topics, slices: Mutex::new(Slices { known, clock: 0 }) })
+        Ok(Self {
+            folder,
+            settings,
+            topics,
+            slices: Mutex::new(Slices { known, clock: 0 }),
+            set_aside: AtomicU64::new(0),
+        })
     }
 
     fn slices(&self) -> MutexGuard<'_, Slices> {
@@ -113,7 +126,8 @@ impl Catalog {
             return Ok(Arc::clone(open));
         }
         slices.make_room(self.settings.open_slices);
-        let open = Arc::new(SliceIndex::open(&self.folder.make_slice(slice)?)?);
+        let dir = self.folder.make_slice(slice)?;
+        let open = Arc::new(SliceIndex::open(&dir).map_err(|error| self.cannot_open(slices, slice, &dir, error))?);
         slices.known.insert(slice.clone(), Known { open: Some(Arc::clone(&open)), used: clock });
         Ok(open)
     }
@@ -134,7 +148,7 @@ impl Catalog {
         &self,
         slice: &Slice,
         open: impl Fn() -> Result<Option<Arc<SliceIndex>>, IndexError>,
-        work: impl Fn(&SliceIndex) -> Result<Written<T>, IndexError>,
+        work: impl Fn(&SliceIndex) -> tantivy::Result<Written<T>>,
     ) -> Result<T, IndexError> {
         for _ in 0..REOPENED {
             let Some(open) = open()? else { return Ok(T::default()) };
@@ -145,7 +159,7 @@ impl Catalog {
                 Err(error) => {
                     warn!(?slice, %error, "cannot write to a slice; it will be opened anew");
                     self.forget(slice, &open);
-                    return Err(error);
+                    return Err(self.fault(slice, error));
                 }
             }
         }
@@ -186,7 +200,9 @@ impl Catalog {
             }
             let Some(open) = self.get(&slice)? else { continue };
             let wanted: Vec<DocId> = missing.iter().map(|at| ids[*at]).collect();
-            for (at, there) in missing.into_iter().zip(open.contains(&wanted)?) {
+            for (at, there) in
+                missing.into_iter().zip(open.contains(&wanted).map_err(|error| self.fault(&slice, error))?)
+            {
                 found[at] = there;
             }
         }
@@ -203,6 +219,82 @@ impl Catalog {
             slices.known.remove(slice);
             Ok(())
         })
+    }
+}
+
+/// What is done with damaged slices.
+impl Catalog {
+    /// Does some work, anew as long as a slice was found damaged and set aside by it.
+    pub(crate) fn without_damaged<T>(&self, work: impl Fn(&Self) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        loop {
+            let before = self.set_aside.load(Ordering::Acquire);
+            match work(self) {
+                Err(IndexError::Damaged { .. }) if self.set_aside.load(Ordering::Acquire) != before => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// An error of work with a slice. If the cause is that its files are damaged, it's set aside.
+    pub(crate) fn fault(&self, slice: &Slice, error: TantivyError) -> IndexError {
+        let before = self.set_aside.load(Ordering::Acquire);
+        let damage = if suspicious(&error) { damage(&self.folder.slice_dir(slice)) } else { None };
+        match damage {
+            Some(damage) => self.put_aside(slice, &damage, before).unwrap_or_else(|error| error),
+            None => from_tantivy(error),
+        }
+    }
+
+    /// Reads all files of a topic's slices, and sets those aside that are damaged.
+    pub(crate) fn verify(&self, topic: &TopicName) -> Result<(), IndexError> {
+        for slice in self.names(std::slice::from_ref(topic)) {
+            let before = self.set_aside.load(Ordering::Acquire);
+            if let Some(damage) = damage(&self.folder.slice_dir(&slice)) {
+                self.put_aside(&slice, &damage, before)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a slice aside, and gives the error that says so; unless another one, perhaps the same, was since `before`: what
+    /// lies there now may be whole.
+    fn put_aside(&self, slice: &Slice, damage: &str, before: u64) -> Result<IndexError, IndexError> {
+        let again = || IndexError::Unavailable { reason: format!("slice {}/{}: {damage}", slice.topic, slice.date) };
+        let slices = self.slices();
+        let open = slices.known.get(slice).ok_or_else(again)?.open.clone();
+        let put = |mut slices: MutexGuard<'_, Slices>| {
+            if self.set_aside.load(Ordering::Acquire) != before {
+                return Err(again());
+            }
+            self.rename(&mut slices, slice, damage)
+        };
+        let Some(open) = open else { return put(slices) };
+        drop(slices);
+        open.retire(|| {
+            let slices = self.slices();
+            match slices.known.get(slice).and_then(|known| known.open.as_ref()) {
+                Some(other) if !Arc::ptr_eq(other, &open) => Err(again()),
+                _ => put(slices),
+            }
+        })
+    }
+
+    /// The error of a slice that can't be opened. Whoever wants a slice waits while its files are read: only what a damaged
+    /// file may be the cause of makes that necessary.
+    fn cannot_open(&self, slices: &mut Slices, slice: &Slice, dir: &Path, error: TantivyError) -> IndexError {
+        let damage = if suspicious(&error) { damage(dir) } else { None };
+        match damage {
+            Some(damage) => self.rename(slices, slice, &damage).unwrap_or_else(|error| error),
+            None => from_tantivy(error),
+        }
+    }
+
+    fn rename(&self, slices: &mut Slices, slice: &Slice, damage: &str) -> Result<IndexError, IndexError> {
+        let reason = self.folder.set_aside(slice, damage)?;
+        slices.known.remove(slice);
+        self.set_aside.fetch_add(1, Ordering::AcqRel);
+        error!(reason, "a slice of the index is damaged and was set aside");
+        Ok(IndexError::Damaged { reason })
     }
 }
 

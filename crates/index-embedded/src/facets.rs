@@ -16,7 +16,6 @@ use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::{BitSet, DocSet, InvertedIndexReader, SegmentReader, TERMINATED, TantivyError};
 
 use crate::catalog::Catalog;
-use crate::error::from_tantivy;
 use crate::live::each_live;
 use crate::schema::value_term;
 use crate::search::Part;
@@ -29,12 +28,12 @@ impl Catalog {
         check(field, &self.types_of(&selection.topics))?;
         let mut sum = FacetSum::default();
         for part in self.parts(selection)? {
-            let kind = field::kind(field, &self.types(&part.topic));
+            let kind = field::kind(field, &self.types(&part.slice.topic));
             part.for_each_segment(selection, &mut |_, weight, segment| {
                 sum.add(of_segment(&part, field, kind, weight, segment)?);
                 Ok(())
             })
-            .map_err(from_tantivy)?;
+            .map_err(|error| self.fault(&part.slice, error))?;
         }
         Ok(sum.finish(limit))
     }
@@ -49,7 +48,7 @@ fn of_segment(
 ) -> tantivy::Result<FacetPart> {
     if name == TOPIC {
         let count = u64::from(weight.count(segment)?);
-        let values = if count > 0 { vec![(part.topic.to_string(), count)] } else { Vec::new() };
+        let values = if count > 0 { vec![(part.slice.topic.to_string(), count)] } else { Vec::new() };
         return Ok(FacetPart { values, ..FacetPart::default() });
     }
     match part.fields.column(name) {

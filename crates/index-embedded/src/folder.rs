@@ -5,6 +5,7 @@
 //! lock                    held while a process has the folder open
 //! topics.json             the declared types of each topic
 //! slices/TOPIC/DATE/      one tantivy index
+//! damaged/TOPIC@DATE.TIME/  slices that couldn't be read any more; nothing here removes them
 //! trash/                  slices on their way out; emptied when the folder is opened
 //! ```
 
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use logmesh_index::{FieldTypes, IndexError, Slice};
-use logmesh_types::TopicName;
+use logmesh_types::{TopicName, UnixNanos};
+use tracing::error;
 
 use crate::error::at;
 
@@ -69,7 +71,8 @@ impl Folder {
         Ok(dir)
     }
 
-    /// All slices on disk. A folder in which tantivy made no index yet holds nothing and is removed.
+    /// All slices on disk. A folder in which tantivy made no index yet holds nothing and is removed. One that holds segments
+    /// lost the file that names them, and is set aside.
     pub(crate) fn slices(&self) -> Result<BTreeSet<Slice>, IndexError> {
         let mut slices = BTreeSet::new();
         for (topic, topic_dir) in entries(&self.slices_dir())? {
@@ -77,12 +80,31 @@ impl Folder {
             for (date, dir) in entries(&topic_dir)? {
                 if dir.join("meta.json").is_file() {
                     slices.insert(Slice { topic: topic.clone(), date });
+                } else if holds_segments(&dir)? {
+                    let reason = self.set_aside(&Slice { topic: topic.clone(), date }, "meta.json is missing")?;
+                    error!(reason, "a slice of the index is damaged and was set aside");
                 } else {
                     fs::remove_dir_all(&dir).map_err(at(&dir))?;
                 }
             }
         }
         Ok(slices)
+    }
+
+    /// Moves a damaged slice to where it isn't found, and says so: why, where, and what to do.
+    pub(crate) fn set_aside(&self, slice: &Slice, damage: &str) -> Result<String, IndexError> {
+        let (dir, damaged) = (self.slice_dir(slice), self.dir.join("damaged"));
+        fs::create_dir_all(&damaged).map_err(at(&damaged))?;
+        let aside = damaged.join(format!("{}@{}.{}", slice.topic, slice.date, UnixNanos::now().0));
+        fs::rename(&dir, &aside).map_err(at(&dir))?;
+        for changed in [&self.dir, &damaged, &self.slices_dir().join(slice.topic.as_str())] {
+            sync_dir(changed)?;
+        }
+        Ok(format!(
+            "{} is damaged ({damage}) and is kept as {}; `logmesh audit --repair` brings its lines back from the bus or the files",
+            dir.display(),
+            aside.display()
+        ))
     }
 
     /// Takes a slice away: in one step from the place where it is found, then from the disk.
@@ -111,7 +133,12 @@ impl Folder {
         let path = self.dir.join("topics.json");
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| IndexError::Damaged { reason: format!("{}: {error}", path.display()) }),
+                .map_err(|error| IndexError::Damaged {
+                    reason: format!(
+                        "{} is damaged ({error}): move it away and start again; transfer declares the fields of its settings anew",
+                        path.display()
+                    ),
+                }),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Topics::new()),
             Err(error) => Err(at(&path)(error)),
         }
@@ -167,6 +194,16 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), IndexError> {
 
 fn sync_dir(dir: &Path) -> Result<(), IndexError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
+}
+
+/// True if tantivy wrote files of documents there: it names them in `meta.json`, which it writes before any of them.
+fn holds_segments(dir: &Path) -> Result<bool, IndexError> {
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        if !entry.map_err(at(dir))?.file_name().as_encoded_bytes().starts_with(b".") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The names and paths of the folders in a folder.

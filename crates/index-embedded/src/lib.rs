@@ -2,11 +2,13 @@
 //!
 //! A bulk is one commit for each slice it touches, and a commit is on disk before [`IndexWriter::write`] returns. A
 //! document's id is looked up in its slice before it's written, under the slice's one writer, so that no id comes twice.
+//! A slice whose files are damaged is set aside, and begins empty: what it held the audit then calls missing, and repairs.
 //! Tantivy's work blocks; it runs on the blocking threads of tokio, a bounded number of calls at a time.
 
 mod automaton;
 mod catalog;
 mod complement;
+mod damage;
 mod directory;
 mod error;
 mod facets;
@@ -87,14 +89,22 @@ impl EmbeddedIndex {
 
     async fn write_with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Catalog) -> Result<T, IndexError> + Send + 'static,
+        work: impl Fn(&Catalog) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, IndexError> {
-        self.run(&self.writes, work).await
+        self.run(&self.writes, move |catalog| catalog.without_damaged(&work)).await
     }
 
     async fn read_with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Catalog) -> Result<T, IndexError> + Send + 'static,
+        work: impl Fn(&Catalog) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        self.run(&self.reads, move |catalog| catalog.without_damaged(&work)).await
+    }
+
+    /// The same for those who take what they find for all there is: they are told once of each slice that was set aside.
+    async fn search_with<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Catalog) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, IndexError> {
         self.run(&self.reads, work).await
     }
@@ -102,7 +112,7 @@ impl EmbeddedIndex {
     async fn run<T: Send + 'static>(
         &self,
         slots: &Arc<Semaphore>,
-        work: impl FnOnce(&Catalog) -> Result<T, IndexError> + Send + 'static,
+        work: impl Fn(&Catalog) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, IndexError> {
         let slot = Arc::clone(slots).acquire_owned().await.map_err(|_| error::panicked())?;
         let catalog = Arc::clone(&self.catalog);
@@ -185,22 +195,22 @@ impl IndexReader for EmbeddedIndex {
     ) -> Result<Page, IndexError> {
         let limit = PageLimit { hits: limit.hits.clamp(1, MAX_PAGE_SIZE), ..limit };
         let (selection, token) = (selection.clone(), page_token.map(str::to_owned));
-        self.read_with(move |catalog| catalog.search(&selection, order, limit, token.as_deref())).await
+        self.search_with(move |catalog| catalog.search(&selection, order, limit, token.as_deref())).await
     }
 
     async fn count(&self, selection: &Selection) -> Result<u64, IndexError> {
         let selection = selection.clone();
-        self.read_with(move |catalog| catalog.count(&selection)).await
+        self.search_with(move |catalog| catalog.count(&selection)).await
     }
 
     async fn histogram(&self, selection: &Selection, interval: Duration) -> Result<Vec<Bar>, IndexError> {
         let selection = selection.clone();
-        self.read_with(move |catalog| catalog.histogram(&selection, interval)).await
+        self.search_with(move |catalog| catalog.histogram(&selection, interval)).await
     }
 
     async fn facets(&self, selection: &Selection, field: &str, limit: usize) -> Result<Facets, IndexError> {
         let (selection, field) = (selection.clone(), field.to_owned());
-        self.read_with(move |catalog| catalog.facets(&selection, &field, limit)).await
+        self.search_with(move |catalog| catalog.facets(&selection, &field, limit)).await
     }
 
     async fn spans(
@@ -217,6 +227,11 @@ impl IndexReader for EmbeddedIndex {
     async fn sums(&self, topic: &TopicName, streams: &[(StreamId, u64)]) -> Result<Vec<Vec<StreamSum>>, IndexError> {
         let (topic, streams) = (topic.clone(), streams.to_vec());
         self.read_with(move |catalog| catalog.sums(&topic, &streams)).await
+    }
+
+    async fn verify(&self, topic: &TopicName) -> Result<(), IndexError> {
+        let topic = topic.clone();
+        self.read_with(move |catalog| catalog.verify(&topic)).await
     }
 
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError> {

@@ -10,7 +10,6 @@ use tantivy::schema::Value;
 use tantivy::{DocAddress, Searcher, TantivyDocument, TantivyError};
 
 use crate::catalog::Catalog;
-use crate::error::from_tantivy;
 use crate::live::each_live;
 use crate::schema::{Fields, ID_COLUMNS, STREAM_FIELD};
 use crate::search::whole;
@@ -28,7 +27,7 @@ struct Found {
 
 /// A slice with its documents.
 struct Part {
-    date: String,
+    slice: Slice,
     searcher: Searcher,
     fields: Fields,
 }
@@ -49,14 +48,18 @@ impl Catalog {
             let Some(open) = self.get(&slice)? else { continue };
             let query = of_stream(open.fields(), STREAM_FIELD, &stream.to_string());
             let query = within(query, open.fields().offset(), from, to);
-            let part = Part { date: slice.date, searcher: open.searcher(), fields: *open.fields() };
-            part.collect(query.as_ref(), parts.len(), limit.hits, &mut heap).map_err(from_tantivy)?;
+            let part = Part { slice, searcher: open.searcher(), fields: *open.fields() };
+            part.collect(query.as_ref(), parts.len(), limit.hits, &mut heap)
+                .map_err(|error| self.fault(&part.slice, error))?;
             parts.push(part);
         }
         let found = heap.into_sorted_vec();
         let more = found.len() == limit.hits;
-        StoredPage::fill(found.iter().map(|found| parts[found.part].read(found)), more, limit.bytes)
-            .map_err(from_tantivy)
+        let read = |found: &Found| {
+            let part = &parts[found.part];
+            part.read(found).map_err(|error| self.fault(&part.slice, error))
+        };
+        StoredPage::fill(found.iter().map(read), more, limit.bytes)
     }
 
     /// Deletes documents, and says of each whether it was there.
@@ -111,7 +114,7 @@ impl Part {
         let document: TantivyDocument = self.searcher.doc(found.address)?;
         let body = document.get_first(self.fields.body).and_then(|value| value.as_bytes().map(Bytes::copy_from_slice));
         let no_body = || TantivyError::InternalError(format!("document {} has no body", found.id));
-        let place = Place { slice: self.date.clone(), id: found.id.to_string() };
-        Ok(Stored { place, date: Some(self.date.clone()), range: found.range, body: body.ok_or_else(no_body)? })
+        let place = Place { slice: self.slice.date.clone(), id: found.id.to_string() };
+        Ok(Stored { place, date: Some(self.slice.date.clone()), range: found.range, body: body.ok_or_else(no_body)? })
     }
 }

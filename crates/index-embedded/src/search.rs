@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use logmesh_index::query::field::TIMESTAMP;
-use logmesh_index::{Bar, EventSpan, Hit, IndexError, Order, Page, PageLimit, Selection};
+use logmesh_index::{Bar, EventSpan, Hit, IndexError, Order, Page, PageLimit, Selection, Slice};
 use logmesh_types::{DocId, StreamId, TopicName, UnixNanos};
 use tantivy::columnar::Column;
 use tantivy::query::{EnableScoring, Query, Weight};
@@ -25,7 +25,7 @@ const MAX_BARS: usize = 10_000;
 
 /// A slice that may hold documents of a selection.
 pub(crate) struct Part {
-    pub(crate) topic: TopicName,
+    pub(crate) slice: Slice,
     /// See [`page::slice_number`].
     number: u64,
     searcher: Searcher,
@@ -58,7 +58,7 @@ impl Catalog {
             let in_time = within(any_time.box_clone(), open.fields().timestamp(), from, to);
             let fields = *open.fields();
             let number = page::slice_number(&slice);
-            parts.push(Part { topic: slice.topic, number, searcher: open.searcher(), fields, any_time, in_time });
+            parts.push(Part { slice, number, searcher: open.searcher(), fields, any_time, in_time });
         }
         Ok(parts)
     }
@@ -77,13 +77,16 @@ impl Catalog {
             part.for_each_segment(selection, &mut |address, weight, segment| {
                 top.collect((number, part.number), address, weight, segment)
             })
-            .map_err(from_tantivy)?;
+            .map_err(|error| self.fault(&part.slice, error))?;
         }
         let (total, left) = (top.total, top.left);
         let found = top.heap.into_sorted_vec();
         let (mut hits, mut bytes) = (Vec::new(), 0);
         for found in &found {
-            let hit = hit(&parts, found).map_err(from_tantivy)?;
+            let hit = hit(&parts, found).map_err(|error| match parts.get(found.part) {
+                Some(part) => self.fault(&part.slice, error),
+                None => from_tantivy(error),
+            })?;
             bytes += hit.body.len();
             if bytes > limit.bytes && !hits.is_empty() {
                 break;
@@ -102,7 +105,7 @@ impl Catalog {
                 count += u64::from(weight.count(segment)?);
                 Ok(())
             })
-            .map_err(from_tantivy)?;
+            .map_err(|error| self.fault(&part.slice, error))?;
         }
         Ok(count)
     }
@@ -125,7 +128,7 @@ impl Catalog {
                     }
                 })
             })
-            .map_err(from_tantivy)?;
+            .map_err(|error| self.fault(&part.slice, error))?;
         }
         if bars.len() > MAX_BARS {
             let reason = format!("the histogram has more than {MAX_BARS} bars: ask for wider ones, or for less time");
@@ -147,7 +150,8 @@ impl Catalog {
             let Some(open) = self.get(&slice)? else { continue };
             let query = of_stream(open.fields(), STREAM_FIELD, &stream.to_string());
             let query = within(query, open.fields().offset(), Some(from), None);
-            collect_spans(&open.searcher(), query.as_ref(), limit, &mut heap).map_err(from_tantivy)?;
+            collect_spans(&open.searcher(), query.as_ref(), limit, &mut heap)
+                .map_err(|error| self.fault(&slice, error))?;
         }
         Ok(heap.into_sorted_vec())
     }
@@ -302,7 +306,7 @@ fn hit(parts: &[Part], found: &Found) -> tantivy::Result<Hit> {
     let part = parts.get(found.part).ok_or_else(corrupt)?;
     let document: TantivyDocument = part.searcher.doc(found.address)?;
     let body = document.get_first(part.fields.body).and_then(|value| value.as_bytes().map(Bytes::copy_from_slice));
-    Ok(Hit { id: found.key.doc_id(), topic: part.topic.clone(), body: body.ok_or_else(corrupt)? })
+    Ok(Hit { id: found.key.doc_id(), topic: part.slice.topic.clone(), body: body.ok_or_else(corrupt)? })
 }
 
 /// Keeps the first `limit` spans in the heap.

@@ -57,16 +57,16 @@ impl fmt::Debug for SliceIndex {
 
 impl SliceIndex {
     /// Opens the index in the folder, or makes one there.
-    pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
+    pub(crate) fn open(dir: &Path) -> tantivy::Result<Self> {
         let (schema, fields) = schema();
-        let directory = SliceDirectory::open(dir).map_err(from_tantivy)?;
+        let directory = SliceDirectory::open(dir)?;
         // A thread for each segment's compression would cost a small bulk more than the compression does.
         let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..IndexSettings::default() };
         let builder = Index::builder().schema(schema).settings(settings);
-        let index = builder.open_or_create(directory).map_err(from_tantivy)?;
+        let index = builder.open_or_create(directory)?;
         register_tokenizer(&index);
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual);
-        let reader = reader.doc_store_cache_num_blocks(16).try_into().map_err(from_tantivy)?;
+        let reader = reader.doc_store_cache_num_blocks(16).try_into()?;
         Ok(Self { index, reader, fields, writer: Mutex::new(WriterState::Closed) })
     }
 
@@ -94,16 +94,16 @@ impl SliceIndex {
     }
 
     /// Writes documents of this slice, durably. After an error the handle is [`Written::Gone`].
-    pub(crate) fn write(&self, docs: &[&NewDoc], memory_bytes: usize) -> Result<Written<Vec<Outcome>>, IndexError> {
+    pub(crate) fn write(&self, docs: &[&NewDoc], memory_bytes: usize) -> tantivy::Result<Written<Vec<Outcome>>> {
         self.change(|state| self.write_with(state, docs, memory_bytes))
     }
 
     /// Deletes documents, durably, and says of each whether it was there. After an error the handle is [`Written::Gone`].
-    pub(crate) fn delete(&self, ids: &[DocId], memory_bytes: usize) -> Result<Written<Vec<bool>>, IndexError> {
+    pub(crate) fn delete(&self, ids: &[DocId], memory_bytes: usize) -> tantivy::Result<Written<Vec<bool>>> {
         self.change(|state| self.delete_with(state, ids, memory_bytes))
     }
 
-    fn change<T>(&self, work: impl FnOnce(&mut WriterState) -> tantivy::Result<T>) -> Result<Written<T>, IndexError> {
+    fn change<T>(&self, work: impl FnOnce(&mut WriterState) -> tantivy::Result<T>) -> tantivy::Result<Written<T>> {
         let mut state = self.writer();
         if matches!(*state, WriterState::Gone) {
             return Ok(Written::Gone);
@@ -113,7 +113,7 @@ impl SliceIndex {
             // Part of the documents may lie in the writer, and it may be broken: drop both, and open the slice anew.
             *state = WriterState::Gone;
         }
-        result.map(Written::Done).map_err(from_tantivy)
+        result.map(Written::Done)
     }
 
     fn write_with(
@@ -211,8 +211,8 @@ impl SliceIndex {
     }
 
     /// Says of each id whether there's a document of it.
-    pub(crate) fn contains(&self, ids: &[DocId]) -> Result<Vec<bool>, IndexError> {
-        contains(&self.searcher(), self.fields.id, ids).map_err(from_tantivy)
+    pub(crate) fn contains(&self, ids: &[DocId]) -> tantivy::Result<Vec<bool>> {
+        contains(&self.searcher(), self.fields.id, ids)
     }
 }
 

@@ -6,7 +6,6 @@ use tantivy::query::EnableScoring;
 use tantivy::{Searcher, SegmentReader};
 
 use crate::catalog::Catalog;
-use crate::error::from_tantivy;
 use crate::live::each_live;
 use crate::schema::{Fields, LENGTH_COLUMN, OFFSET_COLUMN, STREAM_FIELD};
 use crate::translate::of_stream;
@@ -20,7 +19,8 @@ impl Catalog {
         let mut sums = vec![Vec::new(); streams.len()];
         for slice in self.names(std::slice::from_ref(topic)) {
             let Some(open) = self.get(&slice)? else { continue };
-            add_slice(&open.searcher(), open.fields(), streams, &mut sums).map_err(from_tantivy)?;
+            add_slice(&open.searcher(), open.fields(), streams, &mut sums)
+                .map_err(|error| self.fault(&slice, error))?;
         }
         Ok(sums)
     }

@@ -39,9 +39,9 @@ async fn leftovers_of_a_killed_process_are_removed() {
     drop(open(folder.path()).await.unwrap());
     let trash = folder.path().join("trash/logs@2026-01-31.0");
     let unborn = folder.path().join("slices/logs/2026-01-31");
-    for dir in [&trash, &unborn] {
+    for (dir, file) in [(&trash, "half.store"), (&unborn, ".tmpx")] {
         fs::create_dir_all(dir).unwrap();
-        fs::write(dir.join("half.store"), "x").unwrap();
+        fs::write(dir.join(file), "x").unwrap();
     }
     let index = open(folder.path()).await.unwrap();
     assert!(!trash.exists() && !unborn.exists());

@@ -302,6 +302,12 @@ pub trait IndexReader: Debug + Send + Sync + 'static {
     /// is counted, refreshed or not.
     async fn sums(&self, topic: &TopicName, streams: &[(StreamId, u64)]) -> Result<Vec<Vec<StreamSum>>, IndexError>;
 
+    /// Looks whether all that is kept of the topic can still be read. What can't is taken out of the index, with an error in
+    /// the log that names it: to the audit it's missing then. Nothing to do for an index that sees to that itself.
+    async fn verify(&self, _topic: &TopicName) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     /// The topics that have a document.
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError>;
 

@@ -32,6 +32,11 @@ pub(crate) enum DataDirError {
         path.display()
     )]
     NotOurs { path: PathBuf },
+    #[error(
+        "the data folder {} has lost its file `version`; if this logmesh wrote the folder, make it anew: printf {VERSION} > '{}/version'",
+        path.display(), path.display()
+    )]
+    NoVersion { path: PathBuf },
 }
 
 /// A data folder, held until this is dropped or the process ends in whatever way.
@@ -83,6 +88,9 @@ fn check_version(path: &Path) -> Result<(), DataDirError> {
                 entry.is_ok_and(|entry| ["lock", "version.new"].iter().any(|ours| entry.file_name() == *ours))
             }) {
                 true => Ok(()),
+                false if path.join("index").join("VERSION").exists() => {
+                    Err(DataDirError::NoVersion { path: path.to_owned() })
+                }
                 false => Err(DataDirError::NotOurs { path: path.to_owned() }),
             }
         }
@@ -113,6 +121,19 @@ mod tests {
         let error = DataDir::open(folder.path()).unwrap_err();
         assert!(error.to_string().contains("version \"99\""), "{error}");
         assert_eq!(folder.path().read_dir().unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_folder_without_its_version_is_told_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(DataDir::open(folder.path()).unwrap());
+        std::fs::create_dir(folder.path().join("index")).unwrap();
+        std::fs::write(folder.path().join("index/VERSION"), "1").unwrap();
+        std::fs::remove_file(folder.path().join("version")).unwrap();
+        let error = DataDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("printf 1 >"), "{error}");
+        std::fs::write(folder.path().join("version"), "1").unwrap();
+        DataDir::open(folder.path()).unwrap();
     }
 
     #[test]

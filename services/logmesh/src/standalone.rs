@@ -184,6 +184,12 @@ impl Stores {
     async fn open(data: &Path) -> anyhow::Result<Self> {
         let (config, bus) = (data.join("config.redb"), data.join("bus"));
         let opened = tokio::task::spawn_blocking(move || {
+            // The config store is made before the bus: only what was lost is missing beside one.
+            if bus.exists() && config.metadata().map_or(true, |file| file.len() == 0) {
+                tracing::error!(path = %config.display(),
+                    "the config store is missing or empty in a data folder that isn't new: all rules and labels are gone; \
+                     stop, put back a copy of the file, or declare them again with `logmesh rules apply`");
+            }
             let config = EmbeddedStore::open(&config, Default::default())?;
             anyhow::Ok((config, EmbeddedBus::open(&bus, Default::default())?))
         });

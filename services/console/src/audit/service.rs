@@ -192,12 +192,20 @@ impl AuditService for Audit {
         let size = page_size(request.page_size, MAX_PAGE).ok_or_else(|| bad("page_size", "is negative"))?;
         let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
         let _place = self.place()?;
+        let continued = from.as_ref().map(|(topic, _)| topic.clone());
         let mut page = Page::new(from, size);
         let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), &self.shelf, self.fleet.clone()).await?;
         let (candidates, next) = page.into_candidates();
         if candidates.is_empty() && request.page_token.is_empty() && silent.is_empty() {
             // A misspelt name must not look like a proof.
             self.topics.check(filter.topic.as_slice(), &Query::all()).await?;
+        }
+        if filter.thorough {
+            // A topic whose streams fill several pages is read once.
+            let topics: BTreeSet<&TopicName> = candidates.iter().map(|candidate| &candidate.topic).collect();
+            for topic in topics.into_iter().filter(|topic| continued.as_ref() != Some(*topic)) {
+                self.index.verify(topic).await.map_err(AuditError::from)?;
+            }
         }
         let streams = self.examine(&candidates, &filter, &mut silent).await?;
         let streams = streams.into_iter().map(|one| one.audit).collect();

@@ -80,6 +80,34 @@ async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
     assert!(mesh.audit().await.iter().all(|one| one.clean && one.documents == 6));
 }
 
+/// Bytes of an index's file are flipped under the running process: the thorough audit calls the day's lines missing, and its
+/// repair brings each back.
+#[tokio::test]
+async fn a_damaged_slice_is_a_gap_of_the_thorough_audit_and_is_put_back() {
+    let mesh = Mesh::new().await;
+    mesh.start_transfer();
+    for number in 1..=3 {
+        mesh.push(&chunk(stream(number), &mesh.topic, 0, NOON)).await;
+        mesh.push(&chunk(stream(number), &mesh.topic, 15, NEXT_DAY)).await;
+    }
+    mesh.settle(18).await;
+    let slice = mesh._folder.join("index/slices/logs/2026-02-01");
+    let mut files = slice.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let store = files.find(|path| path.extension().is_some_and(|extension| extension == "store")).unwrap();
+    let mut bytes = std::fs::read(&store).unwrap();
+    bytes[8] = !bytes[8];
+    // In place: the file that the index has mapped.
+    std::io::Write::write_all(&mut std::fs::OpenOptions::new().write(true).open(&store).unwrap(), &bytes).unwrap();
+    assert!(mesh.audit().await.iter().all(|one| one.clean), "the sums don't tell");
+
+    let thorough = AuditFleetRequest { thorough: true, ..AuditFleetRequest::default() };
+    let audits = mesh.service().await.audit_fleet(Request::new(thorough)).await.unwrap().into_inner().streams;
+    assert!(audits.len() == 3 && audits.iter().all(|one| places(&one.gaps) == [(15, 30)]), "{audits:?}");
+    assert_eq!(counts(&mesh.repair(&[1, 2, 3]).await), [(3, 15, true); 3]);
+    assert_eq!(mesh.documents().await, 18);
+    assert!(mesh.audit().await.iter().all(|one| one.clean && one.documents == 6));
+}
+
 /// Killed between the bus and transfer, a repair has sent what it was to send, or a part; the next one sends the same again.
 #[tokio::test]
 async fn a_repair_that_was_broken_off_harms_nothing() {

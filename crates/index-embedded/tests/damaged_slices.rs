@@ -1,0 +1,148 @@
+//! Slices whose files somebody broke: they're named and set aside, the others go on, and nothing is deleted.
+
+#![allow(clippy::unwrap_used)] // a test, its helpers too
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use logmesh_index::conformance::{Doc, selection, slice, topic};
+use logmesh_index::{IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit};
+use logmesh_index_embedded::{EmbeddedIndex, Settings};
+
+const LOGS: u64 = 300;
+
+async fn open(folder: &Path) -> EmbeddedIndex {
+    EmbeddedIndex::open(folder, Settings::default()).await.unwrap()
+}
+
+fn bulk(topic: &str) -> Vec<NewDoc> {
+    let doc = |offset| Doc::new(offset, &format!("line {offset}")).in_slice(slice(topic, "2026-01-31")).build();
+    (0..LOGS as i64).map(doc).collect()
+}
+
+/// A folder with two topics of one slice each.
+async fn filled() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let index = open(folder.path()).await;
+    for topic in ["app", "logs"] {
+        index.write(bulk(topic)).await.unwrap();
+    }
+    folder
+}
+
+fn of_logs(folder: &Path, extension: &str) -> PathBuf {
+    let dir = folder.join("slices/logs/2026-01-31");
+    let mut paths = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    paths.find(|path| path.extension().is_some_and(|it| it == extension)).unwrap()
+}
+
+fn flip(path: &Path) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let (middle, mut bytes) = (file.metadata().unwrap().len() / 2, [0; 64]);
+    file.read_exact_at(&mut bytes, middle).unwrap();
+    file.write_all_at(&bytes.map(|byte| !byte), middle).unwrap();
+}
+
+async fn search(index: &EmbeddedIndex) -> Result<Page, IndexError> {
+    index.search(&selection("*"), Order::NewestFirst, PageLimit::hits(1_000), None).await
+}
+
+/// The one slice that was set aside.
+fn aside(folder: &Path) -> PathBuf {
+    let dirs: Vec<_> = folder.join("damaged").read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(dirs.len(), 1, "{dirs:?}");
+    assert!(dirs[0].file_name().unwrap().to_string_lossy().starts_with("logs@2026-01-31."), "{dirs:?}");
+    dirs[0].clone()
+}
+
+/// A search says once what is damaged and what to do; from then on the others are found, and the lines can be written again.
+async fn assert_set_aside(folder: &Path, why: &str) {
+    let index = open(folder).await;
+    let told = search(&index).await.unwrap_err();
+    let aside = aside(folder);
+    assert!(matches!(&told, IndexError::Damaged { .. }), "{told}");
+    let told = told.to_string();
+    for word in [why, "slices/logs/2026-01-31 is damaged", aside.to_str().unwrap(), "logmesh audit --repair"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert_eq!(search(&index).await.unwrap().hits.len() as u64, LOGS, "those of topic app");
+    let outcomes = index.write(bulk("logs")).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Created));
+    assert_eq!(search(&index).await.unwrap().hits.len() as u64, 2 * LOGS);
+    drop(index);
+    assert_eq!(open(folder).await.count(&selection("*")).await.unwrap(), 2 * LOGS);
+    assert!(aside.is_dir(), "it's still there");
+}
+
+#[tokio::test]
+async fn bytes_of_a_store_are_flipped() {
+    let folder = filled().await;
+    flip(&of_logs(folder.path(), "store"));
+    assert_set_aside(folder.path(), "store doesn't have its checksum").await;
+}
+
+#[tokio::test]
+async fn a_store_is_gone() {
+    let folder = filled().await;
+    fs::remove_file(of_logs(folder.path(), "store")).unwrap();
+    assert_set_aside(folder.path(), "store is missing").await;
+}
+
+#[tokio::test]
+async fn an_idx_is_cut_short() {
+    let folder = filled().await;
+    let path = of_logs(folder.path(), "idx");
+    let length = path.metadata().unwrap().len();
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2).unwrap();
+    assert_set_aside(folder.path(), "idx is cut short or overwritten").await;
+}
+
+#[tokio::test]
+async fn the_meta_file_is_cut_short() {
+    let folder = filled().await;
+    fs::write(folder.path().join("slices/logs/2026-01-31/meta.json"), "{").unwrap();
+    assert_set_aside(folder.path(), "meta.json").await;
+}
+
+#[tokio::test]
+async fn segments_without_a_meta_file_are_kept() {
+    let folder = filled().await;
+    let store = of_logs(folder.path(), "store");
+    fs::remove_file(store.with_file_name("meta.json")).unwrap();
+    let index = open(folder.path()).await;
+    assert_eq!(index.count(&selection("*")).await.unwrap(), LOGS);
+    assert!(aside(folder.path()).join(store.file_name().unwrap()).exists());
+}
+
+/// Who writes, or asks for the audit, isn't held up: what is missing is missing, and put back.
+#[tokio::test]
+async fn writers_and_the_audit_go_on_without_it() {
+    let folder = filled().await;
+    fs::remove_file(of_logs(folder.path(), "store")).unwrap();
+    let index = open(folder.path()).await;
+    let both = [bulk("app"), bulk("logs")].concat();
+    let outcomes = index.write(both).await.unwrap();
+    let created = outcomes.iter().filter(|outcome| **outcome == Outcome::Created).count() as u64;
+    assert_eq!((created, outcomes.len() as u64), (LOGS, 2 * LOGS));
+    aside(folder.path());
+}
+
+/// Flipped bytes may be in what no lookup reads: only reading all of it tells. What is whole stays.
+#[tokio::test]
+async fn all_is_read_to_verify_a_topic() {
+    let folder = filled().await;
+    let index = open(folder.path()).await;
+    for name in ["app", "logs"] {
+        index.verify(&topic(name)).await.unwrap();
+    }
+    assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS);
+    flip(&of_logs(folder.path(), "store"));
+    assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS, "a count doesn't read it");
+    index.verify(&topic("app")).await.unwrap();
+    assert!(!folder.path().join("damaged").exists());
+    index.verify(&topic("logs")).await.unwrap();
+    assert_eq!(index.count(&selection("*")).await.unwrap(), LOGS);
+    assert_eq!(index.topics().await.unwrap(), [topic("app")]);
+    aside(folder.path());
+}
