@@ -14,7 +14,7 @@ use logmesh_integration_tests::compare::{assert_equal, by_path, event_of, events
 use logmesh_integration_tests::program::{command, logmesh, run};
 use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A user that isn't root and owns nothing.
 const NOBODY: u32 = 65_534;
@@ -127,6 +127,22 @@ fn a_binary_file_is_refused_and_reported() {
     assert_reported(&mesh, "program.log", "BINARY");
     assert_alive(&mut mesh);
     assert_eq!(mesh.count("*"), 1);
+    let rules = json_lines(&mesh.run(&["rules", "list", "--json"]).expect(0).stdout);
+    let name = rules[0]["name"].as_str().unwrap();
+    let told = mesh.run(&["rules", "status", name]).expect(0);
+    assert!(told.stdout.contains("(1 BINARY); `logmesh agents get ID` shows their paths"), "{told:?}");
+    let told = json_lines(&mesh.run(&["rules", "status", name, "--json"]).expect(0).stdout);
+    assert_eq!(
+        (&told[0]["files_refused"], &told[0]["refused_by_reason"]["BINARY"]),
+        (&json!(1), &json!(1)),
+        "{told:?}"
+    );
+    for (command, said) in
+        [("status", format!("{name} and aren't read (1 BINARY)")), ("audit", "aren't read".to_owned())]
+    {
+        let told = mesh.run(&[command]).expect(0);
+        assert!(told.stdout.contains(&said), "{told:?}");
+    }
 }
 
 #[test]

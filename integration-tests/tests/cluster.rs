@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use logmesh_integration_tests::client::json_lines;
-use logmesh_integration_tests::cluster::{AGENT, apply};
+use logmesh_integration_tests::cluster::{self, AGENT, apply};
 use logmesh_integration_tests::compare::{assert_equal, by_path, events_of_file};
 use logmesh_integration_tests::writer::Writer;
 use logmesh_integration_tests::{Client, Cluster, PATIENCE, grpcurl, oracle};
@@ -130,6 +130,17 @@ fn services_wait_for_their_backends_and_say_so() {
     });
     cluster.start_again("kafka");
     cluster.client().wait_count("*", 301);
+
+    // Nor does anybody have to look at a log to learn that the index takes nothing, or is away.
+    block(&mut cluster, "true");
+    std::fs::write(cluster.log("blocked.log"), "one more\n").unwrap();
+    says_why(&cluster, "blocked by");
+    block(&mut cluster, "null");
+    cluster.client().wait_count("*", 302);
+    cluster.kill("elasticsearch");
+    says_why(&cluster, "Elasticsearch");
+    cluster.start_again("elasticsearch");
+    cluster.client().wait_ready();
     cluster.client().audit();
     assert_context(&cluster.client());
     cluster.assert_alive();
@@ -173,6 +184,23 @@ fn assert_context(client: &Client) {
     client.run(&["context", "logs", &other]).expect(1).says(&[&format!("holds no document {other}")]);
     client.run(&["context", "logs", &"0".repeat(32), "0"]).expect(1).says(&["holds nothing of stream"]);
     client.run(&["context", "lgos", id]).expect(1).says(&["there is no topic lgos"]);
+}
+
+/// Sets, or takes away, a block of all indices.
+fn block(cluster: &mut Cluster, value: &str) {
+    let address = cluster.backend("elasticsearch").address();
+    let body = format!("{{\"index.blocks.write\": {value}}}");
+    let answer = cluster::http(&address, "PUT", "/*/_settings", &body).unwrap();
+    assert!(answer.contains("\"acknowledged\":true"), "{answer}");
+}
+
+/// Waits until `status` says of transfer that it waits, and for what.
+fn says_why(cluster: &Cluster, reason: &str) {
+    wait_for(&format!("status to say {reason:?}"), PATIENCE, || {
+        let said = cluster.client().run(&["status"]).stdout;
+        let line = said.lines().find(|line| line.starts_with("transfer")).unwrap_or_default();
+        if line.contains(reason) { Ok(()) } else { Err(said) }
+    });
 }
 
 #[test]

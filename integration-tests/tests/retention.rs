@@ -86,6 +86,8 @@ fn an_old_day_goes_and_stays_away() {
         let audit = mesh.audit();
         prints(&audit, "10 B retired with their days");
         prints(&audit, "7 B in the dead letters");
+        prints(&mesh.client().run(&["audit", "--no-dead-letters"]).expect(1), "no gap, no double");
+        prints(&mesh.client().run(&["status"]).expect(0), "dead letters wait");
         assert_eq!(mesh.count("*"), 3);
         mesh.kill();
         mesh.start();
@@ -108,6 +110,9 @@ fn an_old_day_goes_and_stays_away() {
     let audit = json_lines(&mesh.client().run(&["audit", "--json"]).expect(0).stdout);
     assert!(audit.iter().all(|one| one["dead_letter_bytes"].as_u64().unwrap_or_default() == 0), "{audit:?}");
     assert_eq!((mesh.count("*"), retired_bytes(&mesh.client())), (4, 10));
+    mesh.client().run(&["audit", "--no-dead-letters"]).expect(0);
+    let status = mesh.client().run(&["status"]).expect(0).stdout;
+    assert!(!status.contains("dead letters wait"), "{status}");
 }
 
 /// The indices of topic `logs` in Elasticsearch.

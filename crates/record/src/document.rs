@@ -1,8 +1,8 @@
 //! The one document builder: an event becomes a JSON object with flat keys, the same wherever it is built.
 //!
 //! Fixed fields first; typed fields that the topic declares under `attributes.*`; everything else that a client sent
-//! under `parsed`, one object with caps. What doesn't fit is left out and named in `logmesh.unmapped`, so that the
-//! mapping never rejects a line.
+//! under `parsed`, one object with caps. What doesn't fit its type goes there too, and what exceeds the caps is left out; both are
+//! named in `logmesh.unmapped`. So the mapping never rejects a line.
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -201,12 +201,16 @@ fn write_attributes(
             (None, Some(value)) => {
                 parsed.insert(name.clone(), value);
             }
-            (Some(kind), Some(value)) => match fit(*kind, value) {
+            (Some(kind), Some(value)) => match fit(*kind, &value) {
                 Some(value) => {
                     key(out, &format!("attributes.{name}"));
                     json(out, &value);
                 }
-                None => unmapped.push(name.clone()),
+                // Under `parsed` no mapping rejects it.
+                None => {
+                    unmapped.push(name.clone());
+                    parsed.insert(name.clone(), value);
+                }
             },
         }
     }
@@ -247,21 +251,21 @@ fn cut(text: &str, limit: usize) -> &str {
 }
 
 /// The value as the declared type wants it, or `None`. Texts that read as the type are taken as it.
-fn fit(kind: FieldType, value: Value) -> Option<Value> {
-    match (kind, &value) {
+fn fit(kind: FieldType, value: &Value) -> Option<Value> {
+    match (kind, value) {
         (FieldType::Long, Value::Number(number)) => number.as_i64().map(Value::from),
         (FieldType::Long, Value::String(text)) => text.trim().parse::<i64>().ok().map(Value::from),
         (FieldType::Double, Value::Number(number)) => number.as_f64().map(Value::from),
         (FieldType::Double, Value::String(text)) => {
             text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from)
         }
-        (FieldType::Boolean, Value::Bool(_)) => Some(value),
+        (FieldType::Boolean, Value::Bool(_)) => Some(value.clone()),
         (FieldType::Boolean, Value::String(text)) => text.parse::<bool>().ok().map(Value::from),
-        (FieldType::Keyword, Value::String(_)) => Some(value),
+        (FieldType::Keyword, Value::String(_)) => Some(value.clone()),
         (FieldType::Keyword, Value::Number(_) | Value::Bool(_)) => Some(Value::from(value.to_string())),
         (FieldType::Date, Value::String(text)) => {
             let time: UnixNanos = text.parse().ok()?;
-            Some(Value::from(UnixNanos(time.0.max(0)).to_string()))
+            (time.0 >= 0).then(|| Value::from(time.to_string()))
         }
         _ => None,
     }
@@ -510,7 +514,8 @@ mod tests {
         let document = built(&event, &types);
         assert_eq!(document["attributes.status"], 200);
         assert_eq!(document["logmesh.unmapped"], serde_json::json!(["ok"]));
-        assert_eq!(document["parsed"], serde_json::json!({"user": {"name": "ann"}}));
+        assert_eq!(document["parsed"], serde_json::json!({"ok": "perhaps", "user": {"name": "ann"}}));
+        assert!(!document.contains_key("attributes.ok"));
     }
 
     #[test]

@@ -157,7 +157,8 @@ struct Findings {
     shadowed: usize,
     /// Who owns those, by name.
     owners: Vec<RuleName>,
-    refused: usize,
+    /// How many can't or mustn't be read, by reason.
+    refused: BTreeMap<&'static str, usize>,
 }
 
 /// How fast a rule's files are read, and with what success.

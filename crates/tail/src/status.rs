@@ -1,5 +1,6 @@
 //! What the tailer says of itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,6 +130,8 @@ pub struct RuleStatus {
     pub shadowed_by: Vec<RuleName>,
     /// Files that it matches and that can't or mustn't be read.
     pub refused: usize,
+    /// Those by reason, as in [`FileProblem::reason`].
+    pub refused_by: BTreeMap<&'static str, usize>,
     /// Why some files aren't read, at most [`MAX_PROBLEMS`].
     pub problems: Vec<FileProblem>,
 }

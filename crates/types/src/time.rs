@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
+use crate::day::Day;
 use crate::unit::Span;
 
 /// Nanoseconds since the Unix epoch, UTC. Printed as RFC 3339 with nanoseconds.
@@ -14,7 +15,7 @@ pub struct UnixNanos(pub i64);
 
 /// A text is not a time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a time: write RFC 3339 (2026-01-31T12:00:00Z), now, or now-1h")]
+#[error("{text:?} is not a time: write RFC 3339 (2026-01-31T12:00:00Z), a day (2026-01-31), now, or now-1h")]
 pub struct TimeError {
     text: String,
 }
@@ -25,7 +26,7 @@ impl UnixNanos {
         Self::from(Timestamp::now())
     }
 
-    /// Reads RFC 3339, `now` or `now-1h`, the latter against the given present.
+    /// Reads RFC 3339, a day (its beginning in UTC), `now` or `now-1h`, the latter against the given present.
     pub fn parse_at(text: &str, now: UnixNanos) -> Result<Self, TimeError> {
         let error = || TimeError { text: text.to_owned() };
         if let Some(rest) = text.trim().strip_prefix("now") {
@@ -41,6 +42,9 @@ impl UnixNanos {
             let nanos = i64::try_from(span.0.as_nanos()).map_err(|_| error())?;
             let at = if back { now.0.checked_sub(nanos) } else { now.0.checked_add(nanos) };
             return at.map(Self).ok_or_else(error);
+        }
+        if let Ok(day) = text.trim().parse::<Day>() {
+            return format!("{day}T00:00:00Z").parse();
         }
         let time: Timestamp = text.trim().parse().map_err(|_| error())?;
         i64::try_from(time.as_nanosecond()).map(Self).map_err(|_| error())
@@ -67,7 +71,7 @@ impl fmt::Display for UnixNanos {
 
 impl FromStr for UnixNanos {
     type Err = TimeError;
-    /// RFC 3339, `now`, or `now-1h`.
+    /// RFC 3339, a day (its beginning in UTC), `now`, or `now-1h`.
     fn from_str(text: &str) -> Result<Self, TimeError> {
         Self::parse_at(text, Self::now())
     }
@@ -83,11 +87,12 @@ mod tests {
         assert_eq!(noon.to_string(), "2026-01-31T12:00:00.000000000Z");
         assert_eq!(UnixNanos::parse_at("now-1h", noon).unwrap().to_string(), "2026-01-31T11:00:00.000000000Z");
         assert_eq!("2026-01-31T13:00:00+01:00".parse::<UnixNanos>().unwrap(), noon);
+        assert_eq!("2026-01-31".parse::<UnixNanos>().unwrap().to_string(), "2026-01-31T00:00:00.000000000Z");
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in ["", "yesterday", "now-", "now*1h", "2026-13-01T00:00:00Z", "now-1x"] {
+        for bad in ["", "yesterday", "now-", "now*1h", "2026-13-01T00:00:00Z", "2026-02-30", "now-1x"] {
             assert!(UnixNanos::parse_at(bad, UnixNanos(0)).is_err(), "{bad:?}");
         }
     }

@@ -287,6 +287,7 @@ fn effect_of(rule: &tail::RuleStatus) -> RuleEffect {
         files_shadowed: rule.shadowed as u32,
         shadowed_by: rule.shadowed_by.iter().map(ToString::to_string).collect(),
         files_refused: rule.refused as u32,
+        refused_by_reason: rule.refused_by.iter().map(|(reason, n)| ((*reason).to_owned(), *n as u32)).collect(),
         problems: rule.problems.iter().map(problem_of).collect(),
         lines_per_second: rule.lines_per_second,
         bytes_per_second: rule.bytes_per_second,

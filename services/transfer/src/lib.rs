@@ -106,6 +106,7 @@ pub struct Transfer {
     replays: Api,
     workers: Arc<Workers>,
     searchable_within: Duration,
+    readiness: Readiness,
 }
 
 impl Transfer {
@@ -160,12 +161,12 @@ impl Transfer {
             specs: settings.topics.clone(),
             shared: shared.clone(),
             pace: Arc::new(Pace::new(&settings)),
-            readiness,
+            readiness: readiness.clone(),
             retry: RetryPolicy::default(),
             token: tasks.token(),
         };
         tasks.spawn("transfer", Worker::new(to, settings).run());
-        Self { shared, letters, replays, workers, searchable_within }
+        Self { shared, letters, replays, workers, searchable_within, readiness }
     }
 
     /// Adds the gRPC service.

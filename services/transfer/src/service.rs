@@ -11,6 +11,7 @@ use logmesh_proto::time::{duration, timestamp};
 use logmesh_proto::transfer::v1 as proto;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferService;
 use logmesh_record::with_books;
+use logmesh_runtime::Readiness;
 use logmesh_types::TopicName;
 use tonic::{Request, Response, Status};
 
@@ -21,13 +22,16 @@ use crate::replay::api::Api;
 use crate::retired::marks;
 use crate::status::Shared;
 use crate::workers::Workers;
-use crate::{GROUP, Transfer, freshness, operate};
+use crate::{GROUP, Transfer, freshness, operate, worker};
 
 /// Bytes of dead letters in one page at most, so that it stays below what a client decodes.
 const PAGE_BYTES: usize = 2 << 20;
 
 /// Bytes of dead letters that one call looks through.
 const SCAN_BYTES: usize = 64 << 20;
+
+/// The components whose state keeps a worker from going on; backends are components where they are servers.
+const NEEDED: [&str; 4] = [worker::COMPONENT, worker::TOPICS, "bus", "index"];
 
 /// The most dead letters of a page.
 const MAX_PAGE: usize = 1_000;
@@ -39,12 +43,13 @@ pub(crate) struct Service {
     shared: Arc<Shared>,
     workers: Arc<Workers>,
     searchable_within: Duration,
+    readiness: Readiness,
 }
 
 impl Service {
     pub(crate) fn new(of: Transfer) -> Self {
-        let Transfer { shared, letters, replays, workers, searchable_within } = of;
-        Self { letters, replays, shared, workers, searchable_within }
+        let Transfer { shared, letters, replays, workers, searchable_within, readiness } = of;
+        Self { letters, replays, shared, workers, searchable_within, readiness }
     }
 
     /// The topic whose dead letters are asked for, if it may have any, or all.
@@ -54,6 +59,12 @@ impl Service {
         }
         let topic = asked.parse().map_err(|error| bad_field("topic", error))?;
         Ok(if self.letters.are_there(&topic).await? { vec![topic] } else { Vec::new() })
+    }
+
+    /// Which of the components that the work needs aren't ready, and why: a backend may be away before anything is to be written.
+    fn waits_for(&self) -> String {
+        let waits = self.readiness.snapshot().into_iter().filter(|(name, ready, _)| !ready && NEEDED.contains(name));
+        waits.map(|(name, _, reason)| format!("{name}: {reason}")).collect::<Vec<_>>().join("; ")
     }
 
     /// How far the group is with a partition, whichever worker holds it: the bus knows.
@@ -84,16 +95,23 @@ impl Service {
 impl TransferService for Service {
     async fn get_status(
         &self,
-        _: Request<proto::GetStatusRequest>,
+        request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        let (counts, error) = {
+        let (counts, mut error) = {
             let state = self.shared.state();
             (state.counts, state.error.clone())
         };
+        if error.is_empty() {
+            error = self.waits_for();
+        }
+        if request.into_inner().this_worker_only {
+            return Ok(Response::new(proto::GetStatusResponse { counts: Some(counts), error, ..Default::default() }));
+        }
         let paused = Paused::read(&self.letters.jobs).await.map_err(bus_status)?;
         let marks = marks(&self.letters.jobs).await.map_err(bus_status)?;
         let mut answer =
             proto::GetStatusResponse { counts: Some(counts), error, paused: paused.all, ..Default::default() };
+        answer.other_errors = self.workers.errors().await;
         for topic in with_books(self.letters.bus.topics().await.map_err(bus_status)?) {
             let retired = marks.before(&topic.name);
             if paused.topics.contains(topic.name.as_str()) || retired.is_some() {

@@ -3,6 +3,7 @@
 //! Workers know of each other by the config services, which are asked at each call; what they said last holds while none of
 //! them answers. Who is asked doesn't ask on.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use logmesh_grpc::Candidate;
 use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
 use logmesh_proto::discovery::v1::{Endpoint, WatchEndpointsRequest};
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
-use logmesh_proto::transfer::v1::{GetFreshnessRequest, GetFreshnessResponse};
+use logmesh_proto::transfer::v1::{GetFreshnessRequest, GetFreshnessResponse, GetStatusRequest};
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 use tracing::debug;
 
 /// The kind of workers among the endpoints.
@@ -21,6 +23,8 @@ const KIND: &str = "transfer";
 
 /// How long a config service, and then each worker, may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+type Answer<T> = Result<T, Status>;
 
 /// See the module.
 #[derive(Debug)]
@@ -39,16 +43,12 @@ impl Workers {
     /// What each of the others has measured, and the ids of those that didn't say.
     pub(crate) async fn freshness(&self, topic: &str) -> Result<(Vec<GetFreshnessResponse>, Vec<String>), Status> {
         let request = GetFreshnessRequest { topic: topic.to_owned(), this_worker_only: true };
-        let asked = self.others().await?.into_iter().map(|other| {
-            let request = request.clone();
-            async move {
-                let answer = timeout(ANSWER_TIMEOUT, ask(&other.address, request)).await;
-                let late = || Status::deadline_exceeded("no answer came in time");
-                (other.id, answer.unwrap_or_else(|_| Err(late())))
-            }
-        });
         let (mut answers, mut unreachable) = (Vec::new(), Vec::new());
-        for (id, answer) in join_all(asked).await {
+        let asked = self.ask(|mut other| {
+            let request = request.clone();
+            async move { other.get_freshness(request).await }
+        });
+        for (id, answer) in asked.await? {
             match answer {
                 Ok(answer) => answers.push(answer),
                 Err(status) => {
@@ -59,6 +59,40 @@ impl Workers {
         }
         unreachable.sort();
         Ok((answers, unreachable))
+    }
+
+    /// What keeps each of the others from going on, by id, if something does and it answers.
+    pub(crate) async fn errors(&self) -> BTreeMap<String, String> {
+        let asked =
+            self.ask(|mut other| async move { other.get_status(GetStatusRequest { this_worker_only: true }).await });
+        let told =
+            asked.await.unwrap_or_default().into_iter().filter_map(|(id, answer)| Some((id, answer.ok()?.error)));
+        told.filter(|(_, error)| !error.is_empty()).collect()
+    }
+
+    /// Asks all of the others at once: their ids, and what each answers in time.
+    async fn ask<T, F>(
+        &self,
+        call: impl Fn(TransferServiceClient<Channel>) -> F,
+    ) -> Result<Vec<(String, Answer<T>)>, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let asked = self.others().await?.into_iter().map(|other| {
+            let answer = logmesh_grpc::channel(&other.address)
+                .map(|channel| timeout(ANSWER_TIMEOUT, call(TransferServiceClient::new(channel))))
+                .map_err(|error| Status::internal(error.to_string()));
+            async move {
+                let answer = match answer {
+                    Ok(answer) => {
+                        answer.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time")))
+                    }
+                    Err(status) => Err(status),
+                };
+                (other.id, answer.map(Response::into_inner))
+            }
+        });
+        Ok(join_all(asked).await)
     }
 
     /// All workers but this one.
@@ -98,9 +132,4 @@ async fn endpoints(server: &str) -> Result<Vec<Endpoint>, Status> {
     let mut states = DiscoveryServiceClient::new(channel).watch_endpoints(request).await?.into_inner();
     let state = states.message().await?.ok_or_else(|| Status::unavailable("the server ended the stream"))?;
     Ok(state.endpoints.into_iter().filter(|endpoint| endpoint.kind == KIND).collect())
-}
-
-async fn ask(address: &str, request: GetFreshnessRequest) -> Result<GetFreshnessResponse, Status> {
-    let channel = logmesh_grpc::channel(address).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(TransferServiceClient::new(channel).get_freshness(request).await?.into_inner())
 }

@@ -52,7 +52,7 @@ async fn without_its_books_nothing_is_doubled_and_a_replay_writes_them_again() {
     // From an agent without its state, on another day; of one stream at once, of the other after two more workers.
     push(&mesh, &chunk(0, "one\ntwo\nthree\n", 1)).await;
     assert_eq!(messages(&mesh).await, ["one", "still", "three", "two"]);
-    let counts = mesh.client().get_status(GetStatusRequest {}).await.unwrap().into_inner().counts.unwrap();
+    let counts = mesh.client().get_status(GetStatusRequest::default()).await.unwrap().into_inner().counts.unwrap();
     assert_eq!((counts.repeats, counts.created), (2, 1));
     restart(&mut mesh).await;
     push(&mesh, &chunk(14, "four\n", 1)).await;
@@ -100,7 +100,7 @@ async fn without_its_letters_what_was_rejected_is_missing_and_comes_again() {
     let now = prost_types::Timestamp { seconds: UnixNanos::now().0 / 1_000_000_000, nanos: 0 };
     push(&mesh, &Chunk { read_time: Some(now), ..quiet("today\n", 0) }).await;
     wait_for_async("a mark", Duration::from_secs(60), || async {
-        let status = mesh.client().get_status(GetStatusRequest {}).await.unwrap().into_inner();
+        let status = mesh.client().get_status(GetStatusRequest::default()).await.unwrap().into_inner();
         if status.topics.iter().any(|topic| !topic.retired_before.is_empty()) {
             Ok(())
         } else {

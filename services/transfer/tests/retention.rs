@@ -60,7 +60,7 @@ fn day(ago: u64) -> Day {
 }
 
 async fn status(mesh: &Mesh) -> GetStatusResponse {
-    mesh.client().get_status(GetStatusRequest {}).await.unwrap().into_inner()
+    mesh.client().get_status(GetStatusRequest::default()).await.unwrap().into_inner()
 }
 
 async fn retired(mesh: &Mesh) -> u64 {

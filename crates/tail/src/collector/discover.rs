@@ -1,6 +1,6 @@
 //! Finding files: by scans and hints, by name and by identity.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -128,8 +128,8 @@ impl Collector {
     }
 
     /// What there is to say of each rule's files, to see whether it changed.
-    fn found_against(&self) -> Vec<(usize, Vec<RuleName>, usize)> {
-        let one = |found: &Findings| (found.shadowed, found.owners.clone(), found.refused);
+    fn found_against(&self) -> Vec<(usize, Vec<RuleName>, BTreeMap<&'static str, usize>)> {
+        let one = |found: &Findings| (found.shadowed, found.owners.clone(), found.refused.clone());
         self.rules.iter().map(|running| one(&running.found)).collect()
     }
 
@@ -141,7 +141,7 @@ impl Collector {
 
     fn refuse(&mut self, rule: usize, path: PathBuf, refusal: &Refused) {
         let found = &mut self.rules[rule].found;
-        found.refused += 1;
+        *found.refused.entry(refusal.reason()).or_default() += 1;
         note(&mut found.problems, path, refusal.reason(), refusal.to_string());
     }
 

@@ -72,7 +72,8 @@ impl Collector {
                 files: 0,
                 shadowed: running.found.shadowed,
                 shadowed_by: running.found.owners.clone(),
-                refused: running.found.refused,
+                refused: running.found.refused.values().sum(),
+                refused_by: running.found.refused.clone(),
                 problems: running.found.problems.clone(),
             })
             .collect();
@@ -83,6 +84,7 @@ impl Collector {
                 let path = file.record.path.clone();
                 let detail = file.error.clone().unwrap_or_default();
                 let reason = if file.packed.is_some() { "COMPRESSED" } else { "BINARY" };
+                *rule.refused_by.entry(reason).or_default() += 1;
                 super::discover::note(&mut rule.problems, path, reason, detail);
             } else {
                 rule.files += 1;

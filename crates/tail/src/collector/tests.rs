@@ -517,6 +517,8 @@ fn what_cannot_be_read_is_reported_and_stops_nothing() {
     reasons.sort_unstable();
     assert_eq!(reasons, ["BINARY", "NOT_ALLOWED", "NOT_A_REGULAR_FILE", "NOT_FOUND"]);
     assert_eq!((rules[0].files, rules[0].refused), (1, 4));
+    let by_reason: Vec<(&str, usize)> = rules[0].refused_by.iter().map(|(reason, files)| (*reason, *files)).collect();
+    assert_eq!(by_reason, [("BINARY", 1), ("NOT_ALLOWED", 1), ("NOT_A_REGULAR_FILE", 1), ("NOT_FOUND", 1)]);
     bench.append("fine", "2\n");
     assert_eq!(bench.take(), texts(&[(2, "2\n")]));
 }

@@ -1,6 +1,7 @@
 //! `agents list|get|watch|label|forget`.
 
 mod change;
+mod unread;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use tonic::transport::Channel;
 use super::failure::note;
 use super::output::{Output, age, bytes, state, time};
 use super::{Failure, LIST_PAGE, Outcome, Session, request};
+pub(super) use unread::Unread;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentsArgs {
@@ -331,6 +333,7 @@ pub(super) fn rule_json(rule: &RuleStatus) -> Value {
         "files_shadowed": effect.files_shadowed,
         "shadowed_by": effect.shadowed_by,
         "files_refused": effect.files_refused,
+        "refused_by_reason": effect.refused_by_reason,
         "lines_per_second": effect.lines_per_second,
         "bytes_per_second": effect.bytes_per_second,
         "lag_bytes": effect.lag_bytes,

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use logmesh_proto::audit::v1::audit_service_client::AuditServiceClient;
 use logmesh_proto::audit::v1::{AuditFleetRequest, FindingCause, RepairRequest, StreamAudit, StreamKey, StreamRepair};
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_types::{AgentId, TopicName};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::agents::Unread;
 use super::failure::note;
 use super::output::{Output, bytes};
 use super::{Failure, Outcome, Session, agents, request_within};
@@ -55,6 +57,9 @@ pub(crate) struct AuditArgs {
     /// Compare every document, also of streams whose sums are right
     #[arg(long)]
     thorough: bool,
+    /// Exit with 1 also if events that were audited lie in the dead letters, and so not in the index
+    #[arg(long)]
+    no_dead_letters: bool,
     /// Losses at the source that this file lists don't count: what an earlier `audit --json` printed
     #[arg(long, value_name = "FILE")]
     known_losses: Option<PathBuf>,
@@ -90,6 +95,8 @@ struct Sum {
     on_its_way: u64,
     dead_letters: u64,
     retired: u64,
+    /// Files that rules match and agents don't read.
+    unread: u64,
     /// Config services that didn't answer.
     silent: BTreeSet<String>,
     repaired_events: u64,
@@ -133,7 +140,19 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         let shown: Vec<Shown> = repaired.into_iter().map(|one| sum.add(one)).collect();
         show(&shown, &sum, args.streams, &mut session.out)?;
     }
-    conclude(&sum, nothing, &mut session.out)
+    sum.unread = unread(&wanted, session).await;
+    conclude(&sum, nothing, args.no_dead_letters, &mut session.out)
+}
+
+/// Files that rules match and agents don't read: no stream, so no audit knows of them. None if they can't be told, or a topic was
+/// asked for.
+async fn unread(wanted: &AuditFleetRequest, session: &Session) -> u64 {
+    if session.out.json || !wanted.topic.is_empty() {
+        return 0;
+    }
+    let Ok(mut agents) = agents::all(&mut FleetServiceClient::new(session.channel.clone())).await else { return 0 };
+    agents.retain(|agent| wanted.agent_id.is_empty() || agent.id == wanted.agent_id);
+    Unread::of_agents(&agents).files
 }
 
 /// True if something of the stream is missing that isn't gone for good, or is twice in one topic.
@@ -190,8 +209,8 @@ fn show(streams: &[Shown], sum: &Sum, all: bool, out: &mut Output) -> Result<(),
     out.flush()
 }
 
-/// Shows the sum and judges it. `nothing` is what to say where no stream was found.
-fn conclude(sum: &Sum, nothing: Option<String>, out: &mut Output) -> Outcome {
+/// Shows the sum and judges it, with `strict` the dead letters too. `nothing` is what to say where no stream was found.
+fn conclude(sum: &Sum, nothing: Option<String>, strict: bool, out: &mut Output) -> Outcome {
     // A misspelt name must not look like a proof.
     if let (0, Some(text)) = (sum.streams, nothing) {
         return Err(match agents::silence(&sum.silent) {
@@ -206,7 +225,8 @@ fn conclude(sum: &Sum, nothing: Option<String>, out: &mut Output) -> Outcome {
         note(&format!("logmesh: {silent}: this proves nothing of the agents that are connected to them"), false);
         return Err(Failure::Wanting);
     }
-    if sum.faulty == 0 { Ok(()) } else { Err(Failure::Wanting) }
+    let letters = strict && sum.dead_letters > 0;
+    if sum.faulty == 0 && !letters { Ok(()) } else { Err(Failure::Wanting) }
 }
 
 /// What it means that no stream was found; `None` if all were asked for: an empty mesh is in order.
@@ -288,6 +308,12 @@ impl Sum {
             let count = self.unreported;
             line.push_str(&format!("; {count} streams not reported by a connected agent, checked by what is booked"));
         }
+        if self.unread > 0 {
+            line.push_str(&format!(
+                "; {} files match rules and aren't read: `logmesh rules status` says why",
+                self.unread
+            ));
+        }
         line
     }
 }
@@ -305,7 +331,7 @@ mod tests {
             sum.add(StreamRepair { audit: Some(audit.clone()), ..StreamRepair::default() });
         }
         let (mut out, captured) = Output::captured(false, false);
-        let outcome = conclude(&sum, nothing_matches(&wanted), &mut out);
+        let outcome = conclude(&sum, nothing_matches(&wanted), false, &mut out);
         (outcome, captured.text())
     }
 
@@ -335,14 +361,30 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_and_files_that_are_not_read_are_told_and_fail_it_where_asked() {
+        let audit = StreamAudit { clean: true, agent_reported: true, dead_letter_bytes: 9, ..StreamAudit::default() };
+        let mut sum = Sum { unread: 2, ..Sum::default() };
+        sum.add(StreamRepair { audit: Some(audit), ..StreamRepair::default() });
+        let (mut out, captured) = Output::captured(false, false);
+        assert!(conclude(&sum, None, false, &mut out).is_ok());
+        assert!(matches!(conclude(&sum, None, true, &mut out), Err(Failure::Wanting)));
+        assert!(
+            captured.text().contains("; 9 B in the dead letters; 2 files match rules and aren't read"),
+            "{}",
+            captured.text()
+        );
+        assert!(conclude(&Sum::default(), None, true, &mut out).is_ok());
+    }
+
+    #[test]
     fn an_audit_without_all_config_services_proves_nothing() {
         let mut sum = Sum { silent: ["config-2".to_owned()].into(), ..Sum::default() };
         let (mut out, _) = Output::captured(false, false);
-        let missing = conclude(&sum, Some("no such agent".to_owned()), &mut out);
+        let missing = conclude(&sum, Some("no such agent".to_owned()), false, &mut out);
         assert!(matches!(&missing, Err(Failure::Call(status)) if status.message().contains("config-2")), "{missing:?}");
         let clean = StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() };
         sum.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
-        assert!(matches!(conclude(&sum, None, &mut out), Err(Failure::Wanting)));
+        assert!(matches!(conclude(&sum, None, false, &mut out), Err(Failure::Wanting)));
     }
 
     #[test]

@@ -32,10 +32,10 @@ pub(crate) struct SearchArgs {
     /// How far back: 15m, 36h, 90d [default: 1h]
     #[arg(long, value_name = "SPAN", conflicts_with_all = ["from", "to"])]
     since: Option<Span>,
-    /// From this time on: RFC 3339, or now-1h
+    /// From this time on: RFC 3339, a day (UTC), or now-1h
     #[arg(long, value_name = "TIME")]
     from: Option<UnixNanos>,
-    /// Before this time: RFC 3339, now, or now-1h
+    /// Before this time: RFC 3339, a day (UTC: before it begins), now, or now-1h
     #[arg(long, value_name = "TIME")]
     to: Option<UnixNanos>,
     /// At most so many: the newest, or the most frequent values [default: 100 lines, 10 values]

@@ -7,7 +7,7 @@ use logmesh_proto::discovery::v1::{Leader, ListLeadersRequest, WatchEndpointsReq
 use logmesh_proto::fleet::v1::RuleState;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::transfer::v1::transfer_service_client::TransferServiceClient;
-use logmesh_proto::transfer::v1::{GetStatusRequest, GetStatusResponse};
+use logmesh_proto::transfer::v1::{GetStatusRequest, GetStatusResponse, ListDeadLettersRequest};
 use logmesh_types::UnixNanos;
 use serde_json::{Map, Value, json};
 use tonic::Code;
@@ -15,6 +15,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::agents::Unread;
 use super::output::{age, bytes, time};
 use super::{Failure, Outcome, Session, agents, request};
 
@@ -47,6 +48,13 @@ pub(super) async fn run(session: &mut Session) -> Outcome {
     let mut fresh = Vec::new();
     for (service, parts) in SERVICES {
         let mut line = health(service, parts, session).await?;
+        // What isn't served answers all the same, and knows what it waits for.
+        if !line.ready
+            && service == "transfer"
+            && let (false, reason, facts) = transfer(session).await.or_else(describe)?
+        {
+            (line.detail, line.facts) = (reason, facts);
+        }
         if line.ready {
             let more = match service {
                 "config" => centre(session).await,
@@ -117,6 +125,7 @@ async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {
     let online = agents.iter().filter(|agent| agent.online).count();
     let behind: u64 = agents.iter().map(|agent| agent.lag_bytes).sum();
     let rules = agents.iter().flat_map(|agent| &agent.rules);
+    let unread = Unread::of_agents(&agents);
     let bad = rules
         .filter(|rule| matches!(rule.state(), RuleState::Failed | RuleState::Refused | RuleState::RolledBack))
         .count();
@@ -124,17 +133,40 @@ async fn fleet(session: &Session) -> Result<(bool, String, Value), Failure> {
     if bad > 0 {
         detail.push_str(&format!(", {bad} rules failed, rolled back or refused (see `agents get`)"));
     }
-    let facts =
-        json!({"agents": agents.len(), "agents_online": online, "unacked_bytes": behind, "rules_not_applied": bad});
+    if unread.files > 0 {
+        detail.push_str(&format!(", {} (see `rules status`)", unread.of_rules()));
+    }
+    let facts = json!({
+        "agents": agents.len(),
+        "agents_online": online,
+        "unacked_bytes": behind,
+        "rules_not_applied": bad,
+        "files_not_read": unread.files,
+        "files_not_read_by_reason": unread.by_reason,
+    });
     Ok((true, detail, facts))
 }
 
 async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
     let mut client = TransferServiceClient::new(session.channel.clone());
-    let status = client.get_status(request(GetStatusRequest {})).await?.into_inner();
+    let status = client.get_status(request(GetStatusRequest::default())).await?.into_inner();
     let lag: u64 = status.partitions.iter().map(|partition| partition.lag_records).sum();
-    let mut detail = if status.error.is_empty() { progress(&status, lag) } else { status.error.clone() };
+    let mut waits: Vec<String> =
+        (status.other_errors.iter()).map(|(id, error)| format!("worker {id}: {error}")).collect();
+    if !status.error.is_empty() {
+        waits.insert(0, status.error.clone());
+    }
+    let mut detail = progress(&status, lag);
+    if !waits.is_empty() {
+        detail = format!("{}; {detail}", waits.join("; "));
+    }
     let lost = status.counts.as_ref().map_or(0, |counts| counts.lost_records);
+    let first = ListDeadLettersRequest { page_size: 1, ..Default::default() };
+    let letters = client.list_dead_letters(request(first)).await.map(|page| page.into_inner().dead_letters.len());
+    let letters_wait = letters.is_ok_and(|letters| letters > 0);
+    if letters_wait {
+        detail.push_str(", dead letters wait (see `deadletters list --summary`)");
+    }
     if lost > 0 {
         detail.push_str(&format!(", {lost} records were removed by retention before they were indexed (see `audit`)"));
     }
@@ -157,6 +189,8 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
         "lag_records": lag,
         "fresh_time": time(oldest.as_ref()),
         "lost_records": lost,
+        "waits_for": waits,
+        "dead_letters_wait": letters_wait,
         "dead_letters": status.counts.as_ref().map_or(0, |counts| counts.dead_letters),
     });
     Ok((status.error.is_empty(), detail, facts))

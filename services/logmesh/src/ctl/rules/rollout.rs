@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use crate::ctl::agents::Unread;
 use crate::ctl::failure::note;
 use crate::ctl::output::{age, state, time};
 use crate::ctl::{Failure, LIST_PAGE, Outcome, Session, agents, request};
@@ -49,15 +50,19 @@ struct Standing {
 /// `rules status NAME`: counts by state, and the agents that don't run it.
 pub(super) async fn status(name: &RuleName, session: &mut Session) -> Outcome {
     let mut fleet = Fleet::new(session.channel.clone());
-    let states = if session.out.json { &[][..] } else { &OTHERS[..] };
-    let standing = ask(&mut fleet, name.as_str(), 0, states).await?;
+    let standing = ask(&mut fleet, name.as_str(), 0, &[]).await?;
     tell_unreachable(&standing, session.out.raw());
     if session.out.json {
         return Ok(session.out.json(&to_json(name.as_str(), &standing))?);
     }
     session.out.line(&format!("{name} (revision {}): {}", standing.revision, in_words(&standing.counts)))?;
+    let unread = unread(&standing);
+    if unread.files > 0 {
+        session.out.line(&format!("{}; `logmesh agents get ID` shows their paths", unread.on_agents()))?;
+    }
     let now = UnixNanos::now();
-    let rows: Vec<[String; 6]> = standing.statuses.iter().map(|one| row(one, now)).collect();
+    let others = standing.statuses.iter().filter(|one| OTHERS.contains(&state_of(one)));
+    let rows: Vec<[String; 6]> = others.map(|one| row(one, now)).collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -186,6 +191,15 @@ fn in_words(counts: &RuleStatusCounts) -> String {
     }
 }
 
+/// The files that agents match by the rule and don't read.
+fn unread(standing: &Standing) -> Unread {
+    let mut unread = Unread::default();
+    for one in &standing.statuses {
+        one.status.iter().for_each(|status| unread.add(&one.agent_id, status, true));
+    }
+    unread
+}
+
 fn state_of(one: &AgentRuleStatus) -> RuleState {
     one.status.as_ref().map_or(RuleState::Unspecified, RuleStatus::state)
 }
@@ -230,6 +244,7 @@ fn row(one: &AgentRuleStatus, now: UnixNanos) -> [String; 6] {
 fn to_json(rule: &str, standing: &Standing) -> Value {
     let RuleStatusCounts { total, applied, applying, pending, failed, rolled_back, refused, offline, shadowed } =
         standing.counts;
+    let unread = unread(standing);
     let statuses = standing.statuses.iter().map(|one| {
         let status = one.status.as_ref().map(agents::rule_json);
         json!({
@@ -247,6 +262,8 @@ fn to_json(rule: &str, standing: &Standing) -> Value {
             "total": total, "applied": applied, "applying": applying, "pending": pending, "failed": failed,
             "rolled_back": rolled_back, "refused": refused, "offline": offline, "shadowed": shadowed,
         },
+        "files_refused": unread.files,
+        "refused_by_reason": unread.by_reason,
         "unreachable_servers": standing.unreachable,
         "statuses": statuses.collect::<Vec<_>>(),
     })
