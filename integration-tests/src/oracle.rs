@@ -3,6 +3,8 @@
 
 mod judge;
 
+#[cfg(test)]
+pub(crate) use judge::id_of;
 pub use judge::{Found, Judge, Verdict, judge};
 
 /// Lengths of ordinary payloads, in turn.

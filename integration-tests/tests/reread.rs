@@ -66,6 +66,10 @@ fn what_is_left_of_a_lost_bus_and_index_is_read_from_the_files_again() {
     std::fs::remove_file(mesh.data.join("bus/bus.redb")).unwrap();
     std::fs::remove_dir_all(mesh.data.join("index")).unwrap();
     mesh.start();
+    wait_for("the agent to report its files", LET_GO, || {
+        let told = mesh.run(&["audit"]).stdout;
+        if told.contains(&format!("{FILES} streams, ")) { Ok(()) } else { Err(told) }
+    });
     let repaired = mesh.run(&["audit", "--repair"]).expect(0).stdout;
     assert!(repaired.contains(&format!("; {} events, ", FILES * LINES)), "{repaired}");
     mesh.wait_count("*", (FILES * LINES) as u64);

@@ -15,7 +15,7 @@ use tower::Service;
 use crate::server::ServeError;
 use crate::upstream::{PassedOn, Upstream};
 
-/// How often health looks at what is ready.
+/// How often health looks at what is ready elsewhere; of its own process it's told.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The services that one server offers. Reflection lists exactly these, and health says of each that it's serving.
@@ -115,9 +115,11 @@ pub(crate) struct Health {
 impl Health {
     /// Keeps the answers true; never resolves.
     pub(crate) async fn keep(&self) {
+        let own = self.readiness.clone().unwrap_or_default();
+        let mut changes = own.changes();
         loop {
-            tokio::time::sleep(LOOK).await;
             self.show().await;
+            drop(tokio::time::timeout(LOOK, changes.changed()).await);
         }
     }
 

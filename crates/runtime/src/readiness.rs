@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 /// The components of this process with their state. Clones share it.
 ///
 /// A process in which no component has reported yet isn't ready.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     components: Arc<RwLock<BTreeMap<&'static str, (bool, String)>>>,
+    changes: watch::Sender<()>,
 }
 
 impl Readiness {
@@ -22,6 +25,12 @@ impl Readiness {
     pub fn set(&self, component: &'static str, ready: bool, reason: impl Into<String>) {
         let state = (ready, reason.into());
         self.components.write().unwrap_or_else(PoisonError::into_inner).insert(component, state);
+        self.changes.send_replace(());
+    }
+
+    /// Changes whenever a component says something.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Name, state and reason of each component, by name.

@@ -128,7 +128,7 @@ impl Found {
 
 /// What an event is called: the first 128 bits of BLAKE3 of its stream's id, its offset and its bytes, each behind its length, in
 /// base64url; `None` if that is no stream's id. Not the product's own function, which is judged by this.
-fn id_of(stream: &str, offset: u64, event: &[u8]) -> Option<String> {
+pub(crate) fn id_of(stream: &str, offset: u64, event: &[u8]) -> Option<String> {
     let stream = HEXLOWER.decode(stream.as_bytes()).ok()?;
     let mut hasher = blake3::Hasher::new();
     for field in [&stream[..], &offset.to_le_bytes(), event] {

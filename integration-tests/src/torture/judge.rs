@@ -170,10 +170,17 @@ mod tests {
         (writer, ledger)
     }
 
+    fn stream(number: u64) -> String {
+        format!("{number:032x}")
+    }
+
     fn documents(writer: u32, numbers: &[u64]) -> Vec<Value> {
         let document = |seq: &u64| {
-            let line = BASE64.encode(&oracle::line(RUN, writer, *seq));
-            json!({"event.original_base64": line, "logmesh.stream": format!("s{}", seq / 2), "logmesh.offset": seq * 10})
+            let (line, stream) = (oracle::line(RUN, writer, *seq), stream(seq / 2));
+            json!({
+                "_id": oracle::id_of(&stream, seq * 10, &line), "event.original_base64": BASE64.encode(&line),
+                "logmesh.stream": stream, "logmesh.offset": seq * 10,
+            })
         };
         numbers.iter().map(document).collect()
     }
@@ -210,12 +217,12 @@ mod tests {
             let gaps = json!([{"start_offset": 10, "end_offset": end}]);
             [json!({"path": format!("/x/{}", Habit::Truncate.path().display()), "stream_id": stream, "gaps": gaps})]
         };
-        report(&audit("s0", 20), &watched).assert_clean(Habit::Truncate);
-        assert_eq!(report(&audit("s0", 19), &watched).silent.len(), 1, "not all of the line");
-        assert_eq!(report(&audit("s9", 20), &watched).silent.len(), 1, "of another stream");
-        assert_eq!(report(&audit("s0", 21), &watched).false_gaps.len(), 1, "the generation had 20 bytes");
+        report(&audit(&stream(0), 20), &watched).assert_clean(Habit::Truncate);
+        assert_eq!(report(&audit(&stream(0), 19), &watched).silent.len(), 1, "not all of the line");
+        assert_eq!(report(&audit(&stream(9), 20), &watched).silent.len(), 1, "of another stream");
+        assert_eq!(report(&audit(&stream(0), 21), &watched).false_gaps.len(), 1, "the generation had 20 bytes");
         let there =
-            judge(RUN, Habit::Truncate, &ledger, &documents(writer, &[0, 1, 2, 3, 4]), &audit("s0", 20), &asleep);
+            judge(RUN, Habit::Truncate, &ledger, &documents(writer, &[0, 1, 2, 3, 4]), &audit(&stream(0), 20), &asleep);
         assert_eq!(there.false_gaps.len(), 1, "{there:?}");
     }
 }
