@@ -11,7 +11,7 @@ use tantivy::TantivyError;
 use tracing::{error, warn};
 
 use crate::Settings;
-use crate::damage::{damage, suspicious};
+use crate::damage::{cause, damage};
 use crate::error::from_tantivy;
 use crate::folder::{Folder, Topics};
 use crate::slice::{SliceIndex, Written};
@@ -238,8 +238,7 @@ impl Catalog {
     /// An error of work with a slice. If the cause is that its files are damaged, it's set aside.
     pub(crate) fn fault(&self, slice: &Slice, error: TantivyError) -> IndexError {
         let before = self.set_aside.load(Ordering::Acquire);
-        let damage = if suspicious(&error) { damage(&self.folder.slice_dir(slice)) } else { None };
-        match damage {
+        match cause(&self.folder.slice_dir(slice), &error) {
             Some(damage) => self.put_aside(slice, &damage, before).unwrap_or_else(|error| error),
             None => from_tantivy(error),
         }
@@ -282,8 +281,7 @@ impl Catalog {
     /// The error of a slice that can't be opened. Whoever wants a slice waits while its files are read: only what a damaged
     /// file may be the cause of makes that necessary.
     fn cannot_open(&self, slices: &mut Slices, slice: &Slice, dir: &Path, error: TantivyError) -> IndexError {
-        let damage = if suspicious(&error) { damage(dir) } else { None };
-        match damage {
+        match cause(dir, &error) {
             Some(damage) => self.rename(slices, slice, &damage).unwrap_or_else(|error| error),
             None => from_tantivy(error),
         }

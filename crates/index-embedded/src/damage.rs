@@ -8,8 +8,14 @@ use tantivy::directory::MmapDirectory;
 use tantivy::directory::error::OpenReadError;
 use tantivy::{Index, TantivyError};
 
+/// What is wrong with the slice in this folder, work with which gave this error; `None` if that isn't what it came of. Reads its
+/// files only if it may be.
+pub(crate) fn cause(dir: &Path, error: &TantivyError) -> Option<String> {
+    if suspicious(error) { damage(dir) } else { None }
+}
+
 /// True of an error that a damaged file may be the cause of, and not a full disk, say.
-pub(crate) fn suspicious(error: &TantivyError) -> bool {
+fn suspicious(error: &TantivyError) -> bool {
     match error {
         TantivyError::DataCorruption(_)
         | TantivyError::IncompatibleIndex(_)

@@ -65,13 +65,18 @@ impl Letters {
         Ok(with_books(self.bus.topics().await?).into_iter().map(|spec| spec.name).collect())
     }
 
+    /// Refuses what is neither a topic of the bus nor any rule's; see [`logmesh_grpc::check_topic`].
+    pub(crate) async fn check_topic(&self, topic: &TopicName) -> Result<(), Status> {
+        let there = self.topics().await.map_err(bus_status)?.into_iter().collect();
+        logmesh_grpc::check_topic(topic, &there, &self.config).await
+    }
+
     /// True if the topic may have dead letters. NOT_FOUND if it's no topic at all, UNAVAILABLE if that can't be known.
     pub(crate) async fn are_there(&self, topic: &TopicName) -> Result<bool, Status> {
         if self.bus.topic(&topic.dead_letters()).await.map_err(bus_status)?.is_some() {
             return Ok(true);
         }
-        let there = self.topics().await.map_err(bus_status)?.into_iter().collect();
-        logmesh_grpc::check_topic(topic, &there, &self.config).await?;
+        self.check_topic(topic).await?;
         Ok(false)
     }
 

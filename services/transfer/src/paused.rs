@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use logmesh_bus::BusError;
-use logmesh_grpc::{bad_field, check_topic, failed_precondition};
+use logmesh_grpc::{bad_field, failed_precondition};
 use logmesh_types::{TopicName, UnixNanos};
 use serde::{Deserialize, Serialize};
 use tonic::Status;
@@ -58,8 +58,7 @@ impl Paused {
 /// Refuses what is neither a topic of the bus nor any rule's.
 async fn check(letters: &Letters, topic: &str) -> Result<(), Status> {
     let topic: TopicName = topic.parse().map_err(|error| bad_field("topic", error))?;
-    let there = letters.topics().await.map_err(bus_status)?.into_iter().collect();
-    check_topic(&topic, &there, &letters.config).await
+    letters.check_topic(&topic).await
 }
 
 /// Pauses a topic of the mesh, or all. One that is only a rule's so far is paused before its first line.

@@ -212,7 +212,7 @@ impl Lane {
             let Some((parcel, answer)) = flying.front_mut() else {
                 break if packed.is_empty() { Ok(link) } else { Err(None) };
             };
-            let trouble = tokio::select! {
+            let stored = tokio::select! {
                 biased;
                 answer = timeout_at(self.end_of(parcel), answer) => match answer {
                     Ok(answer) => self.read(answer),
@@ -223,12 +223,13 @@ impl Lane {
                     continue;
                 }
             };
-            let (outcome, is_well) = match trouble {
-                Ok(offset) => (Ok(offset), true),
-                Err(Trouble::Final(failure)) => (Err(failure), false),
+            let outcome = match stored {
+                Ok(offset) => Ok(offset),
+                Err(Trouble::Final(failure)) => Err(failure),
                 Err(Trouble::Unknown) => break Err(Some(Setback::now(UNKNOWN.into()))),
                 Err(Trouble::Passing(reason)) => break Err(Some(Setback::now(reason))),
             };
+            let is_well = outcome.is_ok();
             if let Some((parcel, _)) = flying.pop_front() {
                 self.settle(parcel, outcome);
             }
@@ -295,11 +296,10 @@ impl Lane {
     async fn deliver(
         &self,
         parcel: &mut Parcel,
-        setback: Option<Setback>,
+        mut setback: Option<Setback>,
         cluster: &Cluster,
     ) -> Result<(u64, Link), Failure> {
         let end = self.end_of(parcel);
-        let mut setback = setback;
         if Instant::now() < end
             && let Ok(outcome) = timeout_at(end, self.persist(parcel, cluster, &mut setback)).await
         {

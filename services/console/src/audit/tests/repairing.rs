@@ -57,8 +57,8 @@ fn counts(repairs: &[StreamRepair]) -> Vec<(u64, u64, bool)> {
     repairs.iter().map(|one| (one.events, one.bytes, one.audit.as_ref().unwrap().clean)).collect()
 }
 
-#[tokio::test]
-async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
+/// Streams 1 to 3 with 15 bytes of each day, in the index.
+async fn three_streams_on_two_days() -> Mesh {
     let mesh = Mesh::new().await;
     mesh.start_transfer();
     for number in 1..=3 {
@@ -66,6 +66,12 @@ async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
         mesh.push(&chunk(stream(number), &mesh.topic, 15, NEXT_DAY)).await;
     }
     mesh.settle(18).await;
+    mesh
+}
+
+#[tokio::test]
+async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
+    let mesh = three_streams_on_two_days().await;
     mesh.delete("2026-02-01").await;
     let audits = mesh.audit().await;
     assert!(audits.iter().all(|one| places(&one.gaps) == [(15, 30)] && one.documents == 3), "{audits:?}");
@@ -84,13 +90,7 @@ async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
 /// repair brings each back.
 #[tokio::test]
 async fn a_damaged_slice_is_a_gap_of_the_thorough_audit_and_is_put_back() {
-    let mesh = Mesh::new().await;
-    mesh.start_transfer();
-    for number in 1..=3 {
-        mesh.push(&chunk(stream(number), &mesh.topic, 0, NOON)).await;
-        mesh.push(&chunk(stream(number), &mesh.topic, 15, NEXT_DAY)).await;
-    }
-    mesh.settle(18).await;
+    let mesh = three_streams_on_two_days().await;
     let slice = mesh._folder.join("index/slices/logs/2026-02-01");
     let mut files = slice.read_dir().unwrap().map(|entry| entry.unwrap().path());
     let store = files.find(|path| path.extension().is_some_and(|extension| extension == "store")).unwrap();
