@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::join_all;
 use logmesh_grpc::Candidate;
 use logmesh_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
@@ -79,18 +80,13 @@ impl Workers {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let asked = self.others().await?.into_iter().map(|other| {
-            let answer = logmesh_grpc::channel(&other.address)
-                .map(|channel| timeout(ANSWER_TIMEOUT, call(TransferServiceClient::new(channel))))
-                .map_err(|error| Status::internal(error.to_string()));
-            async move {
-                let answer = match answer {
-                    Ok(answer) => {
-                        answer.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time")))
-                    }
-                    Err(status) => Err(status),
-                };
-                (other.id, answer.map(Response::into_inner))
-            }
+            let called = logmesh_grpc::channel(&other.address)
+                .map(|channel| timeout(ANSWER_TIMEOUT, call(TransferServiceClient::new(channel))));
+            let answer = async move {
+                let answer = called.map_err(|error| Status::internal(error.to_string()))?.await;
+                answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time")))
+            };
+            answer.map(|answer| (other.id, answer.map(Response::into_inner)))
         });
         Ok(join_all(asked).await)
     }

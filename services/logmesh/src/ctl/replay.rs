@@ -51,10 +51,10 @@ struct StartArgs {
     /// The topic whose records are read
     #[arg(long, value_name = "TOPIC")]
     topic: TopicName,
-    /// Only what arrived at this time or later: RFC 3339, or now-1h
+    /// Only what arrived at this time or later: RFC 3339, a day (UTC), or now-1h
     #[arg(long, value_name = "T")]
     from: Option<UnixNanos>,
-    /// Only what arrived before this time
+    /// Only what arrived before this time: RFC 3339, a day (UTC: before it begins), now, or now-1h
     #[arg(long, value_name = "T")]
     to: Option<UnixNanos>,
     /// Only this stream
