@@ -15,6 +15,7 @@ use crate::damage::{cause, damage};
 use crate::error::from_tantivy;
 use crate::folder::{Folder, Topics};
 use crate::slice::{SliceIndex, Written};
+use crate::suspect::{check, watched};
 
 /// How often a bulk is tried again on a slice that was deleted meanwhile.
 const REOPENED: usize = 3;
@@ -127,7 +128,11 @@ impl Catalog {
         }
         slices.make_room(self.settings.open_slices);
         let dir = self.folder.make_slice(slice)?;
-        let open = Arc::new(SliceIndex::open(&dir).map_err(|error| self.cannot_open(slices, slice, &dir, error))?);
+        if let Some(damage) = check(&dir) {
+            return Err(self.rename(slices, slice, &damage)?);
+        }
+        let open = watched(&dir, || SliceIndex::open(&dir));
+        let open = Arc::new(open.map_err(|error| self.cannot_open(slices, slice, &dir, error))?);
         slices.known.insert(slice.clone(), Known { open: Some(Arc::clone(&open)), used: clock });
         Ok(open)
     }
@@ -153,7 +158,7 @@ impl Catalog {
         for _ in 0..REOPENED {
             let Some(open) = open()? else { return Ok(T::default()) };
             self.limit_writers(&open)?;
-            match work(&open) {
+            match watched(&self.folder.slice_dir(slice), || work(&open)) {
                 Ok(Written::Done(done)) => return Ok(done),
                 Ok(Written::Gone) => self.forget(slice, &open),
                 Err(error) => {
@@ -171,14 +176,15 @@ impl Catalog {
         if next.is_writing() {
             return Ok(());
         }
-        let mut writing: Vec<(u64, Arc<SliceIndex>)> = {
+        let mut writing: Vec<(u64, Slice, Arc<SliceIndex>)> = {
             let slices = self.slices();
-            let open = slices.known.values().filter_map(|known| Some((known.used, Arc::clone(known.open.as_ref()?))));
-            open.filter(|(_, open)| open.is_writing()).collect()
+            let open = slices.known.iter().filter_map(|(slice, known)| Some((known.used, slice, known.open.as_ref()?)));
+            let writing = open.filter(|(_, _, open)| open.is_writing());
+            writing.map(|(used, slice, open)| (used, slice.clone(), Arc::clone(open))).collect()
         };
-        writing.sort_by_key(|(used, _)| *used);
+        writing.sort_by_key(|(used, ..)| *used);
         let surplus = (writing.len() + 1).saturating_sub(self.settings.open_writers.max(1));
-        writing.iter().take(surplus).try_for_each(|(_, open)| open.close_writer())
+        writing.iter().take(surplus).try_for_each(|(_, slice, open)| self.on(slice, || open.close_writer()))
     }
 
     /// Forgets a handle that is of no use any more; the slice is opened anew when it's wanted.
@@ -200,9 +206,7 @@ impl Catalog {
             }
             let Some(open) = self.get(&slice)? else { continue };
             let wanted: Vec<DocId> = missing.iter().map(|at| ids[*at]).collect();
-            for (at, there) in
-                missing.into_iter().zip(open.contains(&wanted).map_err(|error| self.fault(&slice, error))?)
-            {
+            for (at, there) in missing.into_iter().zip(self.on(&slice, || open.contains(&wanted))?) {
                 found[at] = there;
             }
         }
@@ -235,8 +239,13 @@ impl Catalog {
         }
     }
 
+    /// Does some work with a slice. If an error or a panic comes of it because its files are damaged, it's set aside.
+    pub(crate) fn on<T>(&self, slice: &Slice, work: impl FnOnce() -> tantivy::Result<T>) -> Result<T, IndexError> {
+        watched(&self.folder.slice_dir(slice), work).map_err(|error| self.fault(slice, error))
+    }
+
     /// An error of work with a slice. If the cause is that its files are damaged, it's set aside.
-    pub(crate) fn fault(&self, slice: &Slice, error: TantivyError) -> IndexError {
+    fn fault(&self, slice: &Slice, error: TantivyError) -> IndexError {
         let before = self.set_aside.load(Ordering::Acquire);
         match cause(&self.folder.slice_dir(slice), &error) {
             Some(damage) => self.put_aside(slice, &damage, before).unwrap_or_else(|error| error),

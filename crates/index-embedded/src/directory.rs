@@ -12,13 +12,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use crc32c::crc32c;
 use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
 use tantivy::directory::{
     AntiCallToken, Directory, DirectoryLock, FileHandle, Lock, MmapDirectory, TerminatingWrite, WatchCallback,
     WatchHandle, WritePtr,
 };
 
-const META: &str = "meta.json";
+use crate::suspect::at_work;
+
+/// What names the files of the last commit.
+pub(crate) const META: &str = "meta.json";
+/// How it begins here, before its checksum. Tantivy gives no checksum to it, and passes over what it doesn't know in it.
+const SEAL: &[u8] = b"{\"crc32c\":";
 const MANAGED: &str = ".managed.json";
 /// How the files begin that tantivy writes beside another and then renames.
 const TEMPORARY: &str = ".tmp";
@@ -76,6 +82,7 @@ impl SliceDirectory {
 
 impl Directory for SliceDirectory {
     fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
+        at_work(&self.dir);
         self.inner.get_file_handle(path)
     }
 
@@ -88,6 +95,7 @@ impl Directory for SliceDirectory {
     }
 
     fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
+        at_work(&self.dir);
         let file = OpenOptions::new().write(true).create_new(true).open(self.dir.join(path));
         let file = file.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => OpenWriteError::FileAlreadyExists(path.to_owned()),
@@ -97,20 +105,28 @@ impl Directory for SliceDirectory {
     }
 
     fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
+        at_work(&self.dir);
         if path == Path::new(MANAGED) {
             return self.managed_files().map_err(|error| OpenReadError::wrap_io_error(error, path.to_owned()));
         }
-        self.inner.atomic_read(path)
+        let data = self.inner.atomic_read(path)?;
+        if path == Path::new(META) && !is_whole(&data) {
+            return Err(OpenReadError::wrap_io_error(io::ErrorKind::InvalidData.into(), path.to_owned()));
+        }
+        Ok(data)
     }
 
     fn atomic_write(&self, path: &Path, data: &[u8]) -> io::Result<()> {
+        at_work(&self.dir);
         if path == Path::new(MANAGED) {
             return Ok(());
         }
         if path == Path::new(META) {
             self.sync_files()?;
+            self.inner.atomic_write(path, &sealed(data))?;
+        } else {
+            self.inner.atomic_write(path, data)?;
         }
-        self.inner.atomic_write(path, data)?;
         File::open(&self.dir)?.sync_all()
     }
 
@@ -127,6 +143,20 @@ impl Directory for SliceDirectory {
     fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
         self.inner.watch(callback)
     }
+}
+
+/// A JSON object with the checksum of all that follows it as its first field.
+fn sealed(json: &[u8]) -> Vec<u8> {
+    let Some(rest) = json.strip_prefix(b"{") else { return json.to_owned() };
+    [SEAL, crc32c(rest).to_string().as_bytes(), b",", rest].concat()
+}
+
+/// False if a `meta.json` doesn't have its checksum. Those that were written without one are believed.
+pub(crate) fn is_whole(meta: &[u8]) -> bool {
+    let Some(sealed) = meta.strip_prefix(SEAL) else { return true };
+    let mut parts = sealed.splitn(2, |byte| *byte == b',');
+    let (sum, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    sum == crc32c(rest).to_string().as_bytes()
 }
 
 /// A file that is synced later.

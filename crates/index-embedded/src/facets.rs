@@ -29,11 +29,10 @@ impl Catalog {
         let mut sum = FacetSum::default();
         for part in self.parts(selection)? {
             let kind = field::kind(field, &self.types(&part.slice.topic));
-            part.for_each_segment(selection, &mut |_, weight, segment| {
+            self.for_each_segment(&part, selection, &mut |_, weight, segment| {
                 sum.add(of_segment(&part, field, kind, weight, segment)?);
                 Ok(())
-            })
-            .map_err(|error| self.fault(&part.slice, error))?;
+            })?;
         }
         Ok(sum.finish(limit))
     }

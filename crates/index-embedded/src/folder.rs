@@ -4,7 +4,7 @@
 //! VERSION                 the data's version
 //! lock                    held while a process has the folder open
 //! topics.json             the declared types of each topic
-//! slices/TOPIC/DATE/      one tantivy index
+//! slices/TOPIC/DATE/      one tantivy index; `.suspect` in it: see `suspect.rs`
 //! damaged/TOPIC@DATE.TIME/  slices that couldn't be read any more; nothing here removes them
 //! trash/                  slices on their way out; emptied when the folder is opened
 //! ```

@@ -3,6 +3,7 @@
 //! A bulk is one commit for each slice it touches, and a commit is on disk before [`IndexWriter::write`] returns. A
 //! document's id is looked up in its slice before it's written, under the slice's one writer, so that no id comes twice.
 //! A slice whose files are damaged is set aside, and begins empty: what it held the audit then calls missing, and repairs.
+//! If work with a slice ends with a panic, its files are checked before it's opened again.
 //! Tantivy's work blocks; it runs on the blocking threads of tokio, a bounded number of calls at a time.
 
 mod automaton;
@@ -20,6 +21,7 @@ mod schema;
 mod search;
 mod slice;
 mod sum;
+mod suspect;
 mod translate;
 
 use std::collections::BTreeMap;
@@ -81,6 +83,7 @@ impl EmbeddedIndex {
     pub async fn open(dir: &Path, settings: Settings) -> Result<Self, IndexError> {
         let writes = Arc::new(Semaphore::new(settings.concurrent_writes.max(1)));
         let reads = Arc::new(Semaphore::new(settings.concurrent_reads.max(1)));
+        suspect::mark_at_panics();
         let dir = dir.to_owned();
         let open = move || Catalog::open(settings, Folder::open(&dir)?);
         let catalog = tokio::task::spawn_blocking(open).await.map_err(|_| error::panicked())??;

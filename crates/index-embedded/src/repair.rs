@@ -49,15 +49,14 @@ impl Catalog {
             let query = of_stream(open.fields(), STREAM_FIELD, &stream.to_string());
             let query = within(query, open.fields().offset(), from, to);
             let part = Part { slice, searcher: open.searcher(), fields: *open.fields() };
-            part.collect(query.as_ref(), parts.len(), limit.hits, &mut heap)
-                .map_err(|error| self.fault(&part.slice, error))?;
+            self.on(&part.slice, || part.collect(query.as_ref(), parts.len(), limit.hits, &mut heap))?;
             parts.push(part);
         }
         let found = heap.into_sorted_vec();
         let more = found.len() == limit.hits;
         let read = |found: &Found| {
             let part = &parts[found.part];
-            part.read(found).map_err(|error| self.fault(&part.slice, error))
+            self.on(&part.slice, || part.read(found))
         };
         StoredPage::fill(found.iter().map(read), more, limit.bytes)
     }

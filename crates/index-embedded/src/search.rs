@@ -13,7 +13,6 @@ use tantivy::schema::Value;
 use tantivy::{DocAddress, Searcher, SegmentReader, TantivyDocument};
 
 use crate::catalog::Catalog;
-use crate::error::from_tantivy;
 use crate::live::each_live;
 use crate::page::{self, SortKey};
 use crate::schema::{Fields, ID_COLUMNS, OFFSET_COLUMN, STREAM_COLUMNS, STREAM_FIELD, TIMESTAMP_COLUMN};
@@ -74,19 +73,16 @@ impl Catalog {
         let parts = self.parts(selection)?;
         let mut top = Top { order, after, limit: limit.hits, heap: BinaryHeap::new(), total: 0, left: 0 };
         for (number, part) in parts.iter().enumerate() {
-            part.for_each_segment(selection, &mut |address, weight, segment| {
+            self.for_each_segment(part, selection, &mut |address, weight, segment| {
                 top.collect((number, part.number), address, weight, segment)
-            })
-            .map_err(|error| self.fault(&part.slice, error))?;
+            })?;
         }
         let (total, left) = (top.total, top.left);
         let found = top.heap.into_sorted_vec();
         let (mut hits, mut bytes) = (Vec::new(), 0);
         for found in &found {
-            let hit = hit(&parts, found).map_err(|error| match parts.get(found.part) {
-                Some(part) => self.fault(&part.slice, error),
-                None => from_tantivy(error),
-            })?;
+            let part = &parts[found.part];
+            let hit = self.on(&part.slice, || hit(part, found))?;
             bytes += hit.body.len();
             if bytes > limit.bytes && !hits.is_empty() {
                 break;
@@ -101,11 +97,10 @@ impl Catalog {
     pub(crate) fn count(&self, selection: &Selection) -> Result<u64, IndexError> {
         let mut count = 0;
         for part in self.parts(selection)? {
-            part.for_each_segment(selection, &mut |_, weight, segment| {
+            self.for_each_segment(&part, selection, &mut |_, weight, segment| {
                 count += u64::from(weight.count(segment)?);
                 Ok(())
-            })
-            .map_err(|error| self.fault(&part.slice, error))?;
+            })?;
         }
         Ok(count)
     }
@@ -116,7 +111,7 @@ impl Catalog {
         })?;
         let mut bars: BTreeMap<i64, u64> = BTreeMap::new();
         for part in self.parts(selection)? {
-            part.for_each_segment(selection, &mut |_, weight, segment| {
+            self.for_each_segment(&part, selection, &mut |_, weight, segment| {
                 let times: Column<i64> = segment.fast_fields().i64(TIMESTAMP_COLUMN)?;
                 each_live(weight, segment, &mut |docs| {
                     for time in docs.iter().filter_map(|doc| times.first(*doc)) {
@@ -127,8 +122,7 @@ impl Catalog {
                         }
                     }
                 })
-            })
-            .map_err(|error| self.fault(&part.slice, error))?;
+            })?;
         }
         if bars.len() > MAX_BARS {
             let reason = format!("the histogram has more than {MAX_BARS} bars: ask for wider ones, or for less time");
@@ -150,10 +144,20 @@ impl Catalog {
             let Some(open) = self.get(&slice)? else { continue };
             let query = of_stream(open.fields(), STREAM_FIELD, &stream.to_string());
             let query = within(query, open.fields().offset(), Some(from), None);
-            collect_spans(&open.searcher(), query.as_ref(), limit, &mut heap)
-                .map_err(|error| self.fault(&slice, error))?;
+            self.on(&slice, || collect_spans(&open.searcher(), query.as_ref(), limit, &mut heap))?;
         }
         Ok(heap.into_sorted_vec())
+    }
+
+    /// Calls `visit` with the number, the weight and the reader of each segment of the part that may hold documents of the
+    /// selection.
+    pub(crate) fn for_each_segment(
+        &self,
+        part: &Part,
+        selection: &Selection,
+        visit: Visit<'_>,
+    ) -> Result<(), IndexError> {
+        self.on(&part.slice, || part.for_each_segment(selection, visit))
     }
 
     /// The topics that have a document.
@@ -172,9 +176,7 @@ impl Catalog {
 type Visit<'a> = &'a mut dyn FnMut(u32, &dyn Weight, &SegmentReader) -> tantivy::Result<()>;
 
 impl Part {
-    /// Calls `visit` with the number, the weight and the reader of each segment that may hold documents of the
-    /// selection.
-    pub(crate) fn for_each_segment(&self, selection: &Selection, visit: Visit<'_>) -> tantivy::Result<()> {
+    fn for_each_segment(&self, selection: &Selection, visit: Visit<'_>) -> tantivy::Result<()> {
         let scoring = EnableScoring::disabled_from_searcher(&self.searcher);
         let any_time = self.any_time.weight(scoring)?;
         let in_time = self.in_time.weight(scoring)?;
@@ -301,9 +303,8 @@ pub(crate) fn whole(halves: &[Column<u64>; 2], doc: u32) -> u128 {
     high << 64 | low
 }
 
-fn hit(parts: &[Part], found: &Found) -> tantivy::Result<Hit> {
+fn hit(part: &Part, found: &Found) -> tantivy::Result<Hit> {
     let corrupt = || tantivy::TantivyError::InternalError(format!("no {TIMESTAMP} hit at {found:?}"));
-    let part = parts.get(found.part).ok_or_else(corrupt)?;
     let document: TantivyDocument = part.searcher.doc(found.address)?;
     let body = document.get_first(part.fields.body).and_then(|value| value.as_bytes().map(Bytes::copy_from_slice));
     Ok(Hit { id: found.key.doc_id(), topic: part.slice.topic.clone(), body: body.ok_or_else(corrupt)? })

@@ -5,14 +5,13 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use logmesh_index::{IndexError, NewDoc, Outcome};
+use logmesh_index::{NewDoc, Outcome};
 use logmesh_types::DocId;
 use tantivy::indexer::{IndexWriterOptions, LogMergePolicy};
 use tantivy::schema::Field;
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
 use crate::directory::SliceDirectory;
-use crate::error::from_tantivy;
 use crate::live::{note_live, sorted};
 use crate::schema::{Fields, register_tokenizer, schema};
 
@@ -194,11 +193,11 @@ impl SliceIndex {
     }
 
     /// Gives the writer back, once its merges are done.
-    pub(crate) fn close_writer(&self) -> Result<(), IndexError> {
+    pub(crate) fn close_writer(&self) -> tantivy::Result<()> {
         let mut state = self.writer();
         if let WriterState::Open(writer) = std::mem::replace(&mut *state, WriterState::Closed) {
-            writer.wait_merging_threads().map_err(from_tantivy)?;
-            self.reader.reload().map_err(from_tantivy)?;
+            writer.wait_merging_threads()?;
+            self.reader.reload()?;
         }
         Ok(())
     }

@@ -19,8 +19,7 @@ impl Catalog {
         let mut sums = vec![Vec::new(); streams.len()];
         for slice in self.names(std::slice::from_ref(topic)) {
             let Some(open) = self.get(&slice)? else { continue };
-            add_slice(&open.searcher(), open.fields(), streams, &mut sums)
-                .map_err(|error| self.fault(&slice, error))?;
+            self.on(&slice, || add_slice(&open.searcher(), open.fields(), streams, &mut sums))?;
         }
         Ok(sums)
     }

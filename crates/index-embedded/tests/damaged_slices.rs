@@ -4,13 +4,20 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use logmesh_index::conformance::{Doc, selection, slice, topic};
 use logmesh_index::{IndexError, IndexReader, IndexWriter, NewDoc, Order, Outcome, Page, PageLimit};
 use logmesh_index_embedded::{EmbeddedIndex, Settings};
 
 const LOGS: u64 = 300;
+const FOLDER: &str = "LOGMESH_TEST_INDEX_FOLDER";
+/// Places in a fieldnorm and in a store.
+const LENGTH_OF_A_LIST: usize = 1;
+const OF_A_DOCUMENT: usize = 2_269;
+const SIGABRT: i32 = 6;
 
 async fn open(folder: &Path) -> EmbeddedIndex {
     EmbeddedIndex::open(folder, Settings::default()).await.unwrap()
@@ -42,6 +49,13 @@ fn flip(path: &Path) {
     let (middle, mut bytes) = (file.metadata().unwrap().len() / 2, [0; 64]);
     file.read_exact_at(&mut bytes, middle).unwrap();
     file.write_all_at(&bytes.map(|byte| !byte), middle).unwrap();
+}
+
+/// Flips one bit. Where that makes tantivy panic was found by trying.
+fn change(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 4;
+    fs::write(path, bytes).unwrap();
 }
 
 async fn search(index: &EmbeddedIndex) -> Result<Page, IndexError> {
@@ -91,11 +105,13 @@ async fn a_store_is_gone() {
 
 #[tokio::test]
 async fn an_idx_is_cut_short() {
-    let folder = filled().await;
-    let path = of_logs(folder.path(), "idx");
-    let length = path.metadata().unwrap().len();
-    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2).unwrap();
-    assert_set_aside(folder.path(), "idx is cut short or overwritten").await;
+    for length in [0, 6, 1_000] {
+        let folder = filled().await;
+        let path = of_logs(folder.path(), "idx");
+        assert!(path.metadata().unwrap().len() > length);
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+        assert_set_aside(folder.path(), "idx is cut short or overwritten").await;
+    }
 }
 
 #[tokio::test]
@@ -145,4 +161,106 @@ async fn all_is_read_to_verify_a_topic() {
     assert_eq!(index.count(&selection("*")).await.unwrap(), LOGS);
     assert_eq!(index.topics().await.unwrap(), [topic("app")]);
     aside(folder.path());
+}
+
+/// Not a test of its own: what uses the index in a process that a panic ends, as it ends a release build.
+#[tokio::test]
+#[ignore = "run by the tests below in a process of its own"]
+async fn uses_all_until_a_panic() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    std::panic::set_hook(Box::new(|_| std::process::abort()));
+    let settings = Settings { open_writers: 1, ..Settings::default() };
+    let index = EmbeddedIndex::open(Path::new(&folder), settings).await.unwrap();
+    search(&index).await.unwrap();
+    // The second one has the writer of the first closed, which waits for its merges.
+    for topic in ["logs", "app"] {
+        index.write(bulk(topic)).await.unwrap();
+    }
+}
+
+/// Has a process end by a panic in work with the slice of topic logs, and asserts that the next one finds its damage.
+async fn assert_ends_once(folder: &Path, why: &str) {
+    let slices = folder.join("slices");
+    let mut ends = Command::new(std::env::current_exe().unwrap());
+    ends.args(["--exact", "uses_all_until_a_panic", "--ignored"]).env(FOLDER, folder);
+    let ended = ends.output().unwrap();
+    assert_eq!(ended.status.signal(), Some(SIGABRT), "{ended:?}");
+    assert!(slices.join("logs/2026-01-31/.suspect").exists());
+    assert!(!slices.join("app/2026-01-31/.suspect").exists());
+    assert_set_aside(folder, why).await;
+}
+
+#[tokio::test]
+async fn a_panic_while_a_slice_is_opened_comes_once() {
+    let folder = filled().await;
+    change(&of_logs(folder.path(), "fieldnorm"), LENGTH_OF_A_LIST);
+    assert_ends_once(folder.path(), "fieldnorm doesn't have its checksum").await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_search_comes_once() {
+    let folder = filled().await;
+    change(&of_logs(folder.path(), "store"), OF_A_DOCUMENT);
+    assert_ends_once(folder.path(), "store doesn't have its checksum").await;
+}
+
+/// On a thread of tantivy's, which nobody waits for.
+#[tokio::test]
+async fn a_panic_in_a_merge_comes_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = open(folder.path()).await;
+    index.write(bulk("app")).await.unwrap();
+    // The sixth segment has all merged.
+    for part in bulk("logs").chunks(LOGS as usize / 6).take(5) {
+        index.write(part.to_vec()).await.unwrap();
+    }
+    drop(index);
+    flip(&of_logs(folder.path(), "idx"));
+    assert_ends_once(folder.path(), "idx doesn't have its checksum").await;
+}
+
+/// In a build that unwinds, as this one does, nothing has to end.
+#[tokio::test]
+async fn a_panic_that_ends_no_process_is_an_error() {
+    let folder = filled().await;
+    change(&of_logs(folder.path(), "store"), OF_A_DOCUMENT);
+    assert_set_aside(folder.path(), "store doesn't have its checksum").await;
+    assert!(aside(folder.path()).join(".suspect").exists(), "it was a panic");
+}
+
+#[tokio::test]
+async fn a_suspect_whose_files_are_whole_stays() {
+    let folder = filled().await;
+    let suspect = of_logs(folder.path(), "store").with_file_name(".suspect");
+    fs::write(&suspect, "").unwrap();
+    let index = open(folder.path()).await;
+    assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS);
+    assert!(!suspect.exists());
+}
+
+/// A wrong number of documents made tantivy panic, with all other files whole.
+#[tokio::test]
+async fn a_digit_of_the_meta_file_is_another() {
+    let folder = filled().await;
+    let path = folder.path().join("slices/logs/2026-01-31/meta.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let number = format!("\"max_doc\": {LOGS}");
+    assert!(text.contains(&number), "{text}");
+    fs::write(&path, text.replace(&number, "\"max_doc\": 900")).unwrap();
+    assert_set_aside(folder.path(), "meta.json doesn't have its checksum").await;
+}
+
+/// Those of an earlier version have no checksum in them.
+#[tokio::test]
+async fn a_meta_file_without_a_checksum_is_read() {
+    let folder = filled().await;
+    let path = folder.path().join("slices/logs/2026-01-31/meta.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let (sum, rest) = text.split_once(',').unwrap();
+    assert!(sum.starts_with("{\"crc32c\":"), "{sum}");
+    fs::write(&path, format!("{{{rest}")).unwrap();
+    let index = open(folder.path()).await;
+    assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS);
+    index.verify(&topic("logs")).await.unwrap();
+    assert!(!folder.path().join("damaged").exists());
 }
