@@ -12,7 +12,7 @@ use logmesh_proto::transfer::v1 as proto;
 use logmesh_proto::transfer::v1::transfer_service_server::TransferService;
 use logmesh_record::with_books;
 use logmesh_runtime::Readiness;
-use logmesh_types::TopicName;
+use logmesh_types::{TopicName, UnixNanos};
 use tonic::{Request, Response, Status};
 
 use crate::letters::{self, Cursor, Groups, Letters, pattern};
@@ -74,10 +74,9 @@ impl Service {
         let held = self.shared.state().partitions.get(&at).copied();
         let mut fresh = held.and_then(|held| held.fresh);
         if fresh.is_none() && committed > marks.low {
-            // One record is read, however large the batches that it lies among.
-            let last = self.letters.bus.read(&at, NextOffset(committed.0 - 1), 1).await?;
-            fresh = last.first().map(|record| record.timestamp);
+            fresh = self.time_at(&at, NextOffset(committed.0 - 1)).await?;
         }
+        let waiting = if marks.high > committed { self.time_at(&at, committed).await? } else { None };
         Ok(proto::PartitionStatus {
             topic: at.topic.into(),
             partition: at.partition,
@@ -85,9 +84,16 @@ impl Service {
             end_offset: marks.high.0,
             lag_records: marks.high.0.saturating_sub(committed.0),
             fresh_time: fresh.map(timestamp),
+            waiting_time: waiting.map(timestamp),
             streams: held.map_or(0, |held| held.streams as u64),
             held: held.is_some(),
         })
+    }
+
+    /// The time of the record at an offset, or of the next that is still there.
+    async fn time_at(&self, at: &TopicPartition, offset: NextOffset) -> Result<Option<UnixNanos>, BusError> {
+        // One record is read, however large the batches that it lies among.
+        Ok(self.letters.bus.read(at, offset, 1).await?.first().map(|record| record.timestamp))
     }
 }
 

@@ -269,10 +269,14 @@ async fn what_is_paused_waits_on_the_bus_and_goes_on_once() {
         let before = mesh.messages().await.len();
         let text = format!("while {topic:?} was paused\n");
         let end = mesh.books(at.partition).await.last().unwrap().watermark();
-        let waiting = mesh.append(codec::encode_chunk(&chunk(end, &text, 0))).await;
+        let record = came(codec::encode_chunk(&chunk(end, &text, 0)), 1);
+        let since = record.timestamp.map(logmesh_proto::time::timestamp);
+        let waiting = mesh.append(record).await;
         let partition = TopicPartition { topic: mesh.topic.clone(), partition: waiting.partition };
         let committed = mesh.bus.committed(GROUP, &partition).await.unwrap().unwrap();
         assert!(committed <= logmesh_bus::NextOffset(waiting.offset.0), "it waits");
+        let told: Vec<_> = status(&mesh).await.partitions.into_iter().filter_map(|one| one.waiting_time).collect();
+        assert_eq!(told, Vec::from_iter(since), "since it came, however long before nothing did");
         if topic.is_empty() {
             let one = ResumeRequest { topic: "logs".to_owned() };
             assert_eq!(mesh.client().resume(one).await.unwrap_err().code(), Code::FailedPrecondition);

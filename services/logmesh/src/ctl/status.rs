@@ -180,14 +180,14 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
     let retired = status.topics.iter().filter(|topic| !topic.retired_before.is_empty());
     let retired: Map<String, Value> =
         retired.map(|topic| (topic.topic.clone(), topic.retired_before.clone().into())).collect();
-    let oldest = oldest(&status);
     let facts = json!({
         "paused": status.paused,
         "paused_topics": paused,
         "retired_before": retired,
         "partitions": status.partitions.len(),
         "lag_records": lag,
-        "fresh_time": time(oldest.as_ref()),
+        "fresh_time": time(fresh_time(&status).as_ref()),
+        "waiting_time": time(waiting_time(&status).as_ref()),
         "lost_records": lost,
         "waits_for": waits,
         "dead_letters_wait": letters_wait,
@@ -197,13 +197,22 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
 }
 
 /// Of the partitions that are behind, the time up to which the last of them is done.
-fn oldest(status: &GetStatusResponse) -> Option<prost_types::Timestamp> {
+fn fresh_time(status: &GetStatusResponse) -> Option<prost_types::Timestamp> {
     let behind = status.partitions.iter().filter(|partition| partition.lag_records > 0);
-    behind.filter_map(|partition| partition.fresh_time).min_by_key(|time| (time.seconds, time.nanos))
+    earliest(behind.filter_map(|partition| partition.fresh_time))
+}
+
+/// When the first of all records that wait came to the bus.
+fn waiting_time(status: &GetStatusResponse) -> Option<prost_types::Timestamp> {
+    earliest(status.partitions.iter().filter_map(|partition| partition.waiting_time))
+}
+
+fn earliest(times: impl Iterator<Item = prost_types::Timestamp>) -> Option<prost_types::Timestamp> {
+    times.min_by_key(|time| (time.seconds, time.nanos))
 }
 
 fn progress(status: &GetStatusResponse, lag: u64) -> String {
-    match (lag, oldest(status)) {
+    match (lag, waiting_time(status)) {
         (0, _) => format!("{} partitions, nothing waits", status.partitions.len()),
         (_, None) => format!("{} partitions, {lag} records wait", status.partitions.len()),
         (_, Some(oldest)) => {
