@@ -14,6 +14,7 @@ use logmesh_integration_tests::compare::{assert_equal, by_path, events_of_file};
 use logmesh_integration_tests::writer::Writer;
 use logmesh_integration_tests::{Client, Cluster, PATIENCE, grpcurl, oracle};
 use logmesh_testing::wait_for;
+use logmesh_types::{Day, UnixNanos};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -145,17 +146,40 @@ fn services_wait_for_their_backends_and_say_so() {
     assert_context(&cluster.client());
     cluster.assert_alive();
 
+    // Somebody makes the index of a topic before its first line: that's said, and can be put right as it is said.
+    let days = [0, 1].map(|days| Day::of(UnixNanos(UnixNanos::now().0 + days * 86_400_000_000_000)));
+    let theirs = days.map(|day| format!("/logmesh-conf@{}", day.to_string().replace('-', ".")));
+    let elasticsearch = cluster.backend("elasticsearch").address();
+    for index in &theirs {
+        assert!(cluster::http(&elasticsearch, "PUT", index, "{}").unwrap().contains("\"acknowledged\":true"));
+    }
+    let folder = cluster.folder.join("logs/conf");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("conf.log"), "theirs\n").unwrap();
+    apply(&cluster, "conf", &[&folder.join("*.log")], "conf");
+    let of_conf = ["audit", "--topic", "conf"];
+    wait_for("an audit to name the index", PATIENCE, || {
+        let done = cluster.client().run(&of_conf);
+        if done.stderr.contains("logmesh-conf@") && done.code == Some(1) { Ok(()) } else { Err(format!("{done:?}")) }
+    });
+    cluster.client().run(&of_conf).expect(1).says(&["logmesh.stream is of type text, not keyword", "audit --repair"]);
+    for index in &theirs {
+        assert!(cluster::http(&elasticsearch, "DELETE", index, "").unwrap().contains("\"acknowledged\":true"));
+    }
+    cluster.client().run(&["audit", "--repair"]).expect(0);
+    assert_eq!(cluster.client().count("_topic:conf theirs"), 1);
+
     // Without config nobody can say which topics are only a rule's: work on one that's misspelt isn't done.
     let client = cluster.client();
     client
         .run(&["deadletters", "redrive", "--topic", "lgos"])
         .expect(1)
-        .says(&["there is no topic lgos; there are logs"]);
+        .says(&["there is no topic lgos; there are conf, logs"]);
     cluster.kill("config");
     let unknown = client.run(&["deadletters", "redrive", "--topic", "lgos"]).expect(69);
     assert!(unknown.stdout.is_empty(), "{unknown:?}");
     unknown.says(&["there is no topic lgos yet", "try again when a config service answers"]);
-    client.run(&["deadletters", "redrive", "--topic", "logs"]).expect(0);
+    client.run(&["deadletters", "redrive", "--topic", "logs"]).expect(1).says(&["topic logs has no dead letter"]);
 }
 
 /// The lines around one, named by its document or by its place; all were read at one time, so that only their offsets order

@@ -11,6 +11,7 @@ mod client;
 mod complex;
 mod facets;
 mod form;
+mod mapping;
 mod names;
 mod page;
 mod plain;

@@ -87,7 +87,13 @@ impl Inner {
     pub(crate) async fn ask(&self, indices: &str, body: Value) -> Result<Answer, IndexError> {
         let path = format!("{indices}/_search?{LENIENT}&allow_partial_search_results=false");
         let answer = self.client.call(Method::POST, &path, Body::Json(body)).await?;
-        if answer.is_ok() { Ok(answer) } else { Err(answer.error()) }
+        if answer.is_ok() {
+            return Ok(answer);
+        }
+        Err(match answer.error() {
+            error @ IndexError::Unsupported { .. } => self.mapped_otherwise(indices).await.unwrap_or(error),
+            error => error,
+        })
     }
 
     pub(crate) async fn search(

@@ -186,6 +186,28 @@ async fn an_older_index_is_searched_and_says_what_it_cannot_count() {
     assert_eq!(index.facets(&new, "parsed.a", 10).await.unwrap().values.len(), 1);
 }
 
+/// An index that somebody made before us holds our documents, mapped as Elasticsearch guesses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_is_mapped_otherwise_is_named_with_the_field() {
+    let server = servers::elasticsearch();
+    let settings = settings(server);
+    let index = index(&settings);
+    let day = format!("{}logs@2026.01.31", settings.index_prefix);
+    let theirs = json!({ "mappings": { "properties": { "message": { "type": "long" } } } });
+    assert_eq!(call(server, Method::PUT, &day, theirs).await["acknowledged"], true);
+    assert_eq!(index.write(docs(1..2, "5")).await.unwrap(), [Outcome::Created]);
+    index.refresh().await.unwrap();
+    let (logs, file) = (topic("logs"), logmesh_index::conformance::stream(1));
+    let limit = PageLimit::hits(1);
+    for refused in [
+        index.sums(&logs, &[(file, u64::MAX)]).await.map(drop),
+        index.search(&selection("*"), Order::OldestFirst, limit, None).await.map(drop),
+    ] {
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains(&format!("{day}: its field logmesh.stream is of type text, not keyword")), "{said}");
+    }
+}
+
 /// An index of somebody else's that is named like one of ours is no reason to stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_passed_over() {

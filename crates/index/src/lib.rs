@@ -110,6 +110,12 @@ pub enum IndexError {
     /// The page token is none of this search's.
     #[error("the page token is not one that this search gave")]
     BadPageToken,
+    /// Somebody else made a part of the index, with fields of other types: what is asked of it can't be answered.
+    #[error("a part of the index wasn't made by logmesh: {reason}")]
+    Mapping {
+        /// Which part and field, and what to do.
+        reason: String,
+    },
     /// The index's own data is damaged, or of another version.
     #[error("the index's data cannot be used: {reason}")]
     Damaged {

@@ -28,7 +28,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use logmesh_bus::BusError;
-use logmesh_grpc::{data_loss, internal, not_found, resource_exhausted, unavailable};
+use logmesh_grpc::{data_loss, failed_precondition, internal, not_found, resource_exhausted, unavailable};
 use logmesh_index::IndexError;
 use tonic::{Code, Status};
 
@@ -75,6 +75,9 @@ impl From<AuditError> for Status {
             AuditError::Repairing => resource_exhausted("TOO_MANY_REPAIRS", error.to_string()),
             AuditError::Busy => resource_exhausted("TOO_MANY_AUDITS", error.to_string()),
             AuditError::Bus(cause) => internal(format!("{error}: {cause}")),
+            AuditError::Index(cause @ IndexError::Mapping { .. }) => {
+                failed_precondition("INDEX_MAPPING", format!("{error}: {cause}"))
+            }
             AuditError::Index(cause @ IndexError::Damaged { .. }) => {
                 data_loss("INDEX_DAMAGED", format!("{error}: {cause}"))
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use logmesh_grpc::{data_loss, page_size, resource_exhausted, unavailable};
+use logmesh_grpc::{data_loss, failed_precondition, page_size, resource_exhausted, unavailable};
 use logmesh_index::query::Query;
 use logmesh_index::{Facets, Hit, IndexError, IndexReader, MAX_FACETS, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
@@ -208,6 +208,7 @@ pub(crate) fn status(error: IndexError) -> Status {
         IndexError::Unsupported { reason } => bad_field("query", reason),
         IndexError::NotCountable { reason } => bad_field("field", reason),
         IndexError::BadPageToken => bad_field("page_token", &error),
+        IndexError::Mapping { .. } => failed_precondition("INDEX_MAPPING", error.to_string()),
         IndexError::Damaged { .. } => data_loss("INDEX_DAMAGED", error.to_string()),
     }
 }
