@@ -55,7 +55,6 @@ fn a_misspelt_topic_is_told_and_one_without_documents_is_none() {
         // The rule of `--collect` writes to it, and nothing has come yet.
         mesh.run(args).expect(0);
     }
-    mesh.run(&["deadletters", "redrive", "--topic", "logs"]).expect(0);
     std::fs::write(mesh.log("app.log"), "one\n").unwrap();
     mesh.wait_count("*", 1);
     for args in [
@@ -144,10 +143,22 @@ fn what_matches_nothing_is_not_said_to_be_done() {
         let done = said.contains("  done  ") && said.ends_with("; the bus holds nothing that was asked for\n");
         if done { Ok(()) } else { Err(said) }
     });
-    for which in [["--id", "xyz"], ["--reason", "none such"]] {
-        let done = mesh.run(&[&["deadletters", "redrive", "--topic", "logs"][..], &which].concat()).expect(1);
+    for (which, text) in [
+        (&[][..], "topic logs has no dead letter: "),
+        (&["--id", "xyz"], "topic logs has no dead letter of those that were named: "),
+        (&["--reason", "none such"], "topic logs has no dead letter with this reason: "),
+    ] {
+        let done = mesh.run(&[&["deadletters", "redrive", "--topic", "logs"][..], which].concat()).expect(1);
         assert!(done.stdout.is_empty(), "{done:?}");
-        done.says(&["topic logs has no dead letter"]);
+        done.says(&[text]);
+    }
+    for (which, text) in [
+        (&[][..], "logmesh: there is no dead letter\n"),
+        (&["--topic", "logs"], "logmesh: topic logs has no dead letter\n"),
+        (&["--topic", "logs", "--reason", "none such"], "logmesh: topic logs has no dead letter with this reason\n"),
+    ] {
+        let done = mesh.run(&[&["deadletters", "list"][..], which].concat()).expect(0);
+        assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("", text));
     }
 }
 

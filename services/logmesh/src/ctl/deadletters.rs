@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::failure::note;
 use super::output::{bytes, time};
 use super::{Failure, LIST_PAGE, Outcome, Session, request};
 
@@ -76,7 +77,7 @@ pub(super) async fn run(args: DeadlettersArgs, session: &mut Session) -> Outcome
 }
 
 async fn list(topic: &str, reason: &str, client: &mut Client, session: &mut Session) -> Outcome {
-    let mut page_token = String::new();
+    let (mut page_token, mut empty) = (String::new(), true);
     loop {
         let (topic, reason) = (topic.to_owned(), reason.to_owned());
         let list = ListDeadLettersRequest { topic, page_size: LIST_PAGE, page_token, reason };
@@ -89,11 +90,25 @@ async fn list(topic: &str, reason: &str, client: &mut Client, session: &mut Sess
             }
         }
         session.out.flush()?;
+        empty &= page.dead_letters.is_empty();
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(());
+            break;
         }
     }
+    if empty && !session.out.json {
+        note(&format!("logmesh: {}", none(topic, if reason.is_empty() { "" } else { WITH_REASON })), false);
+    }
+    Ok(())
+}
+
+/// What a letter is that has the reason asked for.
+const WITH_REASON: &str = " with this reason";
+
+/// That there is no letter such as was asked for, of all topics if none is named.
+fn none(topic: &str, such: &str) -> String {
+    let who = if topic.is_empty() { "there is".to_owned() } else { format!("topic {topic} has") };
+    format!("{who} no dead letter{such}")
 }
 
 async fn summarize(topic: &str, client: &mut Client, session: &mut Session) -> Outcome {
@@ -151,9 +166,13 @@ async fn redrive(mut wanted: RedriveDeadLettersRequest, client: &mut Client, ses
             return Err(Status::unavailable(text).into());
         }
     };
-    if last.sent == 0 && !(wanted.ids.is_empty() && wanted.reason.is_empty()) {
-        let what = if wanted.ids.is_empty() { "with this reason" } else { "of those that were named" };
-        let text = format!("topic {} has no dead letter {what}: see logmesh deadletters list", wanted.topic);
+    if last.sent == 0 {
+        let such = match (wanted.ids.is_empty(), wanted.reason.is_empty()) {
+            (false, _) => " of those that were named",
+            (true, false) => WITH_REASON,
+            (true, true) => "",
+        };
+        let text = format!("{}: see logmesh deadletters list", none(&wanted.topic, such));
         return Err(Status::not_found(text).into());
     }
     show(&last, session)?;
