@@ -160,6 +160,10 @@ fn what_matches_nothing_is_not_said_to_be_done() {
         let done = mesh.run(&[&["deadletters", "list"][..], which].concat()).expect(0);
         assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("", text));
     }
+    // Neither is a replay that would write where its lines are, or nothing each second.
+    let own = mesh.run(&["replay", "start", "--topic", "logs", "--into", "logs"]).expect(1);
+    own.says(&["into", "logs is a topic of the mesh"]);
+    mesh.run(&["replay", "start", "--topic", "logs", "--rate", "0"]).expect(64).says(&["--rate"]);
 }
 
 #[test]

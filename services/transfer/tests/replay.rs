@@ -195,6 +195,7 @@ async fn what_cannot_be_replayed_is_refused_with_the_field() {
     for (field, request) in [
         ("topic", StartReplayRequest { topic: "Not Good".to_owned(), ..of_logs() }),
         ("into", StartReplayRequest { into: "logs.books".to_owned(), ..of_logs() }),
+        ("into", StartReplayRequest { into: "logs".to_owned(), ..of_logs() }),
         ("id", StartReplayRequest { id: "a/b".to_owned(), ..of_logs() }),
         ("end_time", StartReplayRequest { start_time: time(5), end_time: time(5), ..of_logs() }),
         ("stream_id", StartReplayRequest { end_offset: 5, ..of_logs() }),

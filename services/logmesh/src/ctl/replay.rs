@@ -66,9 +66,10 @@ struct StartArgs {
     /// Only the stream's bytes before this
     #[arg(long, value_name = "OFFSET", default_value_t = 0, requires = "stream", hide_default_value = true)]
     end_offset: u64,
-    /// Events per second, on average; as fast as it goes if not said
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    rate: u64,
+    /// Events per second, on average; as fast as it goes if not said. Of a topic of format chunks, chunk by chunk: thousands at
+    /// once, then a pause
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
     /// Write into the index of this name, which no topic may have, instead of the topic's own
     #[arg(long, value_name = "PREFIX")]
     into: Option<TopicName>,
@@ -93,7 +94,7 @@ impl StartArgs {
             start_offset: self.start_offset,
             end_offset: self.end_offset,
             into: self.into.as_ref().map_or_else(String::new, TopicName::to_string),
-            events_per_second: self.rate,
+            events_per_second: self.rate.unwrap_or_default(),
         })
     }
 }

@@ -181,7 +181,6 @@ fn read(request: &proto::StartReplayRequest) -> Result<Replay, Refusal> {
         into => Some(into.parse().map_err(|error| bad_field("into", error))?),
     };
     let stream = stream(request)?;
-    let into = into.filter(|into| *into != topic);
     let (rate, created) = (request.events_per_second, UnixNanos::now());
     let (wanted, parts) = (Wanted::Running, BTreeMap::new());
     Ok(Replay { id, topic, from, to, stream, into, rate, created, wanted, parts })
