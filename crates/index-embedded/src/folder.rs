@@ -165,11 +165,12 @@ fn take_lock(path: &Path) -> Result<File, IndexError> {
 }
 
 fn check_version(path: &Path) -> Result<(), IndexError> {
-    match fs::read_to_string(path) {
+    match fs::read(path).map(|found| String::from_utf8_lossy(&found).into_owned()) {
         Ok(found) if found == VERSION => Ok(()),
         Ok(found) => Err(IndexError::Damaged {
             reason: format!(
-                "{} says {:?}, and this program reads {:?}: run the version that wrote it, or name another folder",
+                "{} says {:?}, and this program reads {:?}: run the version that wrote it, name another folder, or \
+                 remove the file if it's damaged",
                 path.display(),
                 found.trim(),
                 VERSION.trim()

@@ -33,7 +33,7 @@ pub(crate) enum DataDirError {
     )]
     NotOurs { path: PathBuf },
     #[error(
-        "the data folder {} has lost its file `version`; if this logmesh wrote the folder, make it anew: printf {VERSION} > '{}/version'",
+        "the data folder {} has lost its file `version`, or it holds no text; if this logmesh wrote the folder, make it anew: printf {VERSION} > '{}/version'",
         path.display(), path.display()
     )]
     NoVersion { path: PathBuf },
@@ -94,6 +94,9 @@ fn check_version(path: &Path) -> Result<(), DataDirError> {
                 false => Err(DataDirError::NotOurs { path: path.to_owned() }),
             }
         }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(DataDirError::NoVersion { path: path.to_owned() })
+        }
         Err(source) => Err(DataDirError::Io { path: path.to_owned(), source }),
     }
 }
@@ -130,8 +133,13 @@ mod tests {
         std::fs::create_dir(folder.path().join("index")).unwrap();
         std::fs::write(folder.path().join("index/VERSION"), "1").unwrap();
         std::fs::remove_file(folder.path().join("version")).unwrap();
-        let error = DataDir::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("printf 1 >"), "{error}");
+        let refused = || {
+            let error = DataDir::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("its file `version`") && error.contains("printf 1 >"), "{error}");
+        };
+        refused();
+        std::fs::write(folder.path().join("version"), b"\xff1").unwrap();
+        refused();
         std::fs::write(folder.path().join("version"), "1").unwrap();
         DataDir::open(folder.path()).unwrap();
     }
