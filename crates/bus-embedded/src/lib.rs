@@ -41,6 +41,8 @@ pub struct Settings {
     pub queue_bytes: usize,
     /// Bytes of memory for redb's cache.
     pub cache_bytes: usize,
+    /// The longest file whose checksums are all looked at when it's opened. That reads it: seconds for each GiB.
+    pub checked_bytes: u64,
     /// How often records are looked for that retention lets go.
     pub retention_interval: Duration,
     /// How long a consumer may take to release a partition before it loses it.
@@ -54,6 +56,7 @@ impl Default for Settings {
         Self {
             queue_bytes: 64 << 20,
             cache_bytes: 32 << 20,
+            checked_bytes: 64 << 20,
             retention_interval: Duration::from_secs(60),
             release_timeout: Duration::from_secs(30),
             tombstone_age: Duration::from_secs(24 * 3600),
@@ -86,7 +89,7 @@ pub(crate) struct Shared {
 impl EmbeddedBus {
     /// Opens the bus in this folder, which is made if it isn't there. Blocks for some milliseconds, also after a crash.
     pub fn open(folder: &Path, settings: Settings) -> Result<Self, OpenError> {
-        let store = Arc::new(Store::open(folder, settings.cache_bytes)?);
+        let store = Arc::new(Store::open(folder, &settings)?);
         let catalog = Arc::new(Catalog::load(&store).map_err(|error| OpenError::unreadable(folder, error))?);
         let (committed, commits) = watch::channel(0);
         let writer = Writer::start(Arc::clone(&store), Arc::clone(&catalog), settings.clone(), committed)

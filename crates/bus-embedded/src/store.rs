@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use logmesh_bus::BusError;
+use logmesh_types::at_work;
 use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, TableDefinition, WriteTransaction,
 };
 use tracing::{error, info};
+
+use crate::Settings;
 
 /// What this version writes. Another version's data is refused, never guessed at.
 const FORMAT: u64 = 1;
@@ -100,7 +103,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn open(folder: &Path, cache_bytes: usize) -> Result<Self, OpenError> {
+    pub(crate) fn open(folder: &Path, settings: &Settings) -> Result<Self, OpenError> {
+        let &Settings { cache_bytes, checked_bytes, .. } = settings;
         let io = |source| OpenError::Io { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(io)?;
         let path = folder.join("bus.redb");
@@ -114,8 +118,9 @@ impl Store {
             fs::rename(&new, &path).map_err(io)?;
             fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         }
-        let database = open_database(&path, cache_bytes).map_err(|error| OpenError::from_redb(&path, error.into()))?;
-        check_format(&path, &database)?;
+        let opened = at_work::on(&path, || open_checked(&path, cache_bytes, checked_bytes));
+        let database = opened.map_err(|error| OpenError::from_redb(&path, error.into()))?;
+        at_work::on(&path, || check_format(&path, &database))?;
         Ok(Self { path, cache_bytes, database: RwLock::new(Some(database)), doubtful: AtomicBool::new(false) })
     }
 
@@ -162,7 +167,7 @@ impl Store {
             guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         }
         let Some(database) = guard.as_ref() else { return Err(redb::Error::PreviousIo) };
-        work(database)
+        at_work::on(&self.path, || work(database))
     }
 
     /// Turns a failure into the bus's error, after closing a database that will not work again.
@@ -184,11 +189,25 @@ impl Store {
     fn open_again(&self) -> Result<(), redb::Error> {
         let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
-            *guard = Some(open_database(&self.path, self.cache_bytes)?);
+            *guard = Some(at_work::on(&self.path, || open_database(&self.path, self.cache_bytes))?);
             info!(path = %self.path.display(), "opened the bus again");
         }
         Ok(())
     }
+}
+
+/// Opens a database and looks at all checksums of a short one: redb believes what it reads, and panics on what nobody
+/// wrote.
+fn open_checked(path: &Path, cache_bytes: usize, checked_bytes: u64) -> Result<Database, DatabaseError> {
+    if path.metadata().is_ok_and(|file| file.len() <= checked_bytes) {
+        let mut builder = Database::builder();
+        match builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true).create(path) {
+            // The check ends with a commit, for which a full disk may have no room.
+            Err(DatabaseError::Storage(StorageError::Io(error))) if error.kind() != io::ErrorKind::InvalidData => {}
+            opened => return opened,
+        }
+    }
+    open_database(path, cache_bytes)
 }
 
 fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, DatabaseError> {

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
-use logmesh_types::metric;
+use logmesh_types::{at_work, metric};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
@@ -176,7 +176,12 @@ fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("(no message)");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, panic = text, "panicked: a fault of logmesh itself");
+        match at_work::file() {
+            Some(file) => tracing::error!(place, panic = text, file = %file.display(),
+                "panicked while it worked on this file, which is damaged, unless this is a fault of logmesh itself; \
+                 if it happens again, stop, and put back a copy of the file or move it away"),
+            None => tracing::error!(place, panic = text, "panicked: a fault of logmesh itself"),
+        }
     }));
 }
 

@@ -25,7 +25,7 @@ pub use framing::{FramingSpec, Pattern};
 pub use logmesh_glob::{GlobError, PathGlob};
 pub use preview::{FilePreview, MAX_CHANGES, MAX_SAMPLE, Preview, preview};
 pub use rule::{Pace, RuleError, StartAt, TailRule};
-pub use state::StateError;
+pub use state::{FILE_NAME as STATE_FILE, StateError};
 pub use status::{
     FileProblem, FileState, FileStatus, Loss, LossCause, MAX_LOSSES, MAX_OWNERS, MAX_PROBLEMS, RATE_MEMORY, RuleStatus,
     Totals,

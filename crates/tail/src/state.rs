@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos};
+use logmesh_types::{ByteRange, RuleName, StreamId, TopicName, UnixNanos, at_work};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 use crate::framing::FramingSpec;
@@ -23,7 +23,8 @@ pub(crate) use past::Past;
 /// The version of the tables and records below.
 const VERSION: u64 = 1;
 
-const FILE_NAME: &str = "tail.redb";
+/// The file in the state folder.
+pub const FILE_NAME: &str = "tail.redb";
 /// redb's cache is for reading, which happens once.
 const CACHE_BYTES: usize = 1 << 20;
 
@@ -304,8 +305,13 @@ impl From<DatabaseError> for LoadError {
 }
 
 fn load(path: &Path) -> Result<(Database, Loaded), LoadError> {
+    at_work::on(path, || open_and_read(path))
+}
+
+fn open_and_read(path: &Path) -> Result<(Database, Loaded), LoadError> {
     let is_new = !path.exists();
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+    // All checksums are looked at: redb believes what it reads, and panics on what nobody wrote.
+    let database = Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)?;
     if is_new {
         sync_dir(path).map_err(|e| LoadError::Io(e.to_string()))?;
     }
@@ -455,7 +461,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_set_aside() {
-        for damage in ["garbage", "zeros", "truncated", "json", "version"] {
+        for damage in ["garbage", "zeros", "truncated", "flipped", "json", "version"] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join(FILE_NAME);
             State::open(dir.path()).unwrap().0.commit(&Batch { records: vec![record(1)], ..Batch::default() }).unwrap();
@@ -473,6 +479,12 @@ mod tests {
         match damage {
             "garbage" => std::fs::write(path, "not a database".repeat(1000)).unwrap(),
             "zeros" => std::fs::write(path, vec![0; 8192]).unwrap(),
+            "flipped" => {
+                let mut bytes = std::fs::read(path).unwrap();
+                let pages = bytes.chunks_mut(4096).skip(2).filter(|page| page.iter().any(|byte| *byte != 0));
+                pages.for_each(|page| page[200..204].iter_mut().for_each(|byte| *byte ^= 0xff));
+                std::fs::write(path, bytes).unwrap();
+            }
             "truncated" => File::options().write(true).open(path).unwrap().set_len(5000).unwrap(),
             kind => {
                 let database = Database::create(path).unwrap();

@@ -3,6 +3,7 @@
 //! Nothing here does I/O or knows of a service. A value of one of these types is valid by construction, so that a
 //! check is made once, at the edge where text comes in.
 
+pub mod at_work;
 pub mod day;
 pub mod header;
 pub mod id;
