@@ -281,6 +281,104 @@ fn a_data_folder_of_another_version_is_left_alone() {
 }
 
 #[test]
+fn a_version_that_is_no_text_is_named_with_what_to_do() {
+    let mut mesh = Mesh::started();
+    mesh.stop();
+    for (name, advice) in [("version", "printf 1 >"), ("index/VERSION", "remove the file")] {
+        let path = mesh.data.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, b"\xff\xfe\xfd").unwrap();
+        let done = run(&["standalone", "--data-dir", mesh.data.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+        assert_ne!(done.code, Some(0));
+        done.says(&[mesh.data.to_str().unwrap(), name, advice]);
+        std::fs::write(&path, whole).unwrap();
+    }
+    mesh.start();
+}
+
+/// A mesh that has indexed a file of 100 lines, and was stopped.
+fn stopped_with_100_lines() -> Mesh {
+    let mut mesh = Mesh::started();
+    std::fs::write(mesh.log("a.log"), "a line\n".repeat(100)).unwrap();
+    mesh.wait_count("*", 100);
+    mesh.audit();
+    mesh.stop();
+    mesh.errors_expected = true;
+    mesh
+}
+
+#[test]
+fn a_lost_bus_is_told_and_the_audit_puts_its_books_back() {
+    let mut mesh = stopped_with_100_lines();
+    for lost in ["removed", "with its folder"] {
+        match lost {
+            "removed" => std::fs::remove_file(mesh.data.join("bus/bus.redb")).unwrap(),
+            _ => std::fs::remove_dir_all(mesh.data.join("bus")).unwrap(),
+        }
+        let before = mesh.said().len();
+        mesh.start();
+        let said = mesh.said()[before..].to_owned();
+        let told = said.lines().find(|line| line.contains(" ERROR ") && line.contains("bus/bus.redb"));
+        let told = told.unwrap_or_else(|| panic!("{lost}: {said}"));
+        assert!(told.contains("books") && told.contains("audit --repair"), "{told}");
+        mesh.run(&["audit", "--repair"]).expect(0);
+        mesh.audit();
+        assert_eq!(mesh.count("*"), 100, "{lost}");
+        mesh.stop();
+    }
+    let before = mesh.said().len();
+    mesh.start();
+    assert!(!mesh.said()[before..].contains("bus.redb"), "it's told once: {}", mesh.said());
+}
+
+#[test]
+fn lost_positions_of_an_agent_are_told() {
+    let mut mesh = stopped_with_100_lines();
+    for lost in ["removed", "emptied"] {
+        let path = mesh.data.join("agent/tail.redb");
+        match lost {
+            "removed" => std::fs::remove_file(&path).unwrap(),
+            _ => std::fs::write(&path, "").unwrap(),
+        }
+        let before = mesh.said().len();
+        mesh.start();
+        let said = mesh.said()[before..].to_owned();
+        let told = said.lines().any(|line| line.contains(" ERROR ") && line.contains("agent/tail.redb"));
+        assert!(told, "{lost}: {said}");
+        mesh.stop();
+    }
+}
+
+/// Flips bytes in every page of a redb file that holds something, but the first two: these are its header.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for page in bytes.chunks_mut(4096).skip(2).filter(|page| page.iter().any(|byte| *byte != 0)) {
+        page[200..204].iter_mut().for_each(|byte| *byte ^= 0xff);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn flipped_bytes_of_a_database_are_told_by_its_name() {
+    let mut mesh = stopped_with_100_lines();
+    for name in ["bus/bus.redb", "config.redb"] {
+        let path = mesh.data.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        flip(&path);
+        let done = run(&["standalone", "--data-dir", mesh.data.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+        assert_ne!(done.code, Some(0));
+        done.says(&[path.to_str().unwrap(), "move it away"]);
+        std::fs::write(&path, whole).unwrap();
+    }
+    flip(&mesh.data.join("agent/tail.redb"));
+    let before = mesh.said().len();
+    mesh.start();
+    let said = mesh.said()[before..].to_owned();
+    assert!(said.lines().any(|line| line.contains(" ERROR ") && line.contains("tail.redb.corrupt-")), "{said}");
+    mesh.wait_count("*", 100);
+}
+
+#[test]
 fn a_full_disk_loses_nothing() {
     let mut mesh = Mesh::new();
     mesh.errors_expected = true;

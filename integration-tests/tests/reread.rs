@@ -63,6 +63,7 @@ fn what_is_left_of_a_lost_bus_and_index_is_read_from_the_files_again() {
     mesh.wait_count("*", (FILES * LINES) as u64);
     mesh.audit();
     assert!(mesh.stop().success());
+    mesh.errors_expected = true;
     std::fs::remove_file(mesh.data.join("bus/bus.redb")).unwrap();
     std::fs::remove_dir_all(mesh.data.join("index")).unwrap();
     mesh.start();

@@ -21,6 +21,11 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// True if nothing is in the file, or there's none.
+pub fn is_lost(path: &Path) -> bool {
+    path.metadata().map_or(true, |file| file.len() == 0)
+}
+
 /// Lets this process hold open as many files and connections as the system allows it: a shell begins programs with 1,024,
 /// as many as the tailer alone may hold, and a tenth of what a fleet's connections are.
 pub fn allow_open_files() {

@@ -21,7 +21,7 @@ mod settings;
 use std::sync::Arc;
 
 use anyhow::Context;
-use logmesh_runtime::{CancellationToken, Readiness, Tasks};
+use logmesh_runtime::{CancellationToken, Readiness, Tasks, files};
 use logmesh_tail::Collector;
 use logmesh_types::AgentId;
 use tokio::sync::watch;
@@ -53,7 +53,7 @@ impl Agent {
     /// Fails on bad settings, and on a state folder that another agent uses or that can't be written.
     pub fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<Self> {
         settings.check()?;
-        logmesh_runtime::files::allow_open_files();
+        files::allow_open_files();
         let settings = Arc::new(settings);
         std::fs::create_dir_all(&settings.state_dir)
             .with_context(|| format!("cannot make the state folder {}", settings.state_dir.display()))?;
@@ -64,6 +64,14 @@ impl Agent {
         tail.max_in_flight_bytes = settings.max_in_flight.0;
         // The collector outlives the connection, to hear of the last acks.
         let drained = CancellationToken::new();
+        let tail_file = settings.state_dir.join(logmesh_tail::STATE_FILE);
+        // The collector's state is made before there are rules: only what was lost is missing beside some.
+        if settings.state_dir.join(rules::FILE_NAME).exists() && files::is_lost(&tail_file) {
+            tracing::error!(path = %tail_file.display(),
+                "the collector's state is missing or empty in a state folder that isn't new: files are read again from \
+                 where their rules say, repeated lines are found by their ids; with `start_at: end`, what wasn't collected \
+                 yet is left out");
+        }
         let collector = collect::start(Collector::open(tail)?, tasks, drained.clone())?;
 
         let gateways_file = gateways::file_in(&settings.state_dir);

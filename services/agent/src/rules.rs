@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::collect::Outcome;
 
-const FILE_NAME: &str = "rules.json";
+pub(crate) const FILE_NAME: &str = "rules.json";
 
 /// A rule that runs, or did last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

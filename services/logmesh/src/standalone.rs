@@ -19,7 +19,7 @@ use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::config::v1::{Rule, UpdateRuleRequest};
 use logmesh_record::Format;
-use logmesh_runtime::{Readiness, Tasks, admin, settings as loader, telemetry};
+use logmesh_runtime::{Readiness, Tasks, admin, files, settings as loader, telemetry};
 use logmesh_store_embedded::EmbeddedStore;
 use logmesh_transfer::{RETENTION, Transfer};
 use logmesh_types::ByteSize;
@@ -182,19 +182,27 @@ struct Stores {
 
 impl Stores {
     async fn open(data: &Path) -> anyhow::Result<Self> {
-        let (config, bus) = (data.join("config.redb"), data.join("bus"));
+        let (config, bus, index) = (data.join("config.redb"), data.join("bus"), data.join("index"));
+        let was_indexed = index.exists();
         let opened = tokio::task::spawn_blocking(move || {
-            // The config store is made before the bus: only what was lost is missing beside one.
-            if bus.exists() && config.metadata().map_or(true, |file| file.len() == 0) {
+            // The config store is made before the bus, and that before the index: only what was lost is missing beside one.
+            if (bus.exists() || was_indexed) && files::is_lost(&config) {
                 tracing::error!(path = %config.display(),
                     "the config store is missing or empty in a data folder that isn't new: all rules and labels are gone; \
                      stop, put back a copy of the file, or declare them again with `logmesh rules apply`");
+            }
+            let records = bus.join("bus.redb");
+            if was_indexed && files::is_lost(&records) {
+                tracing::error!(path = %records.display(),
+                    "the bus is missing or empty in a data folder that isn't new: its records that aren't indexed yet, all \
+                     books, dead letters, replays and pauses are gone; stop and put back a copy of the file, or run \
+                     `logmesh audit --repair` and pause again what was paused");
             }
             let config = EmbeddedStore::open(&config, Default::default())?;
             anyhow::Ok((config, EmbeddedBus::open(&bus, Default::default())?))
         });
         let (config, bus) = opened.await??;
-        let index = EmbeddedIndex::open(&data.join("index"), Default::default()).await?;
+        let index = EmbeddedIndex::open(&index, Default::default()).await?;
         Ok(Self { config: Arc::new(config), bus: Arc::new(bus), index: Arc::new(index) })
     }
 }
