@@ -21,6 +21,7 @@ mod service;
 mod shelf;
 mod source;
 mod stream;
+mod untold;
 
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ use super::removal::remove;
 use super::repair::{Want, Wanted, repair};
 use super::shelf::Shelf;
 use super::stream::{self, Audited, Look};
+use super::untold::Untold;
 use crate::topics::Topics;
 
 /// The most streams of a page.
@@ -48,6 +49,7 @@ const RECHECK_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Audit {
     bus: Arc<dyn Bus>,
     index: Arc<dyn IndexRepair>,
+    config: Upstream,
     fleet: FleetServiceClient<Upstream>,
     topics: Topics,
     shelf: Arc<Shelf>,
@@ -61,13 +63,36 @@ impl Audit {
     /// Audits what lies on the bus and in the index against what agents told the config service behind `config`.
     pub(crate) fn new(bus: Arc<dyn Bus>, index: Arc<dyn IndexRepair>, config: Upstream) -> Self {
         let topics = Topics::new(index.clone(), bus.clone(), config.clone());
-        let fleet = FleetServiceClient::new(config);
+        let fleet = FleetServiceClient::new(config.clone());
         let (places, repairs) = (Arc::new(Semaphore::new(MAX_AUDITS)), Arc::new(Semaphore::new(MAX_REPAIRS)));
-        Self { bus, index, fleet, topics, shelf: Arc::default(), places, repairs, patience: Patience::default() }
+        Self {
+            bus,
+            index,
+            config,
+            fleet,
+            topics,
+            shelf: Arc::default(),
+            places,
+            repairs,
+            patience: Patience::default(),
+        }
     }
 
     fn place(&self) -> Result<SemaphorePermit<'_>, AuditError> {
         self.places.try_acquire().map_err(|_| AuditError::Busy)
+    }
+
+    /// Which agents have yet to say what rules do there. Those that are connected are given a moment to say it.
+    async fn untold(&self, filter: &Filter) -> Result<Untold, AuditError> {
+        let mut untold = Untold::ask(&self.config, filter).await?;
+        for _ in 0..RECHECKS {
+            if untold.online.is_empty() {
+                break;
+            }
+            tokio::time::sleep(RECHECK_PAUSE).await;
+            untold = Untold::ask(&self.config, filter).await?;
+        }
+        Ok(untold)
     }
 
     /// Audits these streams, in their order. What looks bad is looked at again, with what agents say by then, before
@@ -193,8 +218,11 @@ impl AuditService for Audit {
         let from = (!request.page_token.is_empty()).then(|| read_token(&request.page_token)).transpose()?;
         let _place = self.place()?;
         let continued = from.as_ref().map(|(topic, _)| topic.clone());
+        // Before the streams: an agent that reports meanwhile has its streams among them.
+        let untold = if from.is_none() { self.untold(&filter).await? } else { Untold::default() };
         let mut page = Page::new(from, size);
         let mut silent = page::collect(&mut page, &filter, self.bus.as_ref(), &self.shelf, self.fleet.clone()).await?;
+        silent.extend(untold.silent);
         let (candidates, next) = page.into_candidates();
         if candidates.is_empty() && request.page_token.is_empty() && silent.is_empty() {
             // A misspelt name must not look like a proof.
@@ -211,7 +239,13 @@ impl AuditService for Audit {
         let streams = streams.into_iter().map(|one| one.audit).collect();
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
         let unreachable_servers = silent.into_iter().collect();
-        Ok(Response::new(AuditFleetResponse { streams, next_page_token, unreachable_servers }))
+        Ok(Response::new(AuditFleetResponse {
+            streams,
+            next_page_token,
+            unreachable_servers,
+            untold_agents: untold.online,
+            untold_offline_agents: untold.offline,
+        }))
     }
 
     async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairResponse>, Status> {

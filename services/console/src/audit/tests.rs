@@ -45,6 +45,8 @@ struct Reports {
     asked: AtomicBool,
     /// Other config services that don't answer.
     silent: Vec<String>,
+    /// Agents in turn, as config lists them each time that it's asked; none when all is said.
+    agents: Arc<Mutex<VecDeque<Vec<fleet::Agent>>>>,
     reads: Reads,
 }
 
@@ -92,8 +94,11 @@ impl FleetService for Reports {
         Ok(Response::new(ListStreamsResponse { streams, next_page_token, unreachable_servers }))
     }
 
-    async fn list_agents(&self, _: Request<fleet::ListAgentsRequest>) -> Answer<fleet::ListAgentsResponse> {
-        not_asked()
+    async fn list_agents(&self, asked: Request<fleet::ListAgentsRequest>) -> Answer<fleet::ListAgentsResponse> {
+        let mut agents = self.agents.lock().unwrap().pop_front().unwrap_or_default();
+        let filter = asked.into_inner().filter;
+        agents.retain(|agent| filter.is_empty() || filter == format!("id=\"{}\"", agent.id));
+        Ok(Response::new(fleet::ListAgentsResponse { agents, ..Default::default() }))
     }
 
     async fn get_agent(&self, _: Request<fleet::GetAgentRequest>) -> Answer<fleet::Agent> {
@@ -142,6 +147,7 @@ struct Mesh {
     reports: Vec<AgentStream>,
     later: Vec<AgentStream>,
     silent: Vec<String>,
+    agents: Arc<Mutex<VecDeque<Vec<fleet::Agent>>>>,
     reads: Reads,
     tasks: Tasks,
     _folder: Folder,
@@ -186,6 +192,7 @@ impl Mesh {
             reports: Vec::new(),
             later: Vec::new(),
             silent: Vec::new(),
+            agents: Arc::default(),
             reads: Reads::default(),
             tasks: Tasks::new(),
             _folder: folder,
@@ -285,8 +292,8 @@ impl Mesh {
         let address = listener.local_addr().unwrap().to_string();
         let mut routes = Routes::new();
         let (streams, later, silent) = (self.reports.clone(), self.later.clone(), self.silent.clone());
-        let (asked, reads) = (AtomicBool::new(false), self.reads.clone());
-        routes.add(FleetServiceServer::new(Reports { streams, later, asked, silent, reads }));
+        let (asked, agents, reads) = (AtomicBool::new(false), self.agents.clone(), self.reads.clone());
+        routes.add(FleetServiceServer::new(Reports { streams, later, asked, silent, agents, reads }));
 
         let token = self.tasks.token();
         self.tasks.spawn("fleet", async move { Ok(serve(listener, routes, token).await?) });
@@ -611,6 +618,33 @@ async fn an_incomplete_answer_of_config_is_no_word_that_there_is_nothing() {
     let refused = get(stream(9)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("config-2"), "{}", refused.message());
+}
+
+/// An agent with a rule of which it said this.
+fn agent(id: &str, online: bool, state: fleet::RuleState) -> fleet::Agent {
+    let rule = fleet::RuleStatus { name: "rules/r".into(), state: state.into(), ..Default::default() };
+    fleet::Agent { id: id.into(), online, rules: vec![rule], ..fleet::Agent::default() }
+}
+
+#[tokio::test]
+async fn agents_that_have_not_said_what_their_rules_do_are_named() {
+    let mesh = Mesh::new().await;
+    let agents = vec![
+        agent("new", true, fleet::RuleState::Pending),
+        agent("away", false, fleet::RuleState::Pending),
+        agent("told", true, fleet::RuleState::Applied),
+        fleet::Agent { id: "without-rules".into(), online: true, ..fleet::Agent::default() },
+    ];
+    let service = mesh.service().await;
+    let audit = async |times: usize, agent_id: &str| {
+        *mesh.agents.lock().unwrap() = vec![agents.clone(); times].into();
+        let request = AuditFleetRequest { agent_id: agent_id.into(), ..AuditFleetRequest::default() };
+        let page = service.audit_fleet(Request::new(request)).await.unwrap().into_inner();
+        (page.untold_agents, page.untold_offline_agents)
+    };
+    assert_eq!(audit(9, "").await, (vec!["new".to_owned()], vec!["away".to_owned()]));
+    assert_eq!(audit(9, "told").await, (vec![], vec![]));
+    assert_eq!(audit(2, "new").await, (vec![], vec![]), "it had said it when it was asked once more");
 }
 
 /// How long an audit of many streams takes, page by page: `MANY_STREAMS=4000 cargo test … --ignored --nocapture`.

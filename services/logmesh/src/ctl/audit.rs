@@ -30,6 +30,9 @@ const REPAIRED: usize = 1_000;
 /// How often a stream is repaired that has more faults than one repair mends: a million gaps, ten million copies.
 const MAX_ROUNDS: usize = 100;
 
+/// The most agents that are named in a line.
+const NAMED: usize = 10;
+
 /// How long a page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
@@ -100,6 +103,11 @@ struct Sum {
     unread: u64,
     /// Config services that didn't answer.
     silent: BTreeSet<String>,
+    /// Agents, connected and not, of which it isn't known what they collect.
+    untold: Vec<String>,
+    untold_offline: Vec<String>,
+    /// Why there is nothing to audit, where that's known.
+    idle: Option<&'static str>,
     repaired_events: u64,
     repaired_bytes: u64,
     file_events: u64,
@@ -130,6 +138,8 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
             }
         }
         sum.silent.extend(page.unreachable_servers);
+        sum.untold.extend(page.untold_agents);
+        sum.untold_offline.extend(page.untold_offline_agents);
         show(&shown, &sum, args.streams, &mut session.out)?;
         wanted.page_token = page.next_page_token;
         if wanted.page_token.is_empty() {
@@ -141,19 +151,24 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         let shown: Vec<Shown> = repaired.into_iter().map(|one| sum.add(one)).collect();
         show(&shown, &sum, args.streams, &mut session.out)?;
     }
-    sum.unread = unread(&wanted, session).await;
+    look_at_agents(&wanted, session, &mut sum).await;
     conclude(&sum, nothing, args.no_dead_letters, &mut session.out)
 }
 
-/// Files that rules match and agents don't read: no stream, so no audit knows of them. None if they can't be told, or a topic was
-/// asked for.
-async fn unread(wanted: &AuditFleetRequest, session: &Session) -> u64 {
+/// Notes what no audit of streams tells: files that rules match and agents don't read, and why there may be no stream at all.
+/// Nothing if agents can't be asked, or a topic was asked for.
+async fn look_at_agents(wanted: &AuditFleetRequest, session: &Session, sum: &mut Sum) {
     if session.out.json || !wanted.topic.is_empty() {
-        return 0;
+        return;
     }
-    let Ok(mut agents) = agents::all(&mut FleetServiceClient::new(session.channel.clone())).await else { return 0 };
+    let Ok(mut agents) = agents::all(&mut FleetServiceClient::new(session.channel.clone())).await else { return };
     agents.retain(|agent| wanted.agent_id.is_empty() || agent.id == wanted.agent_id);
-    Unread::of_agents(&agents).files
+    sum.unread = Unread::of_agents(&agents).files;
+    sum.idle = match &agents[..] {
+        [] => Some("no agent is known"),
+        all if all.iter().all(|agent| agent.rules.is_empty()) => Some("no rule is for an agent"),
+        _ => None,
+    };
 }
 
 /// True if something of the stream is missing that isn't gone for good, or is twice in one topic.
@@ -212,22 +227,31 @@ fn show(streams: &[Shown], sum: &Sum, all: bool, out: &mut Output) -> Result<(),
 
 /// Shows the sum and judges it, with `strict` the dead letters too. `nothing` is what to say where no stream was found.
 fn conclude(sum: &Sum, nothing: Option<String>, strict: bool, out: &mut Output) -> Outcome {
+    let doubts = sum.doubts();
     // A misspelt name must not look like a proof.
     if let (0, Some(text)) = (sum.streams, nothing) {
-        return Err(match agents::silence(&sum.silent) {
-            None => Status::not_found(text).into(),
-            Some(silent) => Status::unavailable(format!("{text}; but {silent}")).into(),
+        return Err(match doubts.is_empty() {
+            true => Status::not_found(text).into(),
+            false => Status::unavailable(format!("{text}; but {}", doubts.join("; "))).into(),
         });
     }
     if !out.json {
         out.line(&sum.to_line())?;
     }
-    if let Some(silent) = agents::silence(&sum.silent) {
-        note(&format!("logmesh: {silent}: this proves nothing of the agents that are connected to them"), false);
-        return Err(Failure::Wanting);
-    }
+    doubts
+        .iter()
+        .for_each(|doubt| note(&format!("logmesh: {doubt}: this proves nothing of what only they know"), false));
     let letters = strict && sum.dead_letters > 0;
-    if sum.faulty == 0 && !letters { Ok(()) } else { Err(Failure::Wanting) }
+    if sum.faulty == 0 && !letters && doubts.is_empty() { Ok(()) } else { Err(Failure::Wanting) }
+}
+
+/// `web-1, web-2, web-3 and 4 more`.
+fn named(agents: &[String]) -> String {
+    let names = agents.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match agents.len().saturating_sub(NAMED) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
 }
 
 /// What it means that no stream was found; `None` if all were asked for: an empty mesh is in order.
@@ -267,8 +291,26 @@ impl Sum {
         Shown { audit, faulty, known, repaired: one }
     }
 
+    /// Why nothing is proved, although nothing was found: whose word is missing.
+    fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        doubts.extend(agents::silence(&self.silent));
+        if !self.untold.is_empty() {
+            doubts.push(format!("agents that have not said yet what their rules collect: {}", named(&self.untold)));
+        }
+        // Where books know streams, agents that are gone for good aren't waited for.
+        if !self.untold_offline.is_empty() && self.streams == 0 {
+            doubts.push(format!(
+                "agents that are not connected, and have not said what their rules collect: {}",
+                named(&self.untold_offline)
+            ));
+        }
+        doubts
+    }
+
     fn to_line(&self) -> String {
         let mut line = match self.faulty {
+            0 if self.streams == 0 && !self.doubts().is_empty() => "0 streams: nothing was audited".to_owned(),
             0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
             faulty => {
                 let at_source = match self.lost_at_source {
@@ -308,6 +350,13 @@ impl Sum {
         if self.unreported > 0 {
             let count = self.unreported;
             line.push_str(&format!("; {count} streams not reported by a connected agent, checked by what is booked"));
+        }
+        if !self.untold_offline.is_empty() {
+            let names = named(&self.untold_offline);
+            line.push_str(&format!("; not connected, and not heard of since config began: {names}"));
+        }
+        if let (0, Some(idle)) = (self.streams, self.idle) {
+            line.push_str(&format!("; {idle}"));
         }
         if self.unread > 0 {
             line.push_str(&format!(
@@ -386,6 +435,29 @@ mod tests {
         let clean = StreamAudit { clean: true, agent_reported: true, ..StreamAudit::default() };
         sum.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
         assert!(matches!(conclude(&sum, None, false, &mut out), Err(Failure::Wanting)));
+    }
+
+    #[test]
+    fn an_audit_without_the_word_of_agents_proves_nothing() {
+        let concluded = |sum: &Sum| {
+            let (mut out, captured) = Output::captured(false, false);
+            (conclude(sum, None, false, &mut out), captured.text())
+        };
+        let untold = Sum { untold: vec!["web-1".into()], ..Sum::default() };
+        let (outcome, text) = concluded(&untold);
+        assert!(matches!(outcome, Err(Failure::Wanting)) && !text.contains("no gap"), "{text}");
+        assert!(untold.doubts()[0].ends_with("collect: web-1"), "{:?}", untold.doubts());
+
+        let mut offline = Sum { untold_offline: vec!["web-2".into()], ..Sum::default() };
+        let (outcome, text) = concluded(&offline);
+        assert!(matches!(outcome, Err(Failure::Wanting)) && text.contains("config began: web-2"), "{text}");
+        let clean = StreamAudit { clean: true, ..StreamAudit::default() };
+        offline.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
+        let (outcome, text) = concluded(&offline);
+        assert!(outcome.is_ok() && text.contains("config began: web-2"), "its books were audited: {text}");
+
+        let (outcome, text) = concluded(&Sum { idle: Some("no agent is known"), ..Sum::default() });
+        assert!(outcome.is_ok() && text.contains("no gap, no double; no agent is known"), "{text}");
     }
 
     #[test]

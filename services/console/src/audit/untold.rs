@@ -1,0 +1,86 @@
+//! Agents that rules are for, and of which it isn't known yet what they collect: an audit can't judge what it doesn't know of.
+
+use std::collections::BTreeSet;
+
+use logmesh_grpc::Upstream;
+use logmesh_proto::config::v1::ListRulesRequest;
+use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
+use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
+use logmesh_proto::fleet::v1::{Agent, ListAgentsRequest, RuleState};
+use logmesh_types::TopicName;
+use tonic::Status;
+
+use super::AuditError;
+use super::page::Filter;
+
+/// Agents or rules asked of config at a time, the most that it gives.
+const CONFIG_PAGE: i32 = 1_000;
+
+/// The ids of agents that have yet to say what a rule does there.
+#[derive(Debug, Default)]
+pub(super) struct Untold {
+    /// They are connected, and about to say it.
+    pub(super) online: Vec<String>,
+    /// They aren't, and config remembers no word of theirs.
+    pub(super) offline: Vec<String>,
+    /// Config services that didn't answer.
+    pub(super) silent: BTreeSet<String>,
+}
+
+impl Untold {
+    /// Asks config.
+    pub(super) async fn ask(config: &Upstream, filter: &Filter) -> Result<Self, AuditError> {
+        let mut untold = Self::default();
+        let mut agents = untold.pending(config, filter).await.map_err(AuditError::Fleet)?;
+        if let Some(topic) = &filter.topic
+            && !agents.is_empty()
+        {
+            let rules = rules_of(config, topic).await.map_err(AuditError::Fleet)?;
+            agents.retain(|agent| agent.rules.iter().any(|rule| rules.contains(&rule.name)));
+        }
+        for agent in agents {
+            let list = if agent.online { &mut untold.online } else { &mut untold.offline };
+            list.push(agent.id);
+        }
+        Ok(untold)
+    }
+
+    /// The agents that are asked for, as far as they have rules of which they have said nothing: with these rules alone.
+    async fn pending(&mut self, config: &Upstream, filter: &Filter) -> Result<Vec<Agent>, Status> {
+        let mut client = FleetServiceClient::new(config.clone());
+        let only = if filter.agent.is_empty() { String::new() } else { format!("id=\"{}\"", filter.agent) };
+        let (mut pending, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let list =
+                ListAgentsRequest { page_size: CONFIG_PAGE, page_token, filter: only.clone(), ..Default::default() };
+            let page = client.list_agents(list).await?.into_inner();
+            for mut agent in page.agents {
+                agent.rules.retain(|rule| matches!(rule.state(), RuleState::Pending | RuleState::Unspecified));
+                if !agent.rules.is_empty() {
+                    pending.push(agent);
+                }
+            }
+            self.silent.extend(page.unreachable_servers);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(pending);
+            }
+        }
+    }
+}
+
+/// The names of the rules that write to a topic.
+async fn rules_of(config: &Upstream, topic: &TopicName) -> Result<BTreeSet<String>, Status> {
+    let mut client = RuleServiceClient::new(config.clone());
+    let (mut names, mut page_token) = (BTreeSet::new(), String::new());
+    loop {
+        let filter = format!("topic=\"{topic}\"");
+        let list = ListRulesRequest { page_size: CONFIG_PAGE, page_token, filter, ..Default::default() };
+        let page = client.list_rules(list).await?.into_inner();
+        names.extend(page.rules.into_iter().map(|rule| rule.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(names);
+        }
+    }
+}
