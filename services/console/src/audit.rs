@@ -29,10 +29,11 @@ mod tests;
 use std::collections::BTreeSet;
 
 use logmesh_bus::BusError;
-use logmesh_grpc::{data_loss, failed_precondition, internal, not_found, resource_exhausted, unavailable};
+use logmesh_grpc::{internal, not_found, resource_exhausted, unavailable};
 use logmesh_index::IndexError;
 use tonic::{Code, Status};
 
+use crate::search::index_status;
 pub(crate) use service::Audit;
 
 /// Why an audit could not be made.
@@ -65,9 +66,6 @@ impl From<AuditError> for Status {
     fn from(error: AuditError) -> Self {
         match &error {
             AuditError::Bus(cause) if cause.retryable() => unavailable("BUS_UNAVAILABLE", format!("{error}: {cause}")),
-            AuditError::Index(cause) if cause.retryable() => {
-                unavailable("INDEX_UNAVAILABLE", format!("{error}: {cause}"))
-            }
             AuditError::Fleet(cause) if matches!(cause.code(), Code::Unavailable | Code::DeadlineExceeded) => {
                 unavailable("CONFIG_UNAVAILABLE", error.to_string())
             }
@@ -76,13 +74,7 @@ impl From<AuditError> for Status {
             AuditError::Repairing => resource_exhausted("TOO_MANY_REPAIRS", error.to_string()),
             AuditError::Busy => resource_exhausted("TOO_MANY_AUDITS", error.to_string()),
             AuditError::Bus(cause) => internal(format!("{error}: {cause}")),
-            AuditError::Index(cause @ IndexError::Mapping { .. }) => {
-                failed_precondition("INDEX_MAPPING", format!("{error}: {cause}"))
-            }
-            AuditError::Index(cause @ IndexError::Damaged { .. }) => {
-                data_loss("INDEX_DAMAGED", format!("{error}: {cause}"))
-            }
-            AuditError::Index(cause) => internal(format!("{error}: {cause}")),
+            AuditError::Index(cause) => index_status(cause, format!("{error}: {cause}")),
             AuditError::Fleet(_) => internal(error),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use logmesh_grpc::{data_loss, failed_precondition, page_size, resource_exhausted, unavailable};
+use logmesh_grpc::{data_loss, failed_precondition, internal, page_size, resource_exhausted, unavailable};
 use logmesh_index::query::Query;
 use logmesh_index::{Facets, Hit, IndexError, IndexReader, MAX_FACETS, Order, Page, PageLimit, Selection};
 use logmesh_proto::search::v1 as proto;
@@ -204,12 +204,24 @@ pub(crate) fn hit(hit: Hit) -> proto::Hit {
 
 pub(crate) fn status(error: IndexError) -> Status {
     match &error {
-        IndexError::Unavailable { .. } => unavailable("INDEX_UNAVAILABLE", error.to_string()),
+        IndexError::Unavailable { .. } | IndexError::Damaged { .. } | IndexError::Mapping { .. } => {
+            index_status(&error, error.to_string())
+        }
         IndexError::Unsupported { reason } => bad_field("query", reason),
         IndexError::NotCountable { reason } => bad_field("field", reason),
         IndexError::BadPageToken => bad_field("page_token", &error),
-        IndexError::Mapping { .. } => failed_precondition("INDEX_MAPPING", error.to_string()),
-        IndexError::Damaged { .. } => data_loss("INDEX_DAMAGED", error.to_string()),
+    }
+}
+
+/// What an error of the index is that no request is at fault for, in these words.
+pub(crate) fn index_status(error: &IndexError, message: String) -> Status {
+    match error {
+        IndexError::Unavailable { .. } => unavailable("INDEX_UNAVAILABLE", message),
+        IndexError::Damaged { .. } => data_loss("INDEX_DAMAGED", message),
+        IndexError::Mapping { .. } => failed_precondition("INDEX_MAPPING", message),
+        IndexError::Unsupported { .. } | IndexError::NotCountable { .. } | IndexError::BadPageToken => {
+            internal(message)
+        }
     }
 }
 

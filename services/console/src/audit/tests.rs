@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use logmesh_bus::{Bus, TopicPartition, partition_of};
 use logmesh_bus_embedded::EmbeddedBus;
 use logmesh_grpc::{Choice, Routes, Upstream, serve};
-use logmesh_index::{IndexWriter, NewDoc, Slice};
+use logmesh_index::{IndexError, IndexWriter, NewDoc, Slice};
 use logmesh_index_embedded::EmbeddedIndex;
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{AuditFleetRequest, Finding, FindingCause, GetStreamAuditRequest, StreamAudit};
@@ -28,7 +28,7 @@ use logmesh_types::{ByteRange, Day, DocId, StreamId, TopicName, UnixNanos};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status};
 
-use super::Audit;
+use super::{Audit, AuditError};
 
 fn config_at(address: &str) -> Upstream {
     let config = Upstream::new("config", Choice::First);
@@ -618,6 +618,23 @@ async fn an_incomplete_answer_of_config_is_no_word_that_there_is_nothing() {
     let refused = get(stream(9)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("config-2"), "{}", refused.message());
+}
+
+/// Searches and audits say the same of an index that can't be used, and of one that is away.
+#[test]
+fn an_index_at_fault_has_one_code_and_one_reason() {
+    let damaged = || IndexError::Damaged { reason: "slice logs/2026-01-31 is damaged".to_owned() };
+    let away = || IndexError::Unavailable { reason: "it's away".to_owned() };
+    for (error, code, name) in [
+        (&damaged as &dyn Fn() -> IndexError, Code::DataLoss, "INDEX_DAMAGED"),
+        (&away, Code::Unavailable, "INDEX_UNAVAILABLE"),
+    ] {
+        let statuses = [crate::search::status(error()), Status::from(AuditError::from(error()))];
+        for status in statuses {
+            assert_eq!((status.code(), logmesh_grpc::reason(&status).as_deref()), (code, Some(name)));
+            assert!(status.message().contains(&error().to_string()), "{status:?}");
+        }
+    }
 }
 
 /// An agent with a rule of which it said this.

@@ -86,6 +86,25 @@ async fn a_lost_day_is_named_and_put_back_and_again_changes_nothing() {
     assert!(mesh.audit().await.iter().all(|one| one.clean && one.documents == 6));
 }
 
+/// Nothing of a topic that is gone can be had from the bus, and no agent is there to read its file: the rest is put back.
+#[tokio::test]
+async fn a_topic_that_is_gone_from_the_bus_keeps_no_other_from_its_repair() {
+    let mut mesh = three_streams_on_two_days().await;
+    mesh.delete("2026-02-01").await;
+    let gone: TopicName = "gone".parse().unwrap();
+    mesh.report(stream(7), 15);
+    mesh.reports[0].status.as_mut().unwrap().topic = gone.to_string();
+    let key = |topic: &TopicName, number| StreamKey { topic: topic.to_string(), stream_id: stream(number).to_string() };
+    // The one that is gone is the first by name too.
+    let streams = vec![key(&gone, 7), key(&mesh.topic, 1), key(&mesh.topic, 2), key(&mesh.topic, 3)];
+    let repaired =
+        mesh.service().await.repair(Request::new(RepairRequest { streams })).await.unwrap().into_inner().streams;
+    assert_eq!(counts(&repaired), [(0, 0, false), (3, 15, true), (3, 15, true), (3, 15, true)]);
+    let gap = &repaired[0].audit.as_ref().unwrap().gaps[0];
+    assert_eq!((gap.start_offset, gap.end_offset, gap.off_bus), (0, 15, true));
+    assert_eq!(mesh.documents().await, 18);
+}
+
 /// Bytes of an index's file are flipped under the running process: the thorough audit calls the day's lines missing, and its
 /// repair brings each back.
 #[tokio::test]
