@@ -12,7 +12,7 @@ use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::compare::{assert_equal, by_path};
 use logmesh_integration_tests::gaps::{doubles, gaps, place_in, place_of, prints};
 use logmesh_integration_tests::program::command;
-use logmesh_integration_tests::{Mesh, PATIENCE, grpcurl};
+use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use serde_json::Value;
 use tantivy::directory::MmapDirectory;
@@ -122,30 +122,6 @@ fn what_was_deleted_by_hand_is_named_by_its_ranges_and_put_back() {
     assert_whole(&mesh);
     prints(&mesh.run(&["audit", "--streams"]).expect(0), &["INDEXED", &path(&mesh, 2), "no gap, no double"]);
     assert!(mesh.stop().success());
-}
-
-/// An agent that has just connected: its files are anybody's guess.
-#[test]
-fn an_agent_that_has_not_reported_yet_is_named_and_nothing_is_proved() {
-    let mut mesh = filled();
-    mesh.start();
-    mesh.audit();
-    let addr = mesh.grpc().to_owned();
-    let seconds = u32::try_from(PATIENCE.as_secs()).unwrap();
-    let agent = std::thread::spawn(move || {
-        let hello = r#"{"agent_id": "newcomer", "session": "1", "labels": {"host": "newcomer"}}"#;
-        grpcurl::call(&addr, "logmesh.fleet.v1.AgentConfigService/WatchConfig", hello, seconds)
-    });
-    let said = wait_for("the newcomer to be named", PATIENCE, || {
-        let said = mesh.run(&["audit"]);
-        if said.stderr.contains("newcomer") { Ok(said) } else { Err(format!("{said:?}")) }
-    });
-    assert_eq!(said.code, Some(1), "{said:?}");
-    mesh.run(&["audit", "--agent", "newcomer"])
-        .expect(1)
-        .says(&["have not said yet what their rules collect: newcomer"]);
-    assert!(mesh.stop().success());
-    agent.join().unwrap();
 }
 
 #[test]

@@ -33,6 +33,27 @@ async fn data_of_another_version_is_left_alone() {
     assert!(matches!(&refused, IndexError::Damaged { reason } if reason.contains("99")), "{refused}");
 }
 
+/// What is said of damaged types names the file and is worth doing: without it the index opens, with all that it holds.
+#[tokio::test]
+async fn damaged_types_are_told_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = open(folder.path()).await.unwrap();
+    index.ensure_topic(&"logs".parse().unwrap(), &Default::default()).await.unwrap();
+    index.write(vec![Doc::new(1, "kept").build()]).await.unwrap();
+    drop(index);
+    let types = folder.path().join("topics.json");
+    let text = fs::read(&types).unwrap();
+    fs::write(&types, &text[..text.len() - 1]).unwrap();
+    let refused = open(folder.path()).await.unwrap_err();
+    assert!(matches!(refused, IndexError::Damaged { .. }), "{refused:?}");
+    let said = refused.to_string();
+    for part in [&types.display().to_string(), "is damaged (EOF", "move it away and start again"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    fs::remove_file(&types).unwrap();
+    assert_eq!(open(folder.path()).await.unwrap().count(&selection("*")).await.unwrap(), 1);
+}
+
 #[tokio::test]
 async fn leftovers_of_a_killed_process_are_removed() {
     let folder = tempfile::tempdir().unwrap();
