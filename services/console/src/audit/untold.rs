@@ -75,7 +75,7 @@ async fn rules_of(config: &Upstream, topic: &TopicName) -> Result<BTreeSet<Strin
     let (mut names, mut page_token) = (BTreeSet::new(), String::new());
     loop {
         let filter = format!("topic=\"{topic}\"");
-        let list = ListRulesRequest { page_size: CONFIG_PAGE, page_token, filter, ..Default::default() };
+        let list = ListRulesRequest { page_size: CONFIG_PAGE, page_token, filter };
         let page = client.list_rules(list).await?.into_inner();
         names.extend(page.rules.into_iter().map(|rule| rule.name));
         page_token = page.next_page_token;
