@@ -13,7 +13,7 @@ use logmesh_integration_tests::client::json_lines;
 use logmesh_integration_tests::compare::{assert_equal, by_path, event_of, events_of_file};
 use logmesh_integration_tests::program::{command, logmesh, run};
 use logmesh_integration_tests::{Mesh, PATIENCE};
-use logmesh_testing::wait_for;
+use logmesh_testing::{flip_pages, wait_for};
 use serde_json::{Value, json};
 
 /// A user that isn't root and owns nothing.
@@ -307,6 +307,13 @@ fn stopped_with_100_lines() -> Mesh {
     mesh
 }
 
+/// Starts it, and gives what it says of that.
+fn start(mesh: &mut Mesh) -> String {
+    let before = mesh.said().len();
+    mesh.start();
+    mesh.said()[before..].to_owned()
+}
+
 #[test]
 fn a_lost_bus_is_told_and_the_audit_puts_its_books_back() {
     let mut mesh = stopped_with_100_lines();
@@ -315,9 +322,7 @@ fn a_lost_bus_is_told_and_the_audit_puts_its_books_back() {
             "removed" => std::fs::remove_file(mesh.data.join("bus/bus.redb")).unwrap(),
             _ => std::fs::remove_dir_all(mesh.data.join("bus")).unwrap(),
         }
-        let before = mesh.said().len();
-        mesh.start();
-        let said = mesh.said()[before..].to_owned();
+        let said = start(&mut mesh);
         let told = said.lines().find(|line| line.contains(" ERROR ") && line.contains("bus/bus.redb"));
         let told = told.unwrap_or_else(|| panic!("{lost}: {said}"));
         assert!(told.contains("books") && told.contains("audit --repair"), "{told}");
@@ -326,9 +331,8 @@ fn a_lost_bus_is_told_and_the_audit_puts_its_books_back() {
         assert_eq!(mesh.count("*"), 100, "{lost}");
         mesh.stop();
     }
-    let before = mesh.said().len();
-    mesh.start();
-    assert!(!mesh.said()[before..].contains("bus.redb"), "it's told once: {}", mesh.said());
+    let said = start(&mut mesh);
+    assert!(!said.contains("bus.redb"), "it's told once: {said}");
 }
 
 #[test]
@@ -340,22 +344,11 @@ fn lost_positions_of_an_agent_are_told() {
             "removed" => std::fs::remove_file(&path).unwrap(),
             _ => std::fs::write(&path, "").unwrap(),
         }
-        let before = mesh.said().len();
-        mesh.start();
-        let said = mesh.said()[before..].to_owned();
+        let said = start(&mut mesh);
         let told = said.lines().any(|line| line.contains(" ERROR ") && line.contains("agent/tail.redb"));
         assert!(told, "{lost}: {said}");
         mesh.stop();
     }
-}
-
-/// Flips bytes in every page of a redb file that holds something, but the first two: these are its header.
-fn flip(path: &Path) {
-    let mut bytes = std::fs::read(path).unwrap();
-    for page in bytes.chunks_mut(4096).skip(2).filter(|page| page.iter().any(|byte| *byte != 0)) {
-        page[200..204].iter_mut().for_each(|byte| *byte ^= 0xff);
-    }
-    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -364,16 +357,14 @@ fn flipped_bytes_of_a_database_are_told_by_its_name() {
     for name in ["bus/bus.redb", "config.redb"] {
         let path = mesh.data.join(name);
         let whole = std::fs::read(&path).unwrap();
-        flip(&path);
+        flip_pages(&path);
         let done = run(&["standalone", "--data-dir", mesh.data.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
         assert_ne!(done.code, Some(0));
         done.says(&[path.to_str().unwrap(), "move it away"]);
         std::fs::write(&path, whole).unwrap();
     }
-    flip(&mesh.data.join("agent/tail.redb"));
-    let before = mesh.said().len();
-    mesh.start();
-    let said = mesh.said()[before..].to_owned();
+    flip_pages(&mesh.data.join("agent/tail.redb"));
+    let said = start(&mut mesh);
     assert!(said.lines().any(|line| line.contains(" ERROR ") && line.contains("tail.redb.corrupt-")), "{said}");
     mesh.wait_count("*", 100);
 }

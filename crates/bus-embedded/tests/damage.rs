@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::fs;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -10,11 +9,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use logmesh_bus::{Bus, Cleanup, NewRecord, TopicSpec};
 use logmesh_bus_embedded::{EmbeddedBus, OpenError, Settings};
+use logmesh_testing::flip_pages;
 use logmesh_types::{TopicName, at_work};
 use tempfile::TempDir;
-
-/// What redb's page is.
-const PAGE: usize = 4096;
 
 async fn with_records(folder: &Path) -> PathBuf {
     let bus = EmbeddedBus::open(folder, Settings::default()).unwrap();
@@ -28,20 +25,11 @@ async fn with_records(folder: &Path) -> PathBuf {
     folder.join("bus.redb")
 }
 
-/// Flips bytes in every page that holds something, but the first two: these are redb's header.
-fn flip(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    for page in bytes.chunks_mut(PAGE).skip(2).filter(|page| page.iter().any(|byte| *byte != 0)) {
-        page[200..204].iter_mut().for_each(|byte| *byte ^= 0xff);
-    }
-    fs::write(path, bytes).unwrap();
-}
-
 #[tokio::test]
 async fn flipped_bytes_are_told_with_the_file_s_name() {
     let folder = TempDir::new().unwrap();
     let path = with_records(folder.path()).await;
-    flip(&path);
+    flip_pages(&path);
     let error = EmbeddedBus::open(folder.path(), Settings::default()).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
@@ -52,7 +40,7 @@ async fn flipped_bytes_are_told_with_the_file_s_name() {
 async fn a_panic_of_one_too_long_to_be_looked_through_names_it() {
     let folder = TempDir::new().unwrap();
     let path = with_records(folder.path()).await;
-    flip(&path);
+    flip_pages(&path);
     let named = Arc::new(Mutex::new(None));
     let seen = named.clone();
     let before = panic::take_hook();

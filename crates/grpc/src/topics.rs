@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use logmesh_proto::config::v1::ListRulesRequest;
 use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
+use logmesh_proto::config::v1::{ListRulesRequest, Rule};
 use logmesh_types::TopicName;
 use tokio::time::timeout;
 use tonic::Status;
@@ -74,20 +74,24 @@ async fn is_of_a_rule(topic: &TopicName, config: &Upstream) -> Result<bool, Stat
 
 /// The topics that rules write to; an error if no config service says so in time.
 pub async fn topics_of_rules(config: &Upstream) -> Result<BTreeSet<TopicName>, Status> {
-    let list = async {
-        let mut client = RuleServiceClient::new(config.clone());
-        let (mut topics, mut page_token) = (BTreeSet::new(), String::new());
-        loop {
-            let ask = ListRulesRequest { page_size: RULES_PAGE, page_token, ..Default::default() };
-            let page = client.list_rules(ask).await?.into_inner();
-            topics.extend(page.rules.iter().filter_map(|rule| rule.topic.parse::<TopicName>().ok()));
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                return Ok(topics);
-            }
+    let rules = timeout(ANSWER_TIMEOUT, rules(config, "")).await;
+    let rules = rules.map_err(|_| Status::deadline_exceeded("config gives no answer"))??;
+    Ok(rules.iter().filter_map(|rule| rule.topic.parse().ok()).collect())
+}
+
+/// All rules that the filter lets through, page by page; see `ListRulesRequest`.
+pub async fn rules(config: &Upstream, filter: &str) -> Result<Vec<Rule>, Status> {
+    let mut client = RuleServiceClient::new(config.clone());
+    let (mut rules, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let ask = ListRulesRequest { page_size: RULES_PAGE, page_token, filter: filter.to_owned() };
+        let page = client.list_rules(ask).await?.into_inner();
+        rules.extend(page.rules);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(rules);
         }
-    };
-    timeout(ANSWER_TIMEOUT, list).await.map_err(|_| Status::deadline_exceeded("config gives no answer"))?
+    }
 }
 
 /// `there is no topic ngnix; did you mean nginx?`

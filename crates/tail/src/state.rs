@@ -479,12 +479,7 @@ mod tests {
         match damage {
             "garbage" => std::fs::write(path, "not a database".repeat(1000)).unwrap(),
             "zeros" => std::fs::write(path, vec![0; 8192]).unwrap(),
-            "flipped" => {
-                let mut bytes = std::fs::read(path).unwrap();
-                let pages = bytes.chunks_mut(4096).skip(2).filter(|page| page.iter().any(|byte| *byte != 0));
-                pages.for_each(|page| page[200..204].iter_mut().for_each(|byte| *byte ^= 0xff));
-                std::fs::write(path, bytes).unwrap();
-            }
+            "flipped" => logmesh_testing::flip_pages(path),
             "truncated" => File::options().write(true).open(path).unwrap().set_len(5000).unwrap(),
             kind => {
                 let database = Database::create(path).unwrap();

@@ -3,18 +3,15 @@
 use std::collections::BTreeSet;
 
 use logmesh_grpc::Upstream;
-use logmesh_proto::config::v1::ListRulesRequest;
-use logmesh_proto::config::v1::rule_service_client::RuleServiceClient;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{Agent, ListAgentsRequest, RuleState};
-use logmesh_types::TopicName;
 use tonic::Status;
 
 use super::AuditError;
 use super::page::Filter;
 
-/// Agents or rules asked of config at a time, the most that it gives.
-const CONFIG_PAGE: i32 = 1_000;
+/// Agents asked of config at a time, the most that it gives.
+const AGENTS_PAGE: i32 = 1_000;
 
 /// The ids of agents that have yet to say what a rule does there.
 #[derive(Debug, Default)]
@@ -35,8 +32,9 @@ impl Untold {
         if let Some(topic) = &filter.topic
             && !agents.is_empty()
         {
-            let rules = rules_of(config, topic).await.map_err(AuditError::Fleet)?;
-            agents.retain(|agent| agent.rules.iter().any(|rule| rules.contains(&rule.name)));
+            let rules = logmesh_grpc::rules(config, &format!("topic=\"{topic}\"")).await.map_err(AuditError::Fleet)?;
+            let names: BTreeSet<String> = rules.into_iter().map(|rule| rule.name).collect();
+            agents.retain(|agent| agent.rules.iter().any(|rule| names.contains(&rule.name)));
         }
         for agent in agents {
             let list = if agent.online { &mut untold.online } else { &mut untold.offline };
@@ -52,7 +50,7 @@ impl Untold {
         let (mut pending, mut page_token) = (Vec::new(), String::new());
         loop {
             let list =
-                ListAgentsRequest { page_size: CONFIG_PAGE, page_token, filter: only.clone(), ..Default::default() };
+                ListAgentsRequest { page_size: AGENTS_PAGE, page_token, filter: only.clone(), ..Default::default() };
             let page = client.list_agents(list).await?.into_inner();
             for mut agent in page.agents {
                 agent.rules.retain(|rule| matches!(rule.state(), RuleState::Pending | RuleState::Unspecified));
@@ -65,22 +63,6 @@ impl Untold {
             if page_token.is_empty() {
                 return Ok(pending);
             }
-        }
-    }
-}
-
-/// The names of the rules that write to a topic.
-async fn rules_of(config: &Upstream, topic: &TopicName) -> Result<BTreeSet<String>, Status> {
-    let mut client = RuleServiceClient::new(config.clone());
-    let (mut names, mut page_token) = (BTreeSet::new(), String::new());
-    loop {
-        let filter = format!("topic=\"{topic}\"");
-        let list = ListRulesRequest { page_size: CONFIG_PAGE, page_token, filter };
-        let page = client.list_rules(list).await?.into_inner();
-        names.extend(page.rules.into_iter().map(|rule| rule.name));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(names);
         }
     }
 }
