@@ -75,6 +75,7 @@ async fn change(config: &mut Config) -> (Vec<String>, Vec<String>) {
 #[tokio::test]
 async fn agents_outlive_a_restart_of_all_config_services() {
     let server = start().await;
+    create(&server, rule("all", "")).await;
     let configs = [connect(&server, "a", &[("env", "prod")]).await, connect(&server, "b", &[("env", "test")]).await];
     let agents = stored(&server, 2).await;
     assert_eq!(agents["/logmesh/v1/agents/a"]["host_labels"]["env"], "prod");
@@ -90,6 +91,8 @@ async fn agents_outlive_a_restart_of_all_config_services() {
     let server = start_in(server.stop().await, Settings::default()).await;
     let known = list(&server, "").await;
     assert_eq!(known.iter().map(|agent| agent.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    // Told without it, they would look as if nothing were asked of them.
+    assert!(known.iter().all(|agent| agent.rules.iter().map(|rule| &rule.name).eq(["rules/all"])), "{known:?}");
     assert!(known.iter().all(|agent| !agent.online && agent.last_seen_time.is_some() && agent.version == "test"));
     assert_eq!(known[1].labels["env"], "test");
 }

@@ -44,6 +44,7 @@ impl FleetService for FleetApi {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let filter = filter::read(&request.filter)?;
+        self.fleet.loaded().await?;
         let page = match request.this_server_only {
             true => self.fleet.own_agents(&request.page_token, size, true).into(),
             false => self.fleet.agents(request.page_token, size, filter.as_ref(), &mut Default::default()).await,
@@ -55,6 +56,7 @@ impl FleetService for FleetApi {
     async fn get_agent(&self, request: Request<GetAgentRequest>) -> Result<Response<Agent>, Status> {
         let GetAgentRequest { id, this_server_only } = request.into_inner();
         let id = parse(&id)?;
+        self.fleet.loaded().await?;
         let (agent, unreachable) = match this_server_only {
             true => (self.fleet.registry.agent(&id, true), Vec::new()),
             false => self.fleet.agent(&id).await,

@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use logmesh_grpc::unavailable;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
 use logmesh_proto::fleet::v1::{
     Agent, AgentStream, GetAgentRequest, ListAgentsRequest, ListStreamsRequest, StreamStatus,
 };
 use logmesh_proto::time::unix_nanos;
 use logmesh_rules::Selector;
-use logmesh_store::ConfigStore;
+use logmesh_store::{ConfigStore, Revision};
 use logmesh_types::{AgentId, UnixNanos};
 use tonic::{Code, Status};
 
 use super::keeper::Kept;
 use super::registry::Registry;
-use crate::limits::PEER_TIMEOUT;
+use crate::limits::{PEER_TIMEOUT, REVISION_WAIT};
 use crate::paging::page;
 use crate::peers::{Answers, Listed, Page, Part, Peers};
 
@@ -73,6 +74,23 @@ fn stream_id(stream: &AgentStream) -> &str {
 }
 
 impl Fleet {
+    /// Waits until rules and agents were read from the store: before, an agent would be shown without the rules that are meant
+    /// for it, and one that isn't connected not at all.
+    pub(crate) async fn loaded(&self) -> Result<(), Status> {
+        let mut steps = self.registry.steps();
+        let loaded = async {
+            self.kept.wait(Revision(1)).await;
+            steps.wait_for(|step| step.set.is_loaded()).await.is_ok()
+        };
+        match tokio::time::timeout(REVISION_WAIT, loaded).await {
+            Ok(true) => Ok(()),
+            _ => Err(unavailable(
+                "FLEET_NOT_READ",
+                "rules and agents weren't read from the store yet; try again, and see `logmesh status`",
+            )),
+        }
+    }
+
     /// A page of the agents behind the one named that the filter selects. Servers in `lost` aren't asked; who doesn't answer
     /// comes to them.
     pub(crate) async fn agents(

@@ -51,6 +51,8 @@ pub(crate) fn follow(view: &RuleView, tasks: &Tasks) -> watch::Receiver<Arc<Step
     let (mut sets, token) = (view.subscribe(), tasks.token());
     tasks.spawn("config-steps", async move {
         let publish = async {
+            // The empty set that it begins with is there already: behind it no pause is due.
+            drop(sets.wait_for(|set| set.is_loaded()).await);
             sets.mark_changed();
             while sets.changed().await.is_ok() {
                 let set = sets.borrow_and_update().clone();

@@ -646,8 +646,12 @@ fn agent(id: &str, online: bool, state: fleet::RuleState) -> fleet::Agent {
 #[tokio::test]
 async fn agents_that_have_not_said_what_their_rules_do_are_named() {
     let mesh = Mesh::new().await;
+    let mut applying = agent("reads-by-the-former", true, fleet::RuleState::Applying);
+    applying.rules[0].effect = Some(fleet::RuleEffect::default());
     let agents = vec![
         agent("new", true, fleet::RuleState::Pending),
+        agent("about-to-look", true, fleet::RuleState::Applying),
+        applying,
         agent("away", false, fleet::RuleState::Pending),
         agent("told", true, fleet::RuleState::Applied),
         fleet::Agent { id: "without-rules".into(), online: true, ..fleet::Agent::default() },
@@ -659,7 +663,8 @@ async fn agents_that_have_not_said_what_their_rules_do_are_named() {
         let page = service.audit_fleet(Request::new(request)).await.unwrap().into_inner();
         (page.untold_agents, page.untold_offline_agents)
     };
-    assert_eq!(audit(9, "").await, (vec!["new".to_owned()], vec!["away".to_owned()]));
+    let new = vec!["new".to_owned(), "about-to-look".to_owned()];
+    assert_eq!(audit(9, "").await, (new, vec!["away".to_owned()]));
     assert_eq!(audit(9, "told").await, (vec![], vec![]));
     assert_eq!(audit(2, "new").await, (vec![], vec![]), "it had said it when it was asked once more");
 }

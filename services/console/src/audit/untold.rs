@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use logmesh_grpc::Upstream;
 use logmesh_proto::fleet::v1::fleet_service_client::FleetServiceClient;
-use logmesh_proto::fleet::v1::{Agent, ListAgentsRequest, RuleState};
+use logmesh_proto::fleet::v1::{Agent, ListAgentsRequest, RuleState, RuleStatus};
 use tonic::Status;
 
 use super::AuditError;
@@ -53,7 +53,7 @@ impl Untold {
                 ListAgentsRequest { page_size: AGENTS_PAGE, page_token, filter: only.clone(), ..Default::default() };
             let page = client.list_agents(list).await?.into_inner();
             for mut agent in page.agents {
-                agent.rules.retain(|rule| matches!(rule.state(), RuleState::Pending | RuleState::Unspecified));
+                agent.rules.retain(is_pending);
                 if !agent.rules.is_empty() {
                     pending.push(agent);
                 }
@@ -64,5 +64,15 @@ impl Untold {
                 return Ok(pending);
             }
         }
+    }
+}
+
+/// True if nothing was said of what the rule does. A rule that is being applied and has no effect was taken in, and no file was
+/// looked for yet; one with an effect is told with its streams.
+fn is_pending(rule: &RuleStatus) -> bool {
+    match rule.state() {
+        RuleState::Pending | RuleState::Unspecified => true,
+        RuleState::Applying => rule.effect.is_none(),
+        _ => false,
     }
 }
