@@ -142,6 +142,19 @@ fn services_wait_for_their_backends_and_say_so() {
     says_why(&cluster, "Elasticsearch");
     cluster.start_again("elasticsearch");
     cluster.client().wait_ready();
+    // What is there and stands still looks otherwise from outside than what is gone.
+    cluster.signal("elasticsearch", Signal::STOP);
+    std::fs::write(cluster.log("frozen.log"), "and another\n").unwrap();
+    says_why(&cluster, "Elasticsearch");
+    cluster.signal("elasticsearch", Signal::CONT);
+    cluster.client().wait_ready();
+    cluster.signal("transfer-1", Signal::STOP);
+    // As long as config takes it for one that lives: then the other has its partitions.
+    let frozen = cluster.grpc("transfer-1").replace(':', "-");
+    let status = Client::new(&cluster.grpc("transfer-2")).run(&["status"]).expect(1).stdout;
+    assert!(status.contains(&format!("worker {frozen} does not answer")), "{status}");
+    cluster.signal("transfer-1", Signal::CONT);
+    cluster.client().wait_ready();
     cluster.client().audit();
     assert_context(&cluster.client());
     cluster.assert_alive();

@@ -117,7 +117,8 @@ impl TransferService for Service {
         let marks = marks(&self.letters.jobs).await.map_err(bus_status)?;
         let mut answer =
             proto::GetStatusResponse { counts: Some(counts), error, paused: paused.all, ..Default::default() };
-        answer.other_errors = self.workers.errors().await;
+        // Config that doesn't answer is told by its own services; how far the workers are, the bus knows.
+        (answer.other_errors, answer.unreachable_workers) = self.workers.errors().await.unwrap_or_default();
         for topic in with_books(self.letters.bus.topics().await.map_err(bus_status)?) {
             let retired = marks.before(&topic.name);
             if paused.topics.contains(topic.name.as_str()) || retired.is_some() {

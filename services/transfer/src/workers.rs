@@ -25,8 +25,6 @@ const KIND: &str = "transfer";
 /// How long a config service, and then each worker, may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-type Answer<T> = Result<T, Status>;
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Workers {
@@ -44,38 +42,28 @@ impl Workers {
     /// What each of the others has measured, and the ids of those that didn't say.
     pub(crate) async fn freshness(&self, topic: &str) -> Result<(Vec<GetFreshnessResponse>, Vec<String>), Status> {
         let request = GetFreshnessRequest { topic: topic.to_owned(), this_worker_only: true };
-        let (mut answers, mut unreachable) = (Vec::new(), Vec::new());
-        let asked = self.ask(|mut other| {
-            let request = request.clone();
-            async move { other.get_freshness(request).await }
-        });
-        for (id, answer) in asked.await? {
-            match answer {
-                Ok(answer) => answers.push(answer),
-                Err(status) => {
-                    debug!(worker = %id, error = %logmesh_grpc::describe(&status), "a worker does not answer");
-                    unreachable.push(id);
-                }
-            }
-        }
-        unreachable.sort();
-        Ok((answers, unreachable))
+        let (answers, unreachable) = self
+            .ask(|mut other| {
+                let request = request.clone();
+                async move { other.get_freshness(request).await }
+            })
+            .await?;
+        Ok((answers.into_iter().map(|(_, answer)| answer).collect(), unreachable))
     }
 
-    /// What keeps each of the others from going on, by id, if something does and it answers.
-    pub(crate) async fn errors(&self) -> BTreeMap<String, String> {
-        let asked =
-            self.ask(|mut other| async move { other.get_status(GetStatusRequest { this_worker_only: true }).await });
-        let told =
-            asked.await.unwrap_or_default().into_iter().filter_map(|(id, answer)| Some((id, answer.ok()?.error)));
-        told.filter(|(_, error)| !error.is_empty()).collect()
+    /// What keeps each of the others from going on, by id, if something does, and the ids of those that didn't say.
+    pub(crate) async fn errors(&self) -> Result<(BTreeMap<String, String>, Vec<String>), Status> {
+        let request = GetStatusRequest { this_worker_only: true };
+        let (answers, unreachable) = self.ask(|mut other| async move { other.get_status(request).await }).await?;
+        let errors = answers.into_iter().map(|(id, status)| (id, status.error)).filter(|(_, error)| !error.is_empty());
+        Ok((errors.collect(), unreachable))
     }
 
-    /// Asks all of the others at once: their ids, and what each answers in time.
+    /// Asks all of the others at once: what each answers in time, by id, and the ids of the rest in their order.
     async fn ask<T, F>(
         &self,
         call: impl Fn(TransferServiceClient<Channel>) -> F,
-    ) -> Result<Vec<(String, Answer<T>)>, Status>
+    ) -> Result<(Vec<(String, T)>, Vec<String>), Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -86,9 +74,20 @@ impl Workers {
                 let answer = called.map_err(|error| Status::internal(error.to_string()))?.await;
                 answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time")))
             };
-            answer.map(|answer| (other.id, answer.map(Response::into_inner)))
+            answer.map(|answer| (other.id, answer))
         });
-        Ok(join_all(asked).await)
+        let (mut answers, mut unreachable) = (Vec::new(), Vec::new());
+        for (id, answer) in join_all(asked).await {
+            match answer {
+                Ok(answer) => answers.push((id, answer.into_inner())),
+                Err(status) => {
+                    debug!(worker = %id, error = %logmesh_grpc::describe(&status), "a worker does not answer");
+                    unreachable.push(id);
+                }
+            }
+        }
+        unreachable.sort();
+        Ok((answers, unreachable))
     }
 
     /// All workers but this one.

@@ -151,11 +151,10 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
     let mut client = TransferServiceClient::new(session.channel.clone());
     let status = client.get_status(request(GetStatusRequest::default())).await?.into_inner();
     let lag: u64 = status.partitions.iter().map(|partition| partition.lag_records).sum();
-    let mut waits: Vec<String> =
-        (status.other_errors.iter()).map(|(id, error)| format!("worker {id}: {error}")).collect();
-    if !status.error.is_empty() {
-        waits.insert(0, status.error.clone());
-    }
+    let own = Some(status.error.clone()).filter(|error| !error.is_empty());
+    let others = status.other_errors.iter().map(|(id, error)| format!("worker {id}: {error}"));
+    let silent = status.unreachable_workers.iter().map(|id| format!("worker {id} does not answer"));
+    let waits: Vec<String> = own.into_iter().chain(others).chain(silent).collect();
     let mut detail = progress(&status, lag);
     if !waits.is_empty() {
         detail = format!("{}; {detail}", waits.join("; "));
@@ -193,7 +192,7 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
         "dead_letters_wait": letters_wait,
         "dead_letters": status.counts.as_ref().map_or(0, |counts| counts.dead_letters),
     });
-    Ok((status.error.is_empty(), detail, facts))
+    Ok((waits.is_empty(), detail, facts))
 }
 
 /// Of the partitions that are behind, the time up to which the last of them is done.
