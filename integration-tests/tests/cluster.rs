@@ -176,6 +176,8 @@ fn services_wait_for_their_backends_and_say_so() {
         if done.stderr.contains("logmesh-conf@") && done.code == Some(1) { Ok(()) } else { Err(format!("{done:?}")) }
     });
     cluster.client().run(&of_conf).expect(1).says(&["logmesh.stream is of type text, not keyword", "audit --repair"]);
+    let all = cluster.client().run(&["audit"]).expect(1).says(&["topic conf was not audited", "of type text"]);
+    assert!(all.stdout.contains(" documents: no gap, no double"), "the others are: {all:?}");
     for index in &theirs {
         assert!(cluster::http(&elasticsearch, "DELETE", index, "").unwrap().contains("\"acknowledged\":true"));
     }

@@ -1,6 +1,6 @@
 //! `logmesh.audit.v1.AuditService`.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use logmesh_bus::{Bus, TopicPartition};
 use logmesh_grpc::{Upstream, bad_field, page_size};
 use logmesh_index::query::Query;
-use logmesh_index::{IndexRepair, StreamSum};
+use logmesh_index::{IndexError, IndexRepair, StreamSum};
 use logmesh_proto::audit::v1::audit_service_server::AuditService;
 use logmesh_proto::audit::v1::{
     AuditFleetRequest, AuditFleetResponse, GetStreamAuditRequest, RepairRequest, RepairResponse, StreamAudit,
@@ -117,6 +117,27 @@ impl Audit {
             }
         }
         Ok(audits)
+    }
+
+    /// The same topic by topic, and why not of those whose index somebody else made: what's wrong with one keeps nobody from auditing
+    /// the others.
+    async fn examine_apart(
+        &self,
+        candidates: Vec<Candidate>,
+        filter: &Filter,
+        silent: &mut BTreeSet<String>,
+    ) -> Result<(Vec<Audited>, BTreeMap<String, String>), AuditError> {
+        let (mut streams, mut not) = (Vec::new(), BTreeMap::new());
+        for of_topic in candidates.chunk_by(|one, next| one.topic == next.topic) {
+            match self.examine(of_topic, filter, silent).await {
+                Ok(audited) => streams.extend(audited),
+                Err(AuditError::Index(error @ IndexError::Mapping { .. })) => {
+                    not.insert(of_topic[0].topic.to_string(), error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((streams, not))
     }
 
     /// Brings in what agents report now. What is reported no longer keeps its last word: that was a promise.
@@ -235,7 +256,12 @@ impl AuditService for Audit {
                 self.index.verify(topic).await.map_err(AuditError::from)?;
             }
         }
-        let streams = self.examine(&candidates, &filter, &mut silent).await?;
+        let (streams, unaudited_topics) = match self.examine(&candidates, &filter, &mut silent).await {
+            Err(AuditError::Index(IndexError::Mapping { .. })) if filter.topic.is_none() => {
+                self.examine_apart(candidates, &filter, &mut silent).await?
+            }
+            streams => (streams?, BTreeMap::new()),
+        };
         let streams = streams.into_iter().map(|one| one.audit).collect();
         let next_page_token = next.map(|(topic, stream)| format!("{topic}/{stream}")).unwrap_or_default();
         let unreachable_servers = silent.into_iter().collect();
@@ -245,6 +271,7 @@ impl AuditService for Audit {
             unreachable_servers,
             untold_agents: untold.online,
             untold_offline_agents: untold.offline,
+            unaudited_topics,
         }))
     }
 

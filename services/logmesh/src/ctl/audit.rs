@@ -4,7 +4,7 @@
 mod known;
 mod show;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,6 +106,8 @@ struct Sum {
     /// Agents, connected and not, of which it isn't known what they collect.
     untold: Vec<String>,
     untold_offline: Vec<String>,
+    /// Topics that couldn't be audited, and why.
+    unaudited: BTreeMap<String, String>,
     /// Why there is nothing to audit, where that's known.
     idle: Option<&'static str>,
     repaired_events: u64,
@@ -140,6 +142,7 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         sum.silent.extend(page.unreachable_servers);
         sum.untold.extend(page.untold_agents);
         sum.untold_offline.extend(page.untold_offline_agents);
+        sum.unaudited.extend(page.unaudited_topics);
         show(&shown, &sum, args.streams, &mut session.out)?;
         wanted.page_token = page.next_page_token;
         if wanted.page_token.is_empty() {
@@ -241,8 +244,12 @@ fn conclude(sum: &Sum, nothing: Option<String>, strict: bool, out: &mut Output) 
     doubts
         .iter()
         .for_each(|doubt| note(&format!("logmesh: {doubt}: this proves nothing of what only they know"), false));
+    for (topic, why) in &sum.unaudited {
+        note(&format!("logmesh: topic {topic} was not audited: {why}"), false);
+    }
     let letters = strict && sum.dead_letters > 0;
-    if sum.faulty == 0 && !letters && doubts.is_empty() { Ok(()) } else { Err(Failure::Wanting) }
+    let proved = doubts.is_empty() && sum.unaudited.is_empty();
+    if sum.faulty == 0 && !letters && proved { Ok(()) } else { Err(Failure::Wanting) }
 }
 
 /// `web-1, web-2, web-3 and 4 more`.
@@ -310,7 +317,9 @@ impl Sum {
 
     fn to_line(&self) -> String {
         let mut line = match self.faulty {
-            0 if self.streams == 0 && !self.doubts().is_empty() => "0 streams: nothing was audited".to_owned(),
+            0 if self.streams == 0 && !(self.doubts().is_empty() && self.unaudited.is_empty()) => {
+                "0 streams: nothing was audited".to_owned()
+            }
             0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
             faulty => {
                 let at_source = match self.lost_at_source {
@@ -458,6 +467,16 @@ mod tests {
 
         let (outcome, text) = concluded(&Sum { idle: Some("no agent is known"), ..Sum::default() });
         assert!(outcome.is_ok() && text.contains("no gap, no double; no agent is known"), "{text}");
+    }
+
+    #[test]
+    fn a_topic_that_was_not_audited_is_not_proved() {
+        let unaudited = [("conf".to_owned(), "its index is a stranger's".to_owned())].into();
+        let mut sum = Sum { unaudited, ..Sum::default() };
+        let clean = StreamAudit { clean: true, ..StreamAudit::default() };
+        sum.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
+        let (mut out, captured) = Output::captured(false, false);
+        assert!(matches!(conclude(&sum, None, false, &mut out), Err(Failure::Wanting)), "{}", captured.text());
     }
 
     #[test]
