@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 
 use logmesh_integration_tests::client::json_lines;
-use logmesh_integration_tests::program::{command, logmesh, run};
+use logmesh_integration_tests::program::{Done, command, logmesh, run};
 use logmesh_integration_tests::{Mesh, PATIENCE};
 use logmesh_testing::wait_for;
 use serde_json::{Value, json};
@@ -282,16 +282,20 @@ fn a_rule_reaches_the_agent_within_moments_and_its_state_is_shown() {
 }
 
 #[test]
-fn tail_shows_lines_as_they_arrive() {
-    let mesh = Mesh::started();
+fn tail_shows_lines_as_they_arrive_until_its_server_is_gone() {
+    let mut mesh = Mesh::started();
     let mut tail = command(logmesh())
         .args(["tail", "level:error OR urgent", "--server", mesh.grpc()])
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
     let (send, receive) = mpsc::channel();
-    let reader = std::thread::spawn(move || send.send(lines.next().unwrap().unwrap()).unwrap());
+    let reader = std::thread::spawn(move || {
+        send.send(lines.next().unwrap().unwrap()).unwrap();
+        lines.count()
+    });
     // It isn't known when the tail has begun, so urgent lines come until one is seen.
     let mut file = std::fs::File::create(mesh.log("tail.log")).unwrap();
     let seen = wait_for("a line of the tail", PATIENCE, || {
@@ -300,8 +304,9 @@ fn tail_shows_lines_as_they_arrive() {
         receive.recv_timeout(std::time::Duration::from_millis(100)).map_err(|error| error.to_string())
     });
     assert!(seen.contains("urgent: look here"), "{seen}");
-    tail.kill().unwrap();
-    tail.wait().unwrap();
+    mesh.kill();
+    let done = Done::from(tail.wait_with_output().unwrap());
+    done.expect(69).says(&["the connection to", "broke off"]);
     reader.join().unwrap();
 }
 
@@ -355,8 +360,7 @@ fn print_config_shows_every_value_and_its_source() {
     std::fs::write(&file, "insecure = true\n").unwrap();
     let mut command = command(logmesh());
     command.args(["standalone", "--print-config", "--listen", "127.0.0.1:1", "--config"]).arg(&file);
-    let done =
-        logmesh_integration_tests::program::Done::from(command.env("LOGMESH_LOG__LEVEL", "warn").output().unwrap());
+    let done = Done::from(command.env("LOGMESH_LOG__LEVEL", "warn").output().unwrap());
     let shown = done.expect(0).stdout;
     for line in [
         "listen = \"127.0.0.1:1\"  # the command line".to_owned(),

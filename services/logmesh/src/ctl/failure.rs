@@ -84,8 +84,14 @@ impl Failure {
 fn explain_status(status: &Status, server: &str) -> (Exit, String) {
     let said = logmesh_grpc::describe(status);
     let transport = status.source().is_some_and(|source| source.is::<tonic::transport::Error>());
+    // What a server says has no source: such an error came of the connection.
+    let broken = status.source().is_some();
     match status.code() {
         _ if transport => (Exit::Unreachable, unreachable(status, server)),
+        Code::Internal | Code::Unknown if broken => (
+            Exit::Unreachable,
+            format!("the connection to {server} broke off ({}); has the server ended?", innermost(status)),
+        ),
         Code::Unavailable => (Exit::Unreachable, format!("the server at {server} can't do it now: {said}")),
         Code::DeadlineExceeded | Code::Cancelled => {
             (Exit::Unreachable, format!("the server at {server} gave no answer in time: {said}"))
@@ -99,13 +105,19 @@ fn explain_status(status: &Status, server: &str) -> (Exit, String) {
 }
 
 fn unreachable(status: &Status, server: &str) -> String {
+    let cause = innermost(status);
+    format!("no server can be reached at {server} ({cause}); is it running? --server or LOGMESH_SERVER names another")
+}
+
+/// The cause of all causes: the transport's own words are "transport error".
+fn innermost(status: &Status) -> String {
     let mut cause = status.source();
     let mut last = String::new();
     while let Some(error) = cause {
         last = error.to_string();
         cause = error.source();
     }
-    format!("no server can be reached at {server} ({last}); is it running? --server or LOGMESH_SERVER names another")
+    last
 }
 
 /// Says on stderr what went wrong and gives the exit code.
@@ -169,6 +181,8 @@ mod tests {
         assert_eq!(code(Status::unavailable("starting").into()), Exit::Unreachable);
         assert_eq!(code(Status::deadline_exceeded("slow").into()), Exit::Unreachable);
         assert_eq!(code(Status::internal("bug").into()), Exit::Internal);
+        let broken = Status::from_error(Box::new(io::Error::from(ErrorKind::ConnectionReset)));
+        assert_eq!(code(broken.into()), Exit::Unreachable);
         assert_eq!(code(io::Error::other("disk full").into()), Exit::Internal);
     }
 
