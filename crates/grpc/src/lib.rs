@@ -22,8 +22,9 @@ pub use routes::Routes;
 pub use server::{ServeError, serve};
 pub use shed::{Load, Shed};
 pub use status::{
-    FieldViolation, aborted, already_exists, bad_field, come_again, data_loss, describe, failed_precondition, internal,
-    invalid_argument, not_found, page_size, permission_denied, reason, resource_exhausted, unavailable,
+    FieldViolation, aborted, already_exists, bad_field, come_again, data_loss, describe, failed_precondition,
+    innermost, internal, invalid_argument, not_found, page_size, permission_denied, reason, resource_exhausted,
+    unavailable,
 };
 pub use topics::{check_topic, missing_topics, no_topic, refuse_topics, rules, topics_of_rules};
 pub use upstream::{Choice, Upstream};

@@ -3,6 +3,7 @@
 //! `reason` is UPPER_SNAKE, stable, and part of the contract (`google.rpc.ErrorInfo`, domain `logmesh`).
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -110,6 +111,15 @@ pub fn describe(status: &Status) -> String {
         text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
     }
     text
+}
+
+/// The cause of all causes, for people: the transport's own words are "transport error".
+pub fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {

@@ -23,7 +23,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::{Service, ServiceExt};
 
 use crate::channel::{AddressError, channel};
-use crate::status::unavailable;
+use crate::status::{innermost, unavailable};
 
 /// How often each server is asked for its health, and how long it may take to answer.
 const LOOK: Duration = Duration::from_secs(1);
@@ -188,15 +188,6 @@ async fn health(channel: Channel) -> State {
         Ok(Ok(_)) => State::Unready,
         Ok(Err(_)) | Err(_) => State::Away,
     }
-}
-
-/// The transport's own words are "transport error".
-fn innermost(error: &tonic::transport::Error) -> String {
-    let mut error: &dyn std::error::Error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 impl Service<Request<Body>> for Upstream {

@@ -123,7 +123,7 @@ impl Audit {
     /// the others.
     async fn examine_apart(
         &self,
-        candidates: Vec<Candidate>,
+        candidates: &[Candidate],
         filter: &Filter,
         silent: &mut BTreeSet<String>,
     ) -> Result<(Vec<Audited>, BTreeMap<String, String>), AuditError> {
@@ -258,7 +258,7 @@ impl AuditService for Audit {
         }
         let (streams, unaudited_topics) = match self.examine(&candidates, &filter, &mut silent).await {
             Err(AuditError::Index(IndexError::Mapping { .. })) if filter.topic.is_none() => {
-                self.examine_apart(candidates, &filter, &mut silent).await?
+                self.examine_apart(&candidates, &filter, &mut silent).await?
             }
             streams => (streams?, BTreeMap::new()),
         };

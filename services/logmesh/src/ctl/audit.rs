@@ -248,8 +248,7 @@ fn conclude(sum: &Sum, nothing: Option<String>, strict: bool, out: &mut Output) 
         note(&format!("logmesh: topic {topic} was not audited: {why}"), false);
     }
     let letters = strict && sum.dead_letters > 0;
-    let proved = doubts.is_empty() && sum.unaudited.is_empty();
-    if sum.faulty == 0 && !letters && proved { Ok(()) } else { Err(Failure::Wanting) }
+    if sum.faulty == 0 && !letters && sum.is_proof() { Ok(()) } else { Err(Failure::Wanting) }
 }
 
 /// `web-1, web-2, web-3 and 4 more`.
@@ -315,11 +314,14 @@ impl Sum {
         doubts
     }
 
+    /// False if something wasn't audited, or somebody's word is missing.
+    fn is_proof(&self) -> bool {
+        self.unaudited.is_empty() && self.doubts().is_empty()
+    }
+
     fn to_line(&self) -> String {
         let mut line = match self.faulty {
-            0 if self.streams == 0 && !(self.doubts().is_empty() && self.unaudited.is_empty()) => {
-                "0 streams: nothing was audited".to_owned()
-            }
+            0 if self.streams == 0 && !self.is_proof() => "0 streams: nothing was audited".to_owned(),
             0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
             faulty => {
                 let at_source = match self.lost_at_source {

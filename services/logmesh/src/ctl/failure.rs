@@ -90,7 +90,10 @@ fn explain_status(status: &Status, server: &str) -> (Exit, String) {
         _ if transport => (Exit::Unreachable, unreachable(status, server)),
         Code::Internal | Code::Unknown if broken => (
             Exit::Unreachable,
-            format!("the connection to {server} broke off ({}); has the server ended?", innermost(status)),
+            format!(
+                "the connection to {server} broke off ({}); has the server ended?",
+                logmesh_grpc::innermost(status)
+            ),
         ),
         Code::Unavailable => (Exit::Unreachable, format!("the server at {server} can't do it now: {said}")),
         Code::DeadlineExceeded | Code::Cancelled => {
@@ -105,19 +108,8 @@ fn explain_status(status: &Status, server: &str) -> (Exit, String) {
 }
 
 fn unreachable(status: &Status, server: &str) -> String {
-    let cause = innermost(status);
+    let cause = logmesh_grpc::innermost(status);
     format!("no server can be reached at {server} ({cause}); is it running? --server or LOGMESH_SERVER names another")
-}
-
-/// The cause of all causes: the transport's own words are "transport error".
-fn innermost(status: &Status) -> String {
-    let mut cause = status.source();
-    let mut last = String::new();
-    while let Some(error) = cause {
-        last = error.to_string();
-        cause = error.source();
-    }
-    last
 }
 
 /// Says on stderr what went wrong and gives the exit code.
