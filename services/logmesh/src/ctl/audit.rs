@@ -231,8 +231,8 @@ fn show(streams: &[Shown], sum: &Sum, all: bool, out: &mut Output) -> Result<(),
 /// Shows the sum and judges it, with `strict` the dead letters too. `nothing` is what to say where no stream was found.
 fn conclude(sum: &Sum, nothing: Option<String>, strict: bool, out: &mut Output) -> Outcome {
     let doubts = sum.doubts();
-    // A misspelt name must not look like a proof.
-    if let (0, Some(text)) = (sum.streams, nothing) {
+    // A misspelt name must not look like a proof. That a topic wasn't audited is told below instead: what was asked for is in it.
+    if let (0, true, Some(text)) = (sum.streams, sum.unaudited.is_empty(), nothing) {
         return Err(match doubts.is_empty() {
             true => Status::not_found(text).into(),
             false => Status::unavailable(format!("{text}; but {}", doubts.join("; "))).into(),
@@ -475,9 +475,11 @@ mod tests {
     fn a_topic_that_was_not_audited_is_not_proved() {
         let unaudited = [("conf".to_owned(), "its index is a stranger's".to_owned())].into();
         let mut sum = Sum { unaudited, ..Sum::default() };
+        let (mut out, captured) = Output::captured(false, false);
+        let alone = conclude(&sum, Some("no such agent".to_owned()), false, &mut out);
+        assert!(matches!(alone, Err(Failure::Wanting)), "the agent is known, its topic was not audited: {alone:?}");
         let clean = StreamAudit { clean: true, ..StreamAudit::default() };
         sum.add(StreamRepair { audit: Some(clean), ..StreamRepair::default() });
-        let (mut out, captured) = Output::captured(false, false);
         assert!(matches!(conclude(&sum, None, false, &mut out), Err(Failure::Wanting)), "{}", captured.text());
     }
 
