@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use logmesh_index::{FieldType, FieldTypes, IndexError, NewDoc, Outcome, Slice};
@@ -13,7 +13,7 @@ use tracing::{error, warn};
 use crate::Settings;
 use crate::damage::{cause, damage};
 use crate::error::from_tantivy;
-use crate::folder::{Folder, Topics};
+use crate::folder::{Folder, Topics, nameless};
 use crate::slice::{SliceIndex, Written};
 use crate::suspect::{check, watched};
 
@@ -28,7 +28,7 @@ pub(crate) struct Catalog {
     topics: RwLock<Topics>,
     slices: Mutex<Slices>,
     /// Counts slices that were set aside.
-    set_aside: AtomicU64,
+    set_aside: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +42,8 @@ struct Slices {
 struct Known {
     open: Option<Arc<SliceIndex>>,
     used: u64,
+    /// When it was made; 0 if before this process. Tells it from a later one of the same name.
+    made: u64,
 }
 
 impl Catalog {
@@ -53,7 +55,7 @@ impl Catalog {
             settings,
             topics,
             slices: Mutex::new(Slices { known, clock: 0 }),
-            set_aside: AtomicU64::new(0),
+            set_aside: AtomicUsize::new(0),
         })
     }
 
@@ -122,18 +124,23 @@ impl Catalog {
     fn open_slice(&self, slices: &mut Slices, slice: &Slice) -> Result<Arc<SliceIndex>, IndexError> {
         slices.clock += 1;
         let clock = slices.clock;
-        if let Some(Known { open: Some(open), used }) = slices.known.get_mut(slice) {
+        if let Some(Known { open: Some(open), used, .. }) = slices.known.get_mut(slice) {
             *used = clock;
             return Ok(Arc::clone(open));
         }
         slices.make_room(self.settings.open_slices);
-        let dir = self.folder.make_slice(slice)?;
-        if let Some(damage) = check(&dir) {
+        let (dir, made) = (self.folder.slice_dir(slice), slices.made(slice));
+        if let Some(damage) = check(&dir)? {
             return Err(self.rename(slices, slice, &damage)?);
         }
+        if let Some(damage) = nameless(&dir, made.is_some())? {
+            return Err(self.rename(slices, slice, damage)?);
+        }
+        self.folder.make_slice(slice)?;
         let open = watched(&dir, || SliceIndex::open(&dir));
         let open = Arc::new(open.map_err(|error| self.cannot_open(slices, slice, &dir, error))?);
-        slices.known.insert(slice.clone(), Known { open: Some(Arc::clone(&open)), used: clock });
+        let known = Known { open: Some(Arc::clone(&open)), used: clock, made: made.unwrap_or(clock) };
+        slices.known.insert(slice.clone(), known);
         Ok(open)
     }
 
@@ -228,12 +235,15 @@ impl Catalog {
 
 /// What is done with damaged slices.
 impl Catalog {
-    /// Does some work, anew as long as a slice was found damaged and set aside by it.
+    /// Does some work, anew as long as a slice was found damaged and set aside by it: once for each there is, and some more.
     pub(crate) fn without_damaged<T>(&self, work: impl Fn(&Self) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        let mut left = REOPENED + self.slices().known.len();
         loop {
             let before = self.set_aside.load(Ordering::Acquire);
             match work(self) {
-                Err(IndexError::Damaged { .. }) if self.set_aside.load(Ordering::Acquire) != before => {}
+                Err(IndexError::Damaged { .. }) if left > 0 && self.set_aside.load(Ordering::Acquire) != before => {
+                    left -= 1
+                }
                 result => return result,
             }
         }
@@ -246,35 +256,36 @@ impl Catalog {
 
     /// An error of work with a slice. If the cause is that its files are damaged, it's set aside.
     fn fault(&self, slice: &Slice, error: TantivyError) -> IndexError {
-        let before = self.set_aside.load(Ordering::Acquire);
+        let made = self.slices().made(slice);
         match cause(&self.folder.slice_dir(slice), &error) {
-            Some(damage) => self.put_aside(slice, &damage, before).unwrap_or_else(|error| error),
+            Some(damage) => self.put_aside(slice, &damage, made).unwrap_or_else(|error| error),
             None => from_tantivy(error),
         }
     }
 
-    /// Reads all files of a topic's slices, and sets those aside that are damaged.
-    pub(crate) fn verify(&self, topic: &TopicName) -> Result<(), IndexError> {
-        for slice in self.names(std::slice::from_ref(topic)) {
-            let before = self.set_aside.load(Ordering::Acquire);
-            if let Some(damage) = damage(&self.folder.slice_dir(&slice)) {
-                self.put_aside(&slice, &damage, before)?;
-            }
+    /// Reads all files of a slice. If they're damaged, it's set aside, and the error says so.
+    pub(crate) fn verify(&self, slice: &Slice) -> Result<(), IndexError> {
+        let made = self.slices().made(slice);
+        if made.is_none() {
+            return Ok(());
         }
-        Ok(())
+        match damage(&self.folder.slice_dir(slice)) {
+            Ok(None) => Ok(()),
+            // Deleted meanwhile.
+            _ if self.slices().made(slice).is_none() => Ok(()),
+            Ok(Some(damage)) => Err(self.put_aside(slice, &damage, made)?),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Sets a slice aside, and gives the error that says so; unless another one, perhaps the same, was since `before`: what
-    /// lies there now may be whole.
-    fn put_aside(&self, slice: &Slice, damage: &str, before: u64) -> Result<IndexError, IndexError> {
+    /// Sets the slice aside that was `made` then, and gives the error that says so; unless it isn't there any more.
+    fn put_aside(&self, slice: &Slice, damage: &str, made: Option<u64>) -> Result<IndexError, IndexError> {
         let again = || IndexError::Unavailable { reason: format!("slice {}/{}: {damage}", slice.topic, slice.date) };
         let slices = self.slices();
         let open = slices.known.get(slice).ok_or_else(again)?.open.clone();
-        let put = |mut slices: MutexGuard<'_, Slices>| {
-            if self.set_aside.load(Ordering::Acquire) != before {
-                return Err(again());
-            }
-            self.rename(&mut slices, slice, damage)
+        let put = |mut slices: MutexGuard<'_, Slices>| match slices.made(slice) == made {
+            true => self.rename(&mut slices, slice, damage),
+            false => Err(again()),
         };
         let Some(open) = open else { return put(slices) };
         drop(slices);
@@ -306,6 +317,11 @@ impl Catalog {
 }
 
 impl Slices {
+    /// When the slice was made, if it's known.
+    fn made(&self, slice: &Slice) -> Option<u64> {
+        self.known.get(slice).map(|known| known.made)
+    }
+
     /// Closes slices that haven't been used for longest, until one more may be opened. Those in use or being written
     /// to stay.
     fn make_room(&mut self, most: usize) {

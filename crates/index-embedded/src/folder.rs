@@ -19,6 +19,7 @@ use logmesh_index::{FieldTypes, IndexError, Slice};
 use logmesh_types::{TopicName, UnixNanos};
 use tracing::error;
 
+use crate::directory::META;
 use crate::error::at;
 
 const VERSION: &str = "logmesh-index-embedded 1\n";
@@ -78,10 +79,11 @@ impl Folder {
         for (topic, topic_dir) in entries(&self.slices_dir())? {
             let Ok(topic) = topic.parse::<TopicName>() else { continue };
             for (date, dir) in entries(&topic_dir)? {
-                if dir.join("meta.json").is_file() {
-                    slices.insert(Slice { topic: topic.clone(), date });
-                } else if holds_segments(&dir)? {
-                    let reason = self.set_aside(&Slice { topic: topic.clone(), date }, "meta.json is missing")?;
+                let slice = Slice { topic: topic.clone(), date };
+                if dir.join(META).try_exists().map_err(at(&dir))? {
+                    slices.insert(slice);
+                } else if let Some(damage) = nameless(&dir, false)? {
+                    let reason = self.set_aside(&slice, damage)?;
                     error!(reason, "a slice of the index is damaged and was set aside");
                 } else {
                     fs::remove_dir_all(&dir).map_err(at(&dir))?;
@@ -96,14 +98,21 @@ impl Folder {
         let (dir, damaged) = (self.slice_dir(slice), self.dir.join("damaged"));
         fs::create_dir_all(&damaged).map_err(at(&damaged))?;
         let aside = damaged.join(format!("{}@{}.{}", slice.topic, slice.date, UnixNanos::now().0));
-        fs::rename(&dir, &aside).map_err(at(&dir))?;
-        for changed in [&self.dir, &damaged, &self.slices_dir().join(slice.topic.as_str())] {
-            sync_dir(changed)?;
-        }
+        let kept = match fs::rename(&dir, &aside) {
+            Ok(()) => {
+                for changed in [&self.dir, &damaged, &self.slices_dir().join(slice.topic.as_str())] {
+                    sync_dir(changed)?;
+                }
+                format!("is kept as {}", aside.display())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => "nothing of it is left".to_owned(),
+            Err(error) => return Err(at(&dir)(error)),
+        };
         Ok(format!(
-            "{} is damaged ({damage}) and is kept as {}; `logmesh audit --repair` brings its lines back from the bus or the files",
+            "{} is damaged ({damage}), and {kept}; `logmesh audit --repair` brings its lines back from the bus or the files, and what \
+             was sent without a stream, as by OTLP, comes back by `logmesh replay start --topic {}`",
             dir.display(),
-            aside.display()
+            slice.topic
         ))
     }
 
@@ -197,9 +206,22 @@ fn sync_dir(dir: &Path) -> Result<(), IndexError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
 }
 
-/// True if tantivy wrote files of documents there: it names them in `meta.json`, which it writes before any of them.
+/// What is wrong with a slice's folder without the file that names the others: nothing if the slice isn't `known` and tantivy wrote no
+/// documents there, which it does only after that file.
+pub(crate) fn nameless(dir: &Path, known: bool) -> Result<Option<&'static str>, IndexError> {
+    if dir.join(META).try_exists().map_err(at(dir))? || !(known || holds_segments(dir)?) {
+        return Ok(None);
+    }
+    Ok(Some("meta.json is missing"))
+}
+
+/// True if tantivy wrote files there.
 fn holds_segments(dir: &Path) -> Result<bool, IndexError> {
-    for entry in fs::read_dir(dir).map_err(at(dir))? {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        entries => entries.map_err(at(dir))?,
+    };
+    for entry in entries {
         if !entry.map_err(at(dir))?.file_name().as_encoded_bytes().starts_with(b".") {
             return Ok(true);
         }

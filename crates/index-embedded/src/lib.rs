@@ -76,6 +76,8 @@ pub struct EmbeddedIndex {
     catalog: Arc<Catalog>,
     writes: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    /// One for whoever reads whole slices: searches don't wait for that.
+    verifies: Arc<Semaphore>,
 }
 
 impl EmbeddedIndex {
@@ -87,7 +89,7 @@ impl EmbeddedIndex {
         let dir = dir.to_owned();
         let open = move || Catalog::open(settings, Folder::open(&dir)?);
         let catalog = tokio::task::spawn_blocking(open).await.map_err(|_| error::panicked())??;
-        Ok(Self { catalog: Arc::new(catalog), writes, reads })
+        Ok(Self { catalog: Arc::new(catalog), writes, reads, verifies: Arc::new(Semaphore::new(1)) })
     }
 
     async fn write_with<T: Send + 'static>(
@@ -234,7 +236,13 @@ impl IndexReader for EmbeddedIndex {
 
     async fn verify(&self, topic: &TopicName) -> Result<(), IndexError> {
         let topic = topic.clone();
-        self.read_with(move |catalog| catalog.verify(&topic)).await
+        let slices = self.read_with(move |catalog| Ok(catalog.names(std::slice::from_ref(&topic)))).await?;
+        // One by one: a caller that goes away ends it.
+        for slice in slices {
+            let work = move |catalog: &Catalog| catalog.without_damaged(|catalog| catalog.verify(&slice));
+            self.run(&self.verifies, work).await?;
+        }
+        Ok(())
     }
 
     async fn topics(&self) -> Result<Vec<TopicName>, IndexError> {

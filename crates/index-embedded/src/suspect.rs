@@ -8,6 +8,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use logmesh_index::IndexError;
 use tantivy::TantivyError;
 use tracing::{error, warn};
 
@@ -67,18 +68,19 @@ fn mark(dir: &Path) {
     }
 }
 
-/// What is wrong with the slice in this folder if a panic came of it and nobody checked it since; `None` if nothing is.
-pub(crate) fn check(dir: &Path) -> Option<String> {
+/// What is wrong with the slice in this folder if a panic came of it and nobody checked it since; `None` if nothing is. An error if
+/// that can't be told for now: it stays marked.
+pub(crate) fn check(dir: &Path) -> Result<Option<String>, IndexError> {
     let mark = dir.join(MARK);
     if !mark.exists() {
-        return None;
+        return Ok(None);
     }
-    let damage = damage(dir);
+    let damage = damage(dir)?;
     if damage.is_none() {
         warn!(slice = %dir.display(), "a panic came of work with a slice of the index, though its files have their checksums");
         if let Err(error) = fs::remove_file(&mark) {
             warn!(file = %mark.display(), %error, "cannot be removed: the slice is checked again when it's opened again");
         }
     }
-    damage
+    Ok(damage)
 }

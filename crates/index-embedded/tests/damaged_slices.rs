@@ -264,3 +264,66 @@ async fn a_meta_file_without_a_checksum_is_read() {
     index.verify(&topic("logs")).await.unwrap();
     assert!(!folder.path().join("damaged").exists());
 }
+
+/// A slice of which nothing is left but what is open: what it held is gone with the process.
+#[tokio::test]
+async fn an_open_slice_whose_names_are_gone_is_not_whole() {
+    for all in [false, true] {
+        let folder = filled().await;
+        let index = open(folder.path()).await;
+        assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS);
+        let meta = of_logs(folder.path(), "store").with_file_name("meta.json");
+        match all {
+            true => fs::remove_dir_all(meta.parent().unwrap()).unwrap(),
+            false => fs::remove_file(&meta).unwrap(),
+        }
+        index.verify(&topic("logs")).await.unwrap();
+        assert_eq!(index.topics().await.unwrap(), [topic("app")]);
+        assert_eq!(folder.path().join("damaged").read_dir().unwrap().count(), usize::from(!all));
+    }
+}
+
+/// The same of a slice that was closed for others: it isn't made anew over what it was.
+#[tokio::test]
+async fn a_closed_slice_whose_names_are_gone_is_kept() {
+    for all in [false, true] {
+        let folder = filled().await;
+        let index = open(folder.path()).await;
+        let store = of_logs(folder.path(), "store");
+        match all {
+            true => fs::remove_dir_all(store.parent().unwrap()).unwrap(),
+            false => fs::remove_file(store.with_file_name("meta.json")).unwrap(),
+        }
+        let told = search(&index).await.unwrap_err().to_string();
+        assert!(told.contains("slices/logs/2026-01-31 is damaged (meta.json is missing)"), "{told}");
+        let outcomes = index.write(bulk("logs")).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Created));
+        if !all {
+            assert!(aside(folder.path()).join(store.file_name().unwrap()).exists());
+        }
+    }
+}
+
+/// What can't be read for now proves nothing: neither damage nor that all is well.
+#[cfg(unix)]
+#[tokio::test]
+async fn what_cannot_be_read_is_neither_whole_nor_damaged() {
+    let folder = filled().await;
+    let index = open(folder.path()).await;
+    let store = of_logs(folder.path(), "store");
+    let (suspect, elsewhere) = (store.with_file_name(".suspect"), folder.path().join("elsewhere"));
+    fs::write(&suspect, "").unwrap();
+    fs::rename(&store, &elsewhere).unwrap();
+    // Opening it fails with "too many levels of symbolic links", as it may with "too many open files".
+    std::os::unix::fs::symlink(&store, &store).unwrap();
+    for told in [index.verify(&topic("logs")).await.unwrap_err(), search(&index).await.unwrap_err()] {
+        assert!(matches!(told, IndexError::Unavailable { .. }), "{told}");
+        assert!(told.to_string().contains("for now"), "{told}");
+    }
+    assert!(suspect.exists());
+    assert!(!folder.path().join("damaged").exists());
+    fs::rename(&elsewhere, &store).unwrap();
+    index.verify(&topic("logs")).await.unwrap();
+    assert_eq!(index.count(&selection("*")).await.unwrap(), 2 * LOGS);
+    assert!(!suspect.exists());
+}
