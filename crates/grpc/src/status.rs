@@ -107,8 +107,12 @@ pub fn describe(status: &Status) -> String {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
     };
+    // The one of `bad_field` is the message.
     for violation in status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default() {
-        text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
+        let violation = format!("{}: {}", violation.field, violation.description);
+        if violation != text {
+            text.push_str(&format!("\n  {violation}"));
+        }
     }
     text
 }
@@ -142,6 +146,7 @@ mod tests {
         assert_eq!(reason(&status).as_deref(), Some("BAD_RULE"));
         assert_eq!(describe(&status), "the rule is refused\n  paths[0]: not a glob\n  topic: empty");
         assert_eq!(status.get_details_error_info().unwrap().domain, "logmesh");
+        assert_eq!(describe(&bad_field("topic", "empty")), "topic: empty");
     }
 
     #[test]

@@ -36,7 +36,8 @@ fn otherwise(index: &str, held: &Value, ours: &Value) -> Option<IndexError> {
     })?;
     let reason = format!(
         "{index}: its field {field} is of type {is}, not {should}; delete that index, then `logmesh audit --repair` writes its \
-         lines again (copy it first if neither the bus nor the files hold them any more)"
+         lines again, and `logmesh replay start --topic …` what was sent without a stream, as far as the bus holds it (copy \
+         it first if neither the bus nor the files hold all of it any more)"
     );
     Some(IndexError::Mapping { reason })
 }

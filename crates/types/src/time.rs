@@ -15,7 +15,9 @@ pub struct UnixNanos(pub i64);
 
 /// A text is not a time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a time: write RFC 3339 (2026-01-31T12:00:00Z), a day (2026-01-31), now, or now-1h")]
+#[error(
+    "{text:?} is not a time of the years 1678 to 2261: write RFC 3339 (2026-01-31T12:00:00Z), a day (2026-01-31), now, or now-1h"
+)]
 pub struct TimeError {
     text: String,
 }

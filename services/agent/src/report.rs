@@ -263,6 +263,9 @@ fn rule_of(name: &str, standing: &Standing, running: Option<&tail::RuleStatus>) 
         RuleState::Applied if running.is_some_and(is_shadowed) => RuleState::Shadowed,
         state => state,
     };
+    // Until the tailer has taken the revision in, what is known is what the one before does.
+    let told =
+        |rule: &&tail::RuleStatus| state != RuleState::Applying || rule.running_revision == standing.desired_revision;
     RuleStatus {
         name: name.to_owned(),
         desired_revision: standing.desired_revision,
@@ -271,7 +274,7 @@ fn rule_of(name: &str, standing: &Standing, running: Option<&tail::RuleStatus>) 
         state: state.into(),
         error: standing.error.clone(),
         since: None,
-        effect: running.map(effect_of),
+        effect: running.filter(told).map(effect_of),
     }
 }
 

@@ -37,7 +37,11 @@ async fn a_rule_is_being_applied_until_what_was_sent_before_is_acked() {
     })
     .await;
     centre.tell(vec![Rule { topic: "elsewhere".into(), ..host.rule("a", 2, "*.log") }], &[]);
-    let applying = state(&centre, "a", RuleState::Applying).await;
+    let applying = wait_for_async("the file to wait for the new revision", LIMIT, || async {
+        let rule = centre.rule("a").filter(|rule| rule.state() == RuleState::Applying && rule.effect.is_some());
+        rule.ok_or(format!("{:?}", centre.rule("a")))
+    })
+    .await;
     assert_eq!(revisions(&applying), (2, 2, 1));
     let effect = applying.effect.unwrap();
     assert_eq!((effect.files_matched, effect.lag_bytes), (1, 4));

@@ -36,6 +36,9 @@ const NAMED: usize = 10;
 /// How long a page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
+/// How long it may take if all files of an index are read for it.
+const THOROUGH_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
 /// How long a repair may take: it may read all that the bus holds.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
@@ -126,12 +129,13 @@ pub(super) async fn run(args: AuditArgs, session: &mut Session) -> Outcome {
         page_token: String::new(),
         thorough: args.thorough,
     };
+    let timeout = if args.thorough { THOROUGH_TIMEOUT } else { PAGE_TIMEOUT };
     let nothing = nothing_matches(&wanted);
     let known = args.known_losses.as_deref().map(Known::read).transpose()?.unwrap_or_default();
     let mut sum = Sum { known, ..Sum::default() };
     let mut broken = Vec::new();
     loop {
-        let page = client.audit_fleet(request_within(PAGE_TIMEOUT, wanted.clone())).await?.into_inner();
+        let page = client.audit_fleet(request_within(timeout, wanted.clone())).await?.into_inner();
         let mut shown = Vec::new();
         for audit in page.streams {
             match args.repair && is_repairable(&audit) {

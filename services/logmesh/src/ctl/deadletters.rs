@@ -135,6 +135,10 @@ async fn summarize(topic: &str, client: &mut Client, session: &mut Session) -> O
         }
         return Ok(());
     }
+    if sum.is_empty() {
+        note(&format!("logmesh: {}", none(topic, "")), false);
+        return Ok(());
+    }
     let rows: Vec<[String; 5]> = sum.into_values().map(to_row).collect();
     session.out.table(["TOPIC", "LETTERS", "BYTES", "LAST", "REASON"], &rows)?;
     Ok(())

@@ -9,6 +9,7 @@ use logmesh_proto::transfer::v1::{
 use logmesh_types::{StreamId, TopicName, UnixNanos};
 use serde_json::{Value, json};
 
+use super::failure::note;
 use super::output::{Output, state, time};
 use super::{Failure, LIST_PAGE, Outcome, Session, request};
 
@@ -68,7 +69,7 @@ struct StartArgs {
     end_offset: u64,
     /// Events per second, on average; as fast as it goes if not said. Of a topic of format chunks, chunk by chunk: thousands at
     /// once, then a pause
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = rate, allow_hyphen_values = true)]
     rate: Option<u64>,
     /// Write into the index of this name, which no topic may have, instead of the topic's own
     #[arg(long, value_name = "PREFIX")]
@@ -99,6 +100,11 @@ impl StartArgs {
     }
 }
 
+fn rate(text: &str) -> Result<u64, String> {
+    let rate = text.parse().ok().filter(|rate| *rate > 0);
+    rate.ok_or_else(|| format!("write a whole number from 1 to {}", u64::MAX))
+}
+
 pub(super) async fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
     let mut client = TransferServiceClient::new(session.channel.clone());
     let replay = match args.command {
@@ -108,15 +114,19 @@ pub(super) async fn run(args: ReplayArgs, session: &mut Session) -> Outcome {
         ReplayCommand::Resume { id } => client.resume_replay(request(ResumeReplayRequest { id })).await?,
         ReplayCommand::Cancel { id } => client.cancel_replay(request(CancelReplayRequest { id })).await?,
         ReplayCommand::List => {
-            let mut page_token = String::new();
+            let (mut page_token, mut empty) = (String::new(), true);
             loop {
                 let list = ListReplaysRequest { page_size: LIST_PAGE, page_token };
                 let page = client.list_replays(request(list)).await?.into_inner();
+                empty &= page.replays.is_empty();
                 for replay in &page.replays {
                     show(replay, &mut session.out)?;
                 }
                 page_token = page.next_page_token;
                 if page_token.is_empty() {
+                    if empty && !session.out.json {
+                        note("logmesh: there is no replay", false);
+                    }
                     return Ok(());
                 }
             }

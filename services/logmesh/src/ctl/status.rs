@@ -11,6 +11,7 @@ use logmesh_proto::transfer::v1::{GetStatusRequest, GetStatusResponse, ListDeadL
 use logmesh_types::UnixNanos;
 use serde_json::{Map, Value, json};
 use tonic::Code;
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -34,6 +35,9 @@ const SERVICES: [(&str, &[&str]); 4] = [
     ("transfer", &["logmesh.transfer.v1.TransferService"]),
     ("console", &["logmesh.search.v1.SearchService", "logmesh.audit.v1.AuditService"]),
 ];
+
+/// Pages of dead letters that are looked at for one that waits: up to 64 MiB are read for each.
+const LETTER_PAGES: usize = 4;
 
 /// What is known of one service.
 struct Line {
@@ -160,11 +164,11 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
         detail = format!("{}; {detail}", waits.join("; "));
     }
     let lost = status.counts.as_ref().map_or(0, |counts| counts.lost_records);
-    let first = ListDeadLettersRequest { page_size: 1, ..Default::default() };
-    let letters = client.list_dead_letters(request(first)).await.map(|page| page.into_inner().dead_letters.len());
-    let letters_wait = letters.is_ok_and(|letters| letters > 0);
-    if letters_wait {
-        detail.push_str(", dead letters wait (see `deadletters list --summary`)");
+    let letters_wait = letters_wait(&mut client).await;
+    match letters_wait {
+        Some(true) => detail.push_str(", dead letters wait (see `deadletters list --summary`)"),
+        Some(false) => {}
+        None => detail.push_str(", whether dead letters wait isn't known (see `deadletters list --summary`)"),
     }
     if lost > 0 {
         detail.push_str(&format!(", {lost} records were removed by retention before they were indexed (see `audit`)"));
@@ -193,6 +197,23 @@ async fn transfer(session: &Session) -> Result<(bool, String, Value), Failure> {
         "dead_letters": status.counts.as_ref().map_or(0, |counts| counts.dead_letters),
     });
     Ok((waits.is_empty(), detail, facts))
+}
+
+/// Whether dead letters wait; `None` if that can't be told, or not without reading many that are done.
+async fn letters_wait(client: &mut TransferServiceClient<Channel>) -> Option<bool> {
+    let mut page_token = String::new();
+    for _ in 0..LETTER_PAGES {
+        let first = ListDeadLettersRequest { page_size: 1, page_token, ..Default::default() };
+        let page = client.list_dead_letters(request(first)).await.ok()?.into_inner();
+        if !page.dead_letters.is_empty() {
+            return Some(true);
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Some(false);
+        }
+    }
+    None
 }
 
 /// Of the partitions that are behind, the time up to which the last of them is done.
