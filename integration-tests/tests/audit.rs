@@ -201,7 +201,7 @@ fn what_was_doubled_by_hand_is_named_by_its_ranges_and_its_copies_are_removed() 
     }
     prints(&mesh.run(&["audit"]).expect(1), &["0 gaps, 4 doubles", "is in the index more than once"]);
     let told = mesh.run(&["audit", "--repair"]).expect(0);
-    prints(&told, &["5 copies were removed from the index", "1 copies, from 2020-01-01", "no gap, no double"]);
+    prints(&told, &["5 copies removed from the index", "1 copy, from 2020-01-01", "no gap, no double"]);
     assert_whole(&mesh);
     mesh.audit();
 

@@ -91,8 +91,7 @@ fn what_is_removed_comes_back_and_nothing_is_lost_or_doubled() {
     remove(&kafka, &["logs.books", "logs.dead"]);
     append(&cluster, 100);
     cluster.client().wait_count("*", 202);
-    let audit =
-        until_says(&cluster, &["audit"], 1, "3 streams, 202 documents: 1 streams with faults, 1 gaps, 0 doubles");
+    let audit = until_says(&cluster, &["audit"], 1, "3 streams, 202 documents: 1 stream with faults, 1 gap, 0 doubles");
     assert!(audit.stdout.contains("booked as indexed, and no document holds it"), "{audit:?}");
     until_says(&cluster, &["audit", "--repair"], 0, "7 B in the dead letters");
     until_says(&cluster, &["deadletters", "list"], 0, "by the clock of agent 'web-1'");
@@ -172,7 +171,7 @@ fn a_topic_that_is_removed_with_all_beside_it_begins_anew_when_somebody_says_so(
     WORKERS.iter().for_each(|name| cluster.spawn(name));
     let lost = until_kept(&kafka, "\"lost\":true");
     // Without a book of it there would be no stream, and nothing wrong either.
-    until_says(&cluster, &["audit"], 0, "1 streams, 2 documents: no gap, no double");
+    until_says(&cluster, &["audit"], 0, "1 stream, 2 documents: no gap, no double");
     assert_eq!(cluster.client().count("*"), 2, "it came on another day, and was looked up");
 
     WORKERS.iter().for_each(|name| cluster.stop(name));

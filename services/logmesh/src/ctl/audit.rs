@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use super::agents::Unread;
 use super::failure::note;
-use super::output::{Output, bytes};
+use super::output::{Output, bytes, count};
 use super::{Failure, Outcome, Session, agents, request_within};
 use known::Known;
 
@@ -324,18 +324,18 @@ impl Sum {
     }
 
     fn to_line(&self) -> String {
+        let audited = format!("{}, {}", count(self.streams, "stream"), count(self.documents, "document"));
         let mut line = match self.faulty {
             0 if self.streams == 0 && !self.is_proof() => "0 streams: nothing was audited".to_owned(),
-            0 => format!("{} streams, {} documents: no gap, no double", self.streams, self.documents),
+            0 => format!("{audited}: no gap, no double"),
             faulty => {
                 let at_source = match self.lost_at_source {
                     0 => String::new(),
                     lost => format!(" ({lost} lost at the source)"),
                 };
-                format!(
-                    "{} streams, {} documents: {faulty} streams with faults, {} gaps{at_source}, {} doubles",
-                    self.streams, self.documents, self.gaps, self.doubles
-                )
+                let [faulty, gaps, doubles] = [(faulty, "stream"), (self.gaps, "gap"), (self.doubles, "double")]
+                    .map(|(number, noun)| count(number, noun));
+                format!("{audited}: {faulty} with faults, {gaps}{at_source}, {doubles}")
             }
         };
         for (events, size, how) in [
@@ -343,28 +343,28 @@ impl Sum {
             (self.file_events, self.file_bytes, show::FROM_FILE),
         ] {
             if events > 0 {
-                line.push_str(&format!("; {events} events, {}, {how}", bytes(size)));
+                line.push_str(&format!("; {}, {}, {how}", count(events, "event"), bytes(size)));
             }
         }
         if self.removed > 0 {
-            line.push_str(&format!("; {} copies {}", self.removed, show::REMOVED));
+            line.push_str(&format!("; {} {}", count(self.removed, "copy"), show::REMOVED));
         }
         let apart = [
             (self.on_its_way, "on their way"),
             (self.dead_letters, "in the dead letters"),
             (self.retired, "retired with their days"),
         ];
-        for (count, what) in apart {
-            if count > 0 {
-                line.push_str(&format!("; {} {what}", bytes(count)));
+        for (size, what) in apart {
+            if size > 0 {
+                line.push_str(&format!("; {} {what}", bytes(size)));
             }
         }
         if self.known_losses > 0 {
             line.push_str(&format!("; {} known losses at the source", self.known_losses));
         }
         if self.unreported > 0 {
-            let count = self.unreported;
-            line.push_str(&format!("; {count} streams not reported by a connected agent, checked by what is booked"));
+            let streams = count(self.unreported, "stream");
+            line.push_str(&format!("; {streams} not reported by a connected agent, checked by what is booked"));
         }
         if !self.untold_offline.is_empty() {
             let names = named(&self.untold_offline);
@@ -375,8 +375,8 @@ impl Sum {
         }
         if self.unread > 0 {
             line.push_str(&format!(
-                "; {} files match rules and aren't read: `logmesh rules status` says why",
-                self.unread
+                "; {} match rules and aren't read: `logmesh rules status` says why",
+                count(self.unread, "file")
             ));
         }
         line
@@ -421,7 +421,7 @@ mod tests {
         let untold = StreamAudit { agent_reported: false, retired_bytes: 30, ..told.clone() };
         let (outcome, text) = conclusion(&[told.clone(), untold], "", "");
         assert!(text.contains("; 30 B retired with their days;"), "{text}");
-        assert!(outcome.is_ok() && text.contains("; 1 streams not reported by a connected agent"), "{text}");
+        assert!(outcome.is_ok() && text.contains("; 1 stream not reported by a connected agent"), "{text}");
         assert!(!conclusion(&[told], "", "").1.contains("not reported"));
     }
 
@@ -518,12 +518,12 @@ mod tests {
         show(&[shown], &sum, true, &mut out).unwrap();
         let text = captured.text();
         assert!(text.contains("gap     at 15  7 bytes were gone"), "{text}");
-        assert!(text.contains("3 events, 30 B, were sent") && text.starts_with("TOPIC"), "{text}");
-        assert!(sum.to_line().contains("3 events, 30 B, were sent"), "{}", sum.to_line());
+        assert!(text.contains("3 events, 30 B, sent") && text.starts_with("TOPIC"), "{text}");
+        assert!(sum.to_line().contains("3 events, 30 B, sent"), "{}", sum.to_line());
         assert!(text.contains("removed  [0, 15)  4 copies, from 2026-02-01\n"), "{text}");
-        assert!(sum.to_line().contains("4 copies were removed from the index"), "{}", sum.to_line());
-        assert!(sum.to_line().contains("2 events, 20 B, were read from their file"), "{}", sum.to_line());
+        assert!(sum.to_line().contains("4 copies removed from the index"), "{}", sum.to_line());
+        assert!(sum.to_line().contains("2 events, 20 B, read from the file"), "{}", sum.to_line());
         let (outcome, text) = conclusion(&[stream], "", "");
-        assert!(outcome.is_err() && text.contains("1 gaps (1 lost at the source), 0 doubles"), "{text}");
+        assert!(outcome.is_err() && text.contains("1 gap (1 lost at the source), 0 doubles"), "{text}");
     }
 }

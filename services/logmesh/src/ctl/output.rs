@@ -165,6 +165,15 @@ pub(super) fn state(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 
+/// `1 file`, `2 files`, `3 copies`.
+pub(super) fn count(number: u64, noun: &str) -> String {
+    match (number, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {noun}s"),
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::{Arc, Mutex};
@@ -213,6 +222,12 @@ pub(super) mod tests {
         assert!(!text.contains(is_unsafe));
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
         assert_eq!(escape_json("{\n\"a\":\t1}"), "{ \"a\": 1}");
+    }
+
+    #[test]
+    fn one_is_not_several() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "copy")), ["0 copies", "1 copy", "2 copies"]);
+        assert_eq!([1, 2].map(|number| count(number, "gap")), ["1 gap", "2 gaps"]);
     }
 
     #[test]

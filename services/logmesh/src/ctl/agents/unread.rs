@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use logmesh_proto::fleet::v1::{Agent, RuleStatus};
 
+use crate::ctl::output::count;
+
 /// The reason of files that wait on purpose: their rule's `ignore_older` says so.
 const ON_PURPOSE: &str = "IGNORED_OLDER";
 
@@ -62,7 +64,7 @@ impl Unread {
     }
 
     fn count(&self) -> String {
-        format!("{} {}", self.files, if self.files == 1 { "file" } else { "files" })
+        count(self.files, "file")
     }
 
     fn names(&self) -> String {

@@ -4,12 +4,12 @@ use logmesh_proto::audit::v1::{Finding, FindingCause, RangeRemoval, RangeRepair,
 use logmesh_proto::fleet::v1::ReadOutcome;
 use serde_json::{Value, json};
 
-use super::{Failure, Output, Shown, Sum, bytes};
+use super::{Failure, Output, Shown, Sum, bytes, count};
 
 /// What is said of repaired events.
-pub(super) const FROM_BUS: &str = "were sent through the bus again";
-pub(super) const FROM_FILE: &str = "were read from their file again";
-pub(super) const REMOVED: &str = "were removed from the index";
+pub(super) const FROM_BUS: &str = "sent through the bus again";
+pub(super) const FROM_FILE: &str = "read from the file again";
+pub(super) const REMOVED: &str = "removed from the index";
 
 const HEADER: [&str; 12] = [
     "TOPIC",
@@ -68,25 +68,25 @@ pub(super) fn faults(shown: &Shown, out: &mut Output) -> Result<(), Failure> {
     }
     out.line(&format!("{}  {}  {}  {}", stream.topic, stream.stream_id, stream.agent_id, stream.path))?;
     out.line(&format!(
-        "  of {} bytes {} are read, {} acked, {} on their way (partition {}), {} indexed in {} documents, {} rejected",
+        "  of {} bytes {} are read, {} acked, {} on their way (partition {}), {} indexed in {}, {} rejected",
         stream.size,
         stream.read_offset,
         stream.acked_offset,
         stream.on_its_way_bytes,
         stream.partition,
         stream.indexed_bytes,
-        stream.documents,
+        count(stream.documents, "document"),
         stream.dead_letter_bytes
     ))?;
     for (events, size, how) in repairs.into_iter().filter(|(events, ..)| *events > 0) {
-        out.line(&format!("  repair  {events} events, {}, {how}", bytes(size)))?;
+        out.line(&format!("  repair  {}, {}, {how}", count(events, "event"), bytes(size)))?;
     }
     for one in &shown.repaired.removed {
         let place = format!("[{}, {})", one.start_offset, one.end_offset);
-        out.line(&format!("  removed  {place}  {} copies, from {}", one.documents, one.slice))?;
+        out.line(&format!("  removed  {place}  {}, from {}", count(one.documents, "copy"), one.slice))?;
     }
     if removed > 0 {
-        out.line(&format!("  repair  {removed} copies {REMOVED}"))?;
+        out.line(&format!("  repair  {} {REMOVED}", count(removed, "copy")))?;
     }
     for (kind, findings) in [("gap   ", &stream.gaps), ("double", &stream.doubles)] {
         for one in findings {

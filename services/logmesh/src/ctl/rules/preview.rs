@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Client, load};
 use crate::ctl::failure::note;
-use crate::ctl::output::{Output, bytes};
+use crate::ctl::output::{Output, bytes, count};
 use crate::ctl::{Failure, Outcome, Session, request};
 
 /// Agents of one page: they're asked at the same time, so that one that doesn't answer holds up no page but its own.
@@ -140,10 +140,6 @@ fn show_files(found: &Found, out: &mut Output) -> Outcome {
 
 fn changes_hands(file: &FilePreview) -> bool {
     !file.present_owner.is_empty() && file.present_owner != file.owner
-}
-
-fn count(number: u64, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 fn to_json(name: &str, found: &Found) -> Value {

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use crate::ctl::agents::Unread;
 use crate::ctl::failure::note;
-use crate::ctl::output::{age, state, time};
+use crate::ctl::output::{age, count, state, time};
 use crate::ctl::{Failure, LIST_PAGE, Outcome, Session, agents, request};
 
 type Fleet = FleetServiceClient<Channel>;
@@ -182,12 +182,12 @@ fn in_words(counts: &RuleStatusCounts) -> String {
         (counts.failed, "failed"),
         (counts.offline, "offline"),
     ];
-    let noun = if counts.total == 1 { "agent" } else { "agents" };
+    let agents = count(counts.total.into(), "agent");
     let parts: Vec<String> =
         parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
     match parts.is_empty() {
-        true => format!("{} {noun}", counts.total),
-        false => format!("{} {noun}: {}", counts.total, parts.join(", ")),
+        true => agents,
+        false => format!("{agents}: {}", parts.join(", ")),
     }
 }
 
