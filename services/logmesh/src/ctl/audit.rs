@@ -60,8 +60,7 @@ pub(crate) struct AuditArgs {
     /// Show every stream in a table: how far it is read, acked, indexed, and what was rejected
     #[arg(long)]
     streams: bool,
-    /// Compare every document's range, also of streams whose sums are right: an event that is missing where a foreign document as
-    /// long as it, of the same day, claims other bytes twice, is seen only so. What documents say is never compared: one that was
+    /// Compare every document's range, also of streams whose sums are right. What documents say is never compared: one that was
     /// overwritten under its own id isn't noticed
     #[arg(long)]
     thorough: bool,
