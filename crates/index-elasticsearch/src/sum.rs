@@ -80,7 +80,7 @@ impl Inner {
         for part in streams.chunks(STREAMS) {
             let answer = match self.ask(&indices, body(part, true)).await {
                 // A foreign document of several lengths has no place by its length. Without one, sums look like a fault.
-                Err(error) => self.ask(&indices, body(part, false)).await.map_err(|_| error)?,
+                Err(IndexError::Unsupported { .. }) => self.ask(&indices, body(part, false)).await?,
                 answer => answer?,
             };
             let answered: Answered = answer.json()?;

@@ -239,6 +239,33 @@ async fn strangers_are_passed_over() {
     assert_eq!(index.topics().await.unwrap(), [topic("logs")]);
 }
 
+/// A document by hand with several lengths keeps nobody from the sums: they're those of a fault.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_of_several_lengths_is_in_the_sums() {
+    let server = servers::elasticsearch();
+    let settings = settings(server);
+    let index = index(&settings);
+    index.write(vec![Doc::new(10, "x").build()]).await.unwrap();
+    let sums = async || {
+        let asked = [(logmesh_index::conformance::stream(1), u64::MAX)];
+        index.sums(&topic("logs"), &asked).await.unwrap().remove(0)
+    };
+    let before = sums().await;
+    let mut body: Value = serde_json::from_slice(&Doc::new(10, "x").build().body).unwrap();
+    body["logmesh.length"] = json!([10, 20]);
+    let path = format!("{}logs@2026.01.31/_doc/by-hand", settings.index_prefix);
+    assert_eq!(call(server, Method::PUT, &path, body).await["result"], "created");
+    let after = sums().await;
+    assert_eq!((before.len(), after.len()), (1, 1));
+    assert_eq!((before[0].documents, after[0].documents), (1, 2));
+    assert!(after[0].bytes > before[0].bytes);
+    assert_eq!(
+        (before[0].squares, after[0].squares),
+        (300, 600),
+        "no place counts any more, only the lengths' squares"
+    );
+}
+
 /// Copies that somebody made by hand, under an id of their own or in an index that is none of a day's, are seen and can be deleted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_copied_by_hand_is_seen_and_deleted() {
