@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use logmesh_index::{FieldType, FieldTypes, IndexError, NewDoc, Outcome, Slice};
@@ -28,7 +28,7 @@ pub(crate) struct Catalog {
     topics: RwLock<Topics>,
     slices: Mutex<Slices>,
     /// Counts slices that were set aside.
-    set_aside: AtomicUsize,
+    set_aside: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Catalog {
             settings,
             topics,
             slices: Mutex::new(Slices { known, clock: 0 }),
-            set_aside: AtomicUsize::new(0),
+            set_aside: AtomicU64::new(0),
         })
     }
 
@@ -237,16 +237,15 @@ impl Catalog {
 impl Catalog {
     /// Does some work, anew as long as a slice was found damaged and set aside by it: once for each there is, and some more.
     pub(crate) fn without_damaged<T>(&self, work: impl Fn(&Self) -> Result<T, IndexError>) -> Result<T, IndexError> {
-        let mut left = REOPENED + self.slices().known.len();
-        loop {
+        let most = REOPENED + self.slices().known.len();
+        for _ in 0..most {
             let before = self.set_aside.load(Ordering::Acquire);
             match work(self) {
-                Err(IndexError::Damaged { .. }) if left > 0 && self.set_aside.load(Ordering::Acquire) != before => {
-                    left -= 1
-                }
+                Err(IndexError::Damaged { .. }) if self.set_aside.load(Ordering::Acquire) != before => {}
                 result => return result,
             }
         }
+        work(self)
     }
 
     /// Does some work with a slice. If an error or a panic comes of it because its files are damaged, it's set aside.
@@ -263,7 +262,7 @@ impl Catalog {
         }
     }
 
-    /// Reads all files of a slice. If they're damaged, it's set aside, and the error says so.
+    /// Reads all files of a slice, and sets it aside if they're damaged.
     pub(crate) fn verify(&self, slice: &Slice) -> Result<(), IndexError> {
         let made = self.slices().made(slice);
         if made.is_none() {
@@ -273,7 +272,7 @@ impl Catalog {
             Ok(None) => Ok(()),
             // Deleted meanwhile.
             _ if self.slices().made(slice).is_none() => Ok(()),
-            Ok(Some(damage)) => Err(self.put_aside(slice, &damage, made)?),
+            Ok(Some(damage)) => self.put_aside(slice, &damage, made).map(drop),
             Err(error) => Err(error),
         }
     }

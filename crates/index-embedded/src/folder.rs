@@ -110,7 +110,7 @@ impl Folder {
         };
         Ok(format!(
             "{} is damaged ({damage}), and {kept}; `logmesh audit --repair` brings its lines back from the bus or the files, and what \
-             was sent without a stream, as by OTLP, comes back by `logmesh replay start --topic {}`",
+             was sent without a stream (`IngestService.Write`) comes back by `logmesh replay start --topic {}`",
             dir.display(),
             slice.topic
         ))
